@@ -1,0 +1,41 @@
+"""dinoeval: features of DINO vision transformers, and the paper's evaluation protocols.
+
+In a notebook: `backbone = dinoeval.load("vit_s8")`, `dinoeval.embed(backbone, "photos/")`,
+`dinoeval.evaluate("knn", backbone, data="cifar10")`. Everything is imported when it is first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+__version__ = "0.1.0"
+
+_WHERE = {
+    "load": "dinoeval.models.backbone",
+    "Backbone": "dinoeval.models.backbone",
+    "Tokens": "dinoeval.models.backbone",
+    "embed": "dinoeval.api",
+    "evaluate": "dinoeval.api",
+    "Features": "dinoeval.features.extract",
+    "Result": "dinoeval.results",
+    "DinoevalError": "dinoeval.errors",
+}
+__all__ = ["Backbone", "DinoevalError", "Features", "Result", "Tokens", "__version__", "embed", "evaluate", "load"]
+
+if TYPE_CHECKING:
+    from dinoeval.api import embed, evaluate
+    from dinoeval.errors import DinoevalError
+    from dinoeval.features.extract import Features
+    from dinoeval.models.backbone import Backbone, Tokens, load
+    from dinoeval.results import Result
+
+
+def __getattr__(name: str):
+    if name in _WHERE:
+        return getattr(importlib.import_module(_WHERE[name]), name)
+    raise AttributeError(f"module 'dinoeval' has no attribute '{name}'")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

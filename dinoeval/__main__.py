@@ -1,0 +1,3 @@
+from dinoeval.cli import main
+
+main()

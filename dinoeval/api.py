@@ -1,0 +1,54 @@
+"""What a notebook calls: embed pictures, run a protocol."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from dinoeval import protocols
+from dinoeval.data.images import in_memory, open_images
+from dinoeval.data.transforms import parse_transform
+from dinoeval.features.cache import FeatureCache
+from dinoeval.features.extract import extract, forward
+from dinoeval.features.readout import Readout, parse_readout
+from dinoeval.models.backbone import Backbone
+from dinoeval.results import Result
+from dinoeval.session import Session, SessionConfig
+
+Pictures = str | Path | Image.Image | Iterable[str | Path | Image.Image]
+
+
+def embed(
+    backbone: Backbone, images: Pictures, *, readout: str | Readout = "cls", transform: str = "auto", cache: bool = True
+) -> np.ndarray:
+    """Return the features of pictures as (N, D) float32, in the order given (a folder: sorted by name).
+
+    `images` is a folder, a path, a PIL image, or any iterable of paths or of PIL images. `readout` is `cls` (D dims),
+    `last4` (4*D), `clsavg` (2*D), `gem` (2*D), or `patches`, which gives (N, h, w, D). Files go through the feature
+    cache unless `cache` is false. Raw features: normalise them before comparing by cosine.
+    """
+    readout = parse_readout(readout) if isinstance(readout, str) else readout
+    chosen = parse_transform(transform, backbone.config.image_size)
+    if isinstance(images, Image.Image):
+        images = [images]
+    if not isinstance(images, (str, Path)):
+        images = list(images)
+        if any(isinstance(image, Image.Image) for image in images):
+            pictures = [image if isinstance(image, Image.Image) else Image.open(image) for image in images]
+            return forward(backbone, in_memory(pictures), readout, chosen)
+    opened = open_images(images)  # type: ignore[arg-type]
+    if not cache:
+        return forward(backbone, opened, readout, chosen)
+    return extract(backbone, opened, readout, chosen, FeatureCache()).numpy()
+
+
+def evaluate(protocol: str, backbone: Backbone, *, session: SessionConfig | None = None, **config: object) -> Result:
+    """Run a protocol by name, as `dinoeval PROTOCOL` does: `evaluate("knn", backbone, data="digits", k=(20,))`.
+
+    `config` holds the fields of the protocol's Config, `session` how images are read; the backbone is the one given.
+    """
+    module = protocols.find(protocol)
+    return module.run(module.Config(**config), Session(session or SessionConfig(), backbone))

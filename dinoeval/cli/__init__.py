@@ -1,0 +1,121 @@
+"""The command line: argv -> one function -> print. Nothing outside this folder prints.
+
+A command is a function; its parameters and their docstrings are its options. Its module is imported when it is called,
+so that `dinoeval --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import os
+import sys
+
+from dinoeval import __version__
+from dinoeval.errors import ConfigError, DinoevalError, unknown
+
+COMMANDS = {
+    "knn": "weighted k-NN classification on frozen features",
+    "embed": "write the features of images to a file",
+    "check": "compare Results with the paper or with each other; exit 1 where worse",
+    "train": "train a backbone with DINO",
+    "models": "list the released weights, where they lie, what they score",
+    "models fetch": "download weights and verify them",
+    "models convert": "turn any checkpoint into a safetensors backbone",
+    "cache list": "list the feature cache",
+    "cache verify": "check every byte of the feature cache",
+    "cache prune": "delete unfinished, damaged or chosen entries",
+    "cache path": "print where the feature cache lies",
+}
+
+_FUNCTIONS = {
+    "embed": "features.embed",
+    "check": "scoring.check",
+    "models": "weights.models",
+    "models fetch": "weights.fetch",
+    "models convert": "weights.convert",
+    "cache list": "features.cache_list",
+    "cache verify": "features.cache_verify",
+    "cache prune": "features.cache_prune",
+    "cache path": "features.cache_path",
+}
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run the command line; exits 0, 1 (worse), 2 (a mistake in what was asked) or 130 (interrupted)."""
+    args = list(sys.argv[1:] if argv is None else argv)
+    try:
+        sys.exit(_dispatch(args))
+    except DinoevalError as error:
+        print(f"dinoeval: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("\ndinoeval: stopped. What was computed is kept; the same command goes on from there.", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader of our output went away
+        sys.exit(0)
+
+
+def _dispatch(args: list[str]) -> int:
+    if not args or args[0] in ("-h", "--help", "help"):
+        print(_help())
+        return 0
+    if args[0] == "--version":
+        print(__version__)
+        return 0
+    length = 2 if " ".join(args[:2]) in COMMANDS else 1
+    name = " ".join(args[:length])
+    if name not in COMMANDS:
+        inside = [command for command in COMMANDS if command.startswith(f"{args[0]} ")]
+        if inside and (len(args) == 1 or args[1] in ("-h", "--help")):
+            print("\n".join(f"  dinoeval {command:<16} {COMMANDS[command]}" for command in inside))
+            return 0
+        raise ConfigError(unknown("command", name, COMMANDS))
+    _show_log()
+    return _run(name, args[length:])
+
+
+def _help() -> str:
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:<{width}}  {summary}" for name, summary in COMMANDS.items()]
+    return "\n".join(
+        [
+            f"dinoeval {__version__}: features of DINO vision transformers, and the paper's evaluation protocols",
+            "",
+            "usage: dinoeval COMMAND [OPTIONS]     dinoeval COMMAND --help tells the options",
+            "",
+            *lines,
+            "",
+            "  dinoeval knn                                     the bundled demonstration, offline, in seconds",
+            "  dinoeval knn --arch vit_s8 --data imagenet/      the released ViT-S/8, beside the published number",
+            "  dinoeval knn --weights mine.pth --arch vit_s16 --data photos/",
+        ]
+    )
+
+
+def _show_log() -> None:
+    logger = logging.getLogger("dinoeval")
+    if not logger.handlers:
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("%(message)s"))
+        logger.addHandler(handler)
+    logger.setLevel(logging.INFO if os.environ.get("RANK", "0") == "0" else logging.WARNING)
+
+
+def _run(name: str, args: list[str]) -> int:
+    import tyro
+
+    from dinoeval import protocols
+
+    program = f"dinoeval {name}"
+    if name == "train":
+        from dinoeval.cli.training import train
+
+        return train(args, program)
+    if name in protocols.names():
+        from dinoeval.cli.scoring import score
+
+        return score(name, args, program)
+    module, function = _FUNCTIONS[name].split(".")
+    return tyro.cli(getattr(importlib.import_module(f"dinoeval.cli.{module}"), function), args=args, prog=program)

@@ -1,0 +1,160 @@
+"""`dinoeval embed` and `dinoeval cache`."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from dinoeval.cli.output import check_writable
+from dinoeval.errors import ConfigError, DinoevalError
+
+
+def embed(
+    images: Annotated[tuple[str, ...], tyro.conf.Positional],
+    /,
+    out: str,
+    arch: str | None = None,
+    weights: str | None = None,
+    readout: str = "cls",
+    key: Literal["teacher", "student"] = "teacher",
+    device: str = "auto",
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32",
+    transform: str = "auto",
+    bad_images: Literal["error", "skip"] = "error",
+    batch_size: int | None = None,
+    workers: int | None = None,
+    cache: str | None = None,
+) -> int:
+    """Write the features of images, raw and float32, to a .npz (`features`, `paths`) or .npy file.
+
+    Args:
+        images: Files, folders (searched deeply), or one CSV table with a column path.
+        out: F.npz or F.npy.
+        arch: As for `dinoeval knn`.
+        weights: A file, a name that `dinoeval models` lists, or `random`.
+        readout: cls, lastN (as last4), clsavg, gem, patches.
+        key: Which network of a full checkpoint.
+        device: auto, cpu, cuda, mps.
+        precision: Of the network's layers.
+        transform: auto, or dino:RESIZE/CROP.
+        bad_images: What to do about images that cannot be read.
+        batch_size: Images a forward pass.
+        workers: Processes that decode images.
+        cache: Folder of the feature cache.
+    """
+    import numpy as np
+
+    from dinoeval import distributed
+    from dinoeval.data.images import open_images
+    from dinoeval.features.readout import parse_readout
+    from dinoeval.session import Session, SessionConfig
+
+    target = Path(out).expanduser()
+    if target.suffix not in (".npz", ".npy"):
+        raise ConfigError(f"--out {out}: the name must end in .npz or .npy")
+    check_writable(out)
+    chosen = parse_readout(readout)
+    opened = open_images(images[0] if len(images) == 1 else images)
+    session = Session(
+        SessionConfig(
+            arch=arch, weights=weights, key=key, device=device, precision=precision, transform=transform, bad_images=bad_images,
+            batch_size=batch_size, workers=workers, cache=cache,
+        )
+    )  # fmt: skip
+    features = session.features(opened, chosen)
+    if distributed.rank() > 0:
+        return 0
+    aside = target.with_name(f".{target.stem}.{os.getpid()}{target.suffix}")
+    try:
+        rows = features.numpy()
+        if target.suffix == ".npz":
+            np.savez(aside, features=rows, paths=np.array(features.images.paths))
+        else:
+            np.save(aside, rows)
+        aside.replace(target)
+    except OSError as error:
+        raise DinoevalError(f"{target} cannot be written: {error.strerror or error}") from error
+    finally:
+        aside.unlink(missing_ok=True)
+    print(f"{' x '.join(map(str, rows.shape))} float32, readout {chosen.id}, written to {target}")
+    return 0
+
+
+def cache_list(cache: str | None = None) -> int:
+    """List the entries of the feature cache.
+
+    Args:
+        cache: Its folder; by default $DINOEVAL_CACHE, or one of the user's cache.
+    """
+    from dinoeval.features.cache import FeatureCache
+
+    store = FeatureCache(cache)
+    total = 0
+    for key, entry in store.entries():
+        if isinstance(entry, str):
+            print(f"{key}  damaged: {entry}")
+            continue
+        total += entry.num_bytes
+        about, recipe = entry.manifest["about"], entry.manifest["recipe"]
+        shape = " x ".join(map(str, (entry.num_rows, *entry.row_shape)))
+        print(
+            f"{key}  {shape:<14} {entry.num_bytes / 1e6:9.1f} MB  {about['arch']} {recipe['readout']} {recipe['precision']} "
+            f"{recipe['transform']}  {about['weights']}  {about['data']} ({about['split']})"
+        )
+    for folder in store.partials():
+        print(f"{folder.name.removesuffix('.partial')}  unfinished: the same command goes on with it")
+    print(f"{total / 1e6:.1f} MB in {store.root}")
+    return 0
+
+
+def cache_verify(cache: str | None = None) -> int:
+    """Check every byte of the feature cache; exits 1 where an entry is damaged.
+
+    Args:
+        cache: Its folder; by default $DINOEVAL_CACHE, or one of the user's cache.
+    """
+    from dinoeval.features.cache import FeatureCache
+
+    damaged = 0
+    for key, entry in FeatureCache(cache).entries():
+        fault = entry if isinstance(entry, str) else entry.fault()
+        damaged += fault is not None
+        print(f"{key}  {'damaged: ' + fault if fault else 'whole'}")
+    return 1 if damaged else 0
+
+
+def cache_prune(keys: Annotated[tuple[str, ...], tyro.conf.Positional] = (), /, everything: bool = False, cache: str | None = None) -> int:
+    """Delete unfinished and damaged entries; and those that are named.
+
+    Args:
+        keys: Entries to delete too, by name or the beginning of one.
+        everything: Delete all entries.
+        cache: The cache's folder; by default $DINOEVAL_CACHE, or one of the user's cache.
+    """
+    from dinoeval.features.cache import FeatureCache
+
+    store = FeatureCache(cache)
+    chosen = [store.root / key for key, entry in store.entries()
+              if everything or isinstance(entry, str) or key.startswith(tuple(keys)) or entry.fault()]  # fmt: skip
+    strangers = [key for key in keys if not any(folder.name.startswith(key) for folder in chosen)]
+    if strangers:
+        raise ConfigError(f"no entry {', '.join(strangers)} in {store.root}; see `dinoeval cache list`")
+    for folder in [*store.partials(), *chosen]:
+        store.remove(folder)
+        print(f"deleted {folder.name}")
+    return 0
+
+
+def cache_path(cache: str | None = None) -> int:
+    """Print where the feature cache lies.
+
+    Args:
+        cache: Another folder than $DINOEVAL_CACHE or the user's cache.
+    """
+    from dinoeval.features.cache import FeatureCache
+
+    print(FeatureCache(cache).root)
+    return 0

@@ -1,0 +1,64 @@
+"""`dinoeval models`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from dinoeval.errors import ConfigError
+
+
+def models() -> int:
+    """List released weights: name, architecture, kind, published k-NN and linear top-1 on ImageNet, and where the file lies."""
+    from dinoeval.models.shelf import location
+    from dinoeval.models.zoo import ZOO
+
+    print(f"{'name':<26}{'arch':<20}{'kind':<17}{'k-NN':>6}{'linear':>8}  file")
+    for row in ZOO.values():
+        scores = [f"{row.published[name]:.1f}" if name in row.published else "-" for name in ("knn", "linear")]
+        path = location(row)
+        where = str(path) if path.exists() else f"not here: dinoeval models fetch {row.name}"
+        print(f"{row.name:<26}{row.arch:<20}{row.kind:<17}{scores[0]:>6}{scores[1]:>8}  {where}")
+    return 0
+
+
+def fetch(name: Annotated[str, tyro.conf.Positional], /) -> int:
+    """Download weights and verify their hash.
+
+    Args:
+        name: As in `dinoeval models`.
+    """
+    from dinoeval.models.shelf import obtain, sha256_of
+    from dinoeval.models.zoo import find
+
+    path = obtain(find(name))
+    print(f"{path}\nsha256 {sha256_of(path)}")
+    return 0
+
+
+def convert(
+    source: Annotated[str, tyro.conf.Positional],
+    target: Annotated[str, tyro.conf.Positional],
+    /,
+    arch: str | None = None,
+    key: Literal["teacher", "student"] = "teacher",
+) -> int:
+    """Turn any checkpoint into a safetensors file of the backbone alone.
+
+    Args:
+        source: A file of weights, or a name of the zoo.
+        target: F.safetensors.
+        arch: Architecture, where the file does not say it.
+        key: Which network of a full checkpoint.
+    """
+    from dinoeval.models.backbone import load
+    from dinoeval.models.checkpoints import save_backbone
+
+    if not target.endswith(".safetensors"):
+        raise ConfigError(f"{target}: the name must end in .safetensors")
+    backbone = load(arch, weights=source, key=key, device="cpu")
+    save_backbone(Path(target).expanduser(), backbone.network.state_dict(), arch=backbone.arch)
+    print(f"{backbone.arch}, read as {backbone.provenance.layout}\ntensor digest {backbone.digest}\nwritten to {target}")
+    return 0

@@ -1,0 +1,49 @@
+"""Several processes under torchrun: which rows are mine, wait for the others, put the parts together.
+
+All functions are identities in a single process. The disk carries the features; gloo carries small things only.
+"""
+
+from __future__ import annotations
+
+import datetime
+import os
+from typing import TypeVar
+
+T = TypeVar("T")
+_PATIENCE = datetime.timedelta(days=2)  # ranks wait for the slowest one's share of an extraction
+
+
+def rank() -> int:
+    return int(os.environ.get("RANK", "0"))
+
+
+def world() -> int:
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def shard(count: int) -> range:
+    """The numbers below `count` that are this process's: every world-th one, so that all finish together."""
+    return range(rank(), count, world())
+
+
+def barrier() -> None:
+    """Wait for all processes."""
+    share(None)
+
+
+def share(value: T) -> T:
+    """Give every process the value that rank 0 has."""
+    return gather(value)[0]
+
+
+def gather(value: T) -> list[T]:
+    """Give every process the values of all, in order of rank."""
+    if world() == 1:
+        return [value]
+    import torch.distributed as dist
+
+    if not dist.is_initialized():
+        dist.init_process_group("gloo", timeout=_PATIENCE)
+    values: list = [None] * world()
+    dist.all_gather_object(values, value)
+    return values

@@ -1,0 +1,1 @@
+"""From tokens to vectors, and the cache that keeps them."""

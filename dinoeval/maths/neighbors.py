@@ -1,0 +1,137 @@
+"""Exact nearest neighbours by FAISS, and the weighted vote of the paper's k-NN classifier.
+
+Q queries, B bank rows, K neighbours, D dims, C classes.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+
+_NORM_EPS = 1e-12  # torch.nn.functional.normalize
+_QUERIES = 4096  # searched at a time
+_VOTE_BYTES = 64 << 20
+
+
+@functools.cache
+def faiss() -> ModuleType:
+    """Import FAISS, once, in one place, with the matrix kernels this processor deserves.
+
+    The OpenBLAS inside faiss-cpu's wheels does not know newer processors and falls back to kernels of 2004 ("Prescott"):
+    a search then takes four times as long. It reads OPENBLAS_CORETYPE once, while it is loaded.
+    """
+    kernels = None if "OPENBLAS_CORETYPE" in os.environ else _kernels()
+    if kernels:
+        os.environ["OPENBLAS_CORETYPE"] = kernels
+    try:
+        import faiss as module
+    finally:
+        if kernels:
+            del os.environ["OPENBLAS_CORETYPE"]
+    return module
+
+
+def _kernels() -> str | None:
+    """The best OpenBLAS kernels that an x86 Linux processor can run, or None to leave the choice to OpenBLAS."""
+    try:
+        flags = next(line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("flags")).split()
+    except (OSError, StopIteration):
+        return None
+    if {"avx512f", "avx512dq", "avx512bw", "avx512vl", "avx512cd"} <= set(flags):
+        return "SKYLAKEX"
+    return "HASWELL" if {"avx2", "fma"} <= set(flags) else None
+
+
+def normalise(rows: np.ndarray) -> np.ndarray:
+    """Divide each row (N, D) by its length, as a new contiguous float32 array."""
+    rows = np.array(rows, np.float32, order="C")
+    lengths = np.sqrt(np.einsum("nd,nd->n", rows, rows))
+    rows /= np.maximum(lengths, _NORM_EPS)[:, None]
+    return rows
+
+
+def nearest(queries: np.ndarray, bank: Iterable[np.ndarray], k: int) -> tuple[np.ndarray, np.ndarray]:
+    """Find the k bank rows of largest cosine for each query.
+
+    `queries` (Q, D); `bank` yields blocks (b, D) of it in order, so that it need never be in memory whole. Neither needs
+    to be normalised. Returns cosines (Q, k) float32 in descending order and bank rows (Q, k) int64; equal cosines come in
+    ascending order of row. The bank must hold at least k rows.
+    """
+    queries = normalise(queries)
+    cosines = np.full((len(queries), k), -np.inf, np.float32)
+    rows = np.full((len(queries), k), -1, np.int64)
+    library = faiss()
+    blas_from = library.cvar.distance_compute_blas_threshold
+    # FAISS multiplies fewer than 20 queries by another kernel, whose last digits differ: one kernel for any number.
+    library.cvar.distance_compute_blas_threshold = 1
+    start = 0
+    try:
+        for block in bank:
+            if len(block) == 0:
+                continue
+            block = normalise(block)
+            for first in range(0, len(queries), _QUERIES):
+                some = slice(first, first + _QUERIES)
+                found = library.knn(queries[some], block, min(k, len(block)), metric=library.METRIC_INNER_PRODUCT)
+                cosines[some], rows[some] = _merge((cosines[some], rows[some]), _in_order(found[0], found[1] + start), k)
+            start += len(block)
+    finally:
+        library.cvar.distance_compute_blas_threshold = blas_from
+    if start < k:
+        raise ValueError(f"a bank of {start} rows has no {k} neighbours")
+    return cosines, rows
+
+
+def _in_order(cosines: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Put equal cosines, which FAISS leaves in any order, in ascending order of row."""
+    for query in np.flatnonzero((cosines[:, 1:] == cosines[:, :-1]).any(1)):
+        order = np.lexsort((rows[query], -cosines[query]))
+        cosines[query], rows[query] = cosines[query, order], rows[query, order]
+    return cosines, rows
+
+
+def _merge(earlier: tuple[np.ndarray, np.ndarray], later: tuple[np.ndarray, np.ndarray], k: int) -> tuple[np.ndarray, np.ndarray]:
+    """Keep the best k of two descending lists a query; of equals the earlier rows come first, as the sort is stable."""
+    cosines, rows = np.concatenate((earlier[0], later[0]), 1), np.concatenate((earlier[1], later[1]), 1)
+    order = np.argsort(-cosines, axis=1, kind="stable")[:, :k]
+    return np.take_along_axis(cosines, order, 1), np.take_along_axis(rows, order, 1)
+
+
+def vote(cosines: np.ndarray, labels: np.ndarray, *, ks: Sequence[int], temperature: float, num_classes: int, ranks: int = 5) -> np.ndarray:
+    """Let neighbours vote with weight exp(cosine / temperature) and rank the classes, for every k at once.
+
+    `cosines` and `labels` (Q, K), nearest first, K >= max(ks). Returns predictions (len(ks), Q, ranks) int64: the classes
+    of largest summed weight; of equal sums the smaller class; -1 where fewer classes than `ranks` got a vote.
+    """
+    predictions = np.full((len(ks), len(cosines), ranks), -1, np.int64)
+    step = max(1, _VOTE_BYTES // (8 * num_classes))
+    for start in range(0, len(cosines), step):
+        weights = np.exp(cosines[start : start + step].astype(np.float64) / temperature)
+        voters = labels[start : start + step]
+        scores = np.zeros((len(weights), num_classes))
+        cells = np.arange(len(weights))[:, None] * num_classes + voters
+        counted = 0
+        for position in np.argsort(ks):  # each larger k adds its own neighbours to the sums of the smaller one
+            k = ks[position]
+            added = slice(counted, k)
+            scores += np.bincount(cells[:, added].ravel(), weights[:, added].ravel(), scores.size).reshape(scores.shape)
+            counted = k
+            predictions[position, start : start + step] = _rank(scores, ranks)
+    return predictions
+
+
+def _rank(scores: np.ndarray, ranks: int) -> np.ndarray:
+    """The classes of the largest positive scores, (Q, C) -> (Q, ranks); argmax takes the first of equals."""
+    scores = scores.copy()
+    lines = np.arange(len(scores))
+    ranked = np.full((len(scores), ranks), -1, np.int64)
+    for place in range(min(ranks, scores.shape[1])):
+        best = scores.argmax(1)
+        ranked[:, place] = np.where(scores[lines, best] > 0, best, -1)
+        scores[lines, best] = 0
+    return ranked

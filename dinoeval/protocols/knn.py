@@ -1,0 +1,165 @@
+"""Weighted k-NN classification on frozen features, the paper's first score (Tables 2, 7, 9, 10, 13).
+
+The final-norm [CLS] token of the last block, L2-normalised; the k nearest training images by cosine, exactly; each votes
+for its class with weight exp(cosine / 0.07). k = 20 is the paper's. Source: eval_knn.py of facebookresearch/dino.
+
+Where the released code leaves an answer to chance, a rule is fixed: of equal cosines the earlier training image counts;
+of equal sums the earlier class; and a class without any vote is no prediction, while the released top-5 takes such
+classes in whatever order a sort of zeros gives them. top-5 is therefore lower than the released one at k below about 20.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from dinoeval import distributed
+from dinoeval.data.images import ImageSet, open_splits
+from dinoeval.environment import data_folder
+from dinoeval.errors import ConfigError
+from dinoeval.features.readout import Cls
+from dinoeval.maths.neighbors import nearest, vote
+from dinoeval.models.zoo import ZOO
+from dinoeval.results import Reference, Result, proportion_error
+from dinoeval.session import describe_data
+
+if TYPE_CHECKING:
+    from dinoeval.features.extract import Features
+    from dinoeval.session import Session
+
+VERSION = 1
+PAPER_K = 20
+PAPER_TEMPERATURE = 0.07
+IMAGENET = {"train": 1_281_167, "val": 50_000, "classes": 1000}
+PAPER = {
+    name: Reference(metric=f"top1@{PAPER_K}", value=row.published["knn"], decimals=1, source=row.source)
+    for name, row in ZOO.items()
+    if "knn" in row.published and row.kind != "linear head"
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+    """Weighted k-NN classification."""
+
+    data: str | None = None
+    """A folder with train/ and val/ (or test/), a CSV table with columns path, label and split, or a name: digits, cifar10, cifar100,
+    flowers102, imagenet. By default $DINOEVAL_DATA/imagenet, or else the built-in digits."""
+    k: tuple[int, ...] = (10, 20, 100, 200)
+    """Numbers of neighbours; all are answered by one search."""
+    temperature: float = PAPER_TEMPERATURE
+    """A neighbour votes with weight exp(cosine / temperature)."""
+
+
+def run(config: Config, session: Session) -> Result:
+    """Score the session's backbone on a labelled data set; a Result whose metrics are top1@k and top5@k in percent."""
+    began = time.monotonic()
+    if not config.k or min(config.k) < 1:
+        raise ConfigError(f"k must be 1 or more: {config.k}")
+    if not config.temperature > 0:
+        raise ConfigError(f"temperature must be above 0: {config.temperature}")
+    name, notes = choose_data(config.data, session.backbone.arch)
+    train_images, val_images = open_splits(name)
+    opened = time.monotonic()
+    train, val = session.features(train_images, Cls()), session.features(val_images, Cls())
+    ks, note = fitting_ks(config.k, len(train))
+    notes += note
+    extracted = time.monotonic()
+
+    # Each process searches for its own share of the queries.
+    mine = np.array_split(np.arange(len(val)), distributed.world())[distributed.rank()]
+    cosines, rows = nearest(val.numpy()[mine], train.blocks(), max(ks))
+    searched = time.monotonic()
+    labels, truth = _labels(train.images), _labels(val.images)
+    voted = vote(cosines, labels[rows], ks=ks, temperature=config.temperature, num_classes=len(train.images.classes))
+    predictions = np.concatenate(distributed.gather(voted), axis=1)  # (ks, Q, 5)
+    seconds = {
+        "open": opened - began,
+        "train features": train.seconds,
+        "val features": val.seconds,
+        "search": searched - extracted,
+        "vote": time.monotonic() - searched,
+        "total": time.monotonic() - began,
+    }
+    correct = predictions == truth[:, None]  # (ks, Q, 5)
+    outcomes = {}
+    for position, k in enumerate(ks):
+        outcomes[f"top1@{k}"] = correct[position, :, 0]
+        outcomes[f"top5@{k}"] = correct[position].any(1)
+    metrics = {metric: 100 * float(hits.mean()) for metric, hits in outcomes.items()}
+    references, why_not = published(config, session, train, val, ks)
+    return Result(
+        protocol="knn",
+        version=VERSION,
+        metrics=metrics,
+        standard_errors={metric: proportion_error(value, len(val)) for metric, value in metrics.items()},
+        config=dataclasses.asdict(dataclasses.replace(config, data=name, k=tuple(ks))),
+        backbone=session.describe_backbone(),
+        data=describe_data(name, train=train, val=val),
+        transform=session.transform.id,
+        machine=session.machine,
+        seconds=seconds,
+        references=references,
+        not_comparable=why_not,
+        notes=notes,
+        samples={
+            "path": list(val.images.paths),
+            "label": truth.tolist(),
+            **{f"prediction@{k}": predictions[position, :, 0].tolist() for position, k in enumerate(ks)},
+            **{metric: hits.astype(int).tolist() for metric, hits in outcomes.items()},
+        },
+    )
+
+
+def choose_data(data: str | None, arch: str) -> tuple[str, list[str]]:
+    """Settle the data set where none was named: ImageNet if it is there, else the digits, with a line that says so."""
+    if data is not None:
+        return data, ["digits are a demonstration; no published number goes with them"] if data == "digits" else []
+    root = data_folder()
+    if root is not None and (root / "imagenet" / "train").is_dir():
+        return "imagenet", []
+    note = "scored on scikit-learn's digits, a demonstration: name your own set with --data"
+    if ZOO.get(arch) is not None:
+        note = f"$DINOEVAL_DATA/imagenet was not found, so {arch} was {note}"
+    return "digits", [note]
+
+
+def fitting_ks(asked: tuple[int, ...], bank: int) -> tuple[list[int], list[str]]:
+    """Cut the default list to the size of the bank; a k that was asked for and does not fit is an error."""
+    ks = sorted(set(asked))
+    fitting = [k for k in ks if k <= bank]
+    if len(fitting) == len(ks):
+        return ks, []
+    left_out = ", ".join(str(k) for k in ks if k > bank)
+    if asked != Config().k:
+        raise ConfigError(f"k = {left_out} is more than the {bank} training images there are")
+    return fitting or [bank], [f"k = {left_out} left out: there are only {bank} training images"]
+
+
+def published(config: Config, session: Session, train: Features, val: Features, ks: list[int]) -> tuple[list[Reference], str | None]:
+    """The published number for this network on this data, or why there is none."""
+    backbone = session.backbone
+    facts = {"train": len(train), "val": len(val), "classes": len(train.images.classes)}
+    by_name = backbone.provenance.name if backbone.provenance.name in ZOO else backbone.arch
+    reasons = [
+        (facts != IMAGENET, f"published numbers are of ImageNet-1k ({IMAGENET['train']:,} + {IMAGENET['val']:,} images)"),
+        (backbone.provenance.random, "the weights are random"),
+        (by_name not in PAPER, f"no k-NN score is published for {by_name}"),
+        (session.transform.id != "dino@1:256/224", f"the transform is {session.transform.id}, the paper's dino@1:256/224"),
+        (backbone.precision != "fp32", f"the precision is {backbone.precision}, the paper's fp32"),
+        (config.temperature != PAPER_TEMPERATURE, f"the temperature is {config.temperature}, the paper's {PAPER_TEMPERATURE}"),
+        (PAPER_K not in ks, f"k = {PAPER_K}, the paper's, is not among {ks}"),
+        (backbone.provenance.key == "student", "the student was scored, the paper scores the teacher"),
+    ]
+    for holds, reason in reasons:
+        if holds:
+            return [], reason
+    return [PAPER[by_name]], None
+
+
+def _labels(images: ImageSet) -> np.ndarray:
+    assert images.labels is not None
+    return images.labels

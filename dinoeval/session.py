@@ -1,0 +1,110 @@
+"""Session: the backbone, the cache and the way data are read; the one thing a protocol is handed."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from dinoeval.environment import describe_machine
+
+if TYPE_CHECKING:
+    from dinoeval.data.images import ImageSet
+    from dinoeval.data.transforms import CentralCrop
+    from dinoeval.features.cache import FeatureCache
+    from dinoeval.features.extract import Features
+    from dinoeval.features.readout import Readout
+    from dinoeval.models.backbone import Backbone
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SessionConfig:
+    """What every protocol needs: which network, and how images are read."""
+
+    arch: str | None = None
+    """Architecture, such as vit_s8, vit_b16 or vit_ti4_32; by default the one the weights name, or the bundled demonstration."""
+    weights: str | None = None
+    """A file, a name that `dinoeval models` lists, or `random`; by default the released weights of --arch."""
+    key: Literal["teacher", "student"] = "teacher"
+    """Which network of a full checkpoint."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1, mps."""
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """Only fp32 is compared with published numbers."""
+    transform: str = "auto"
+    """auto, or dino:RESIZE/CROP; the paper's is dino:256/224."""
+    bad_images: Literal["error", "skip"] = "error"
+    """What to do about images that cannot be read."""
+    batch_size: int | None = None
+    """Images a forward pass; by default as many as are fast."""
+    workers: int | None = None
+    """Processes that decode images; by default one a core, none for small sets."""
+    cache: str | None = None
+    """Folder of the feature cache; by default $DINOEVAL_CACHE, or one of the user's cache."""
+
+
+class Session:
+    """A loaded backbone and what it is used with. Opening one loads the weights."""
+
+    def __init__(self, config: SessionConfig, backbone: Backbone | None = None) -> None:
+        from dinoeval.data.transforms import parse_transform
+        from dinoeval.features.cache import FeatureCache
+        from dinoeval.models.backbone import load
+
+        self.config = config
+        self.backbone: Backbone = backbone or load(
+            config.arch, weights=config.weights, key=config.key, device=config.device, precision=config.precision
+        )
+        self.transform: CentralCrop = parse_transform(config.transform, self.backbone.config.image_size)
+        self.cache: FeatureCache = FeatureCache(config.cache)
+
+    def features(self, images: ImageSet, readout: Readout) -> Features:
+        """The features of `images`, from the cache or made now."""
+        from dinoeval.features.extract import extract
+
+        return extract(
+            self.backbone,
+            images,
+            readout,
+            self.transform,
+            self.cache,
+            bad_images=self.config.bad_images,
+            batch_size=self.config.batch_size,
+            workers=self.config.workers,
+        )
+
+    def describe_backbone(self) -> dict[str, Any]:
+        """The part of a Result that tells which network was scored."""
+        backbone, source = self.backbone, self.backbone.provenance
+        return {
+            "arch": backbone.arch,
+            "weights": source.name,
+            "layout": source.layout,
+            "key": source.key,
+            "random": source.random,
+            "digest": backbone.digest,
+            "precision": backbone.precision,
+            "device": str(backbone.device),
+        }
+
+    @functools.cached_property
+    def machine(self) -> dict[str, str]:
+        return describe_machine()
+
+
+def describe_data(name: str, **halves: Features) -> dict[str, Any]:
+    """The part of a Result that tells which images were used."""
+    return {
+        "name": str(Path(name)),
+        **{
+            half: {
+                "split": features.images.split,
+                "fingerprint": features.images.fingerprint(),
+                "images": len(features),
+                "classes": len(features.images.classes),
+                "bad_images": [bad["path"] for bad in features.bad],
+            }
+            for half, features in halves.items()
+        },
+    }

@@ -1,0 +1,42 @@
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from factories import TINY, class_folders, made_up_state
+
+from dinoeval.models.checkpoints import save_backbone
+
+
+@pytest.fixture(autouse=True)
+def _own_folders(tmp_path, monkeypatch):
+    """No test reads or writes the user's cache, shelf or data, or reaches for a network."""
+    monkeypatch.setenv("DINOEVAL_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("DINOEVAL_WEIGHTS", str(tmp_path / "shelf"))
+    monkeypatch.setenv("DINOEVAL_OFFLINE", "1")
+    monkeypatch.delenv("DINOEVAL_DATA", raising=False)
+
+
+@pytest.fixture(scope="session")
+def golden() -> dict:
+    """What the released code computed; `benchmarks/parity.py CHECKOUT --golden` writes it."""
+    return json.loads((Path(__file__).parent / "golden/released.json").read_text())
+
+
+@pytest.fixture(scope="session")
+def tiny_weights(tmp_path_factory) -> Path:
+    """Made-up weights of the smallest network, as a file of our own layout."""
+    path = tmp_path_factory.mktemp("weights") / "tiny.safetensors"
+    save_backbone(path, made_up_state(TINY), arch=TINY)
+    return path
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory) -> Path:
+    """Three classes of 8 + 3 pictures."""
+    return class_folders(tmp_path_factory.mktemp("pictures"))

@@ -1,0 +1,212 @@
+"""Every layout of a DINO checkpoint, as real files; and every way in which a file can be wrong."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from factories import TINY, hugging_face_state, made_up_state
+from safetensors.torch import save_file
+
+import dinoeval
+from dinoeval.errors import CheckpointError, ConfigError
+from dinoeval.models.checkpoints import open_checkpoint, tensor_digest
+
+STATE = made_up_state(TINY)
+OTHER = made_up_state(TINY, seed=1)
+
+
+def prefixed(prefix: str, state: dict = STATE) -> dict:
+    return {prefix + name: tensor for name, tensor in state.items()}
+
+
+def head(prefix: str) -> dict:
+    return {f"{prefix}mlp.0.weight": torch.ones(4, 4), f"{prefix}last_layer.weight_g": torch.ones(9, 1)}
+
+
+def full(**more) -> dict:
+    """As main_dino.py writes it: options in a Namespace, NumPy floats from the schedules inside the optimizer."""
+    return {
+        "student": {**prefixed("module.backbone.", OTHER), **head("module.head.")},
+        "teacher": {**prefixed("backbone."), **head("head.")},
+        "optimizer": {"state": {}, "param_groups": [{"lr": np.float64(0.1), "weight_decay": np.float32(0.04), "params": [0]}]},
+        "epoch": 3,
+        "args": argparse.Namespace(arch="vit_small", patch_size=16, global_crops_scale=(0.4, 1.0)),
+        "dino_loss": {"center": torch.zeros(1, 9)},
+        **more,
+    }
+
+
+LAYOUTS = {
+    "backbone only": STATE,
+    "full": full(),
+    "teacher under DDP": full(teacher={**prefixed("module.backbone."), **head("module.head.")}),
+    "prefixes nested the other way": prefixed("backbone.module."),
+    "compiled": prefixed("_orig_mod.module.backbone."),
+    "before June 2021": full(teacher={**STATE, **head("projection_head.")}),
+    "module only, old head": {"teacher": {**prefixed("module."), **head("module.projection_head.")}},
+    "state_dict": {"state_dict": prefixed("module."), "epoch": 1},
+    "timm with classifier": {**STATE, "head.weight": torch.zeros(10, 128), "head.bias": torch.zeros(10)},
+    "Hugging Face": {**hugging_face_state(STATE), "pooler.dense.weight": torch.zeros(2, 2)},
+    "Hugging Face task model": prefixed("vit.", hugging_face_state(STATE)),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("container", ["zip", "pickle"])
+def test_every_layout_opens_to_the_same_tensors(tmp_path, layout, container):
+    path = tmp_path / "weights.pth"
+    torch.save(LAYOUTS[layout], path, _use_new_zipfile_serialization=container == "zip")
+    assert tensor_digest(open_checkpoint(path).state) == tensor_digest(STATE)
+    assert dinoeval.load(TINY, weights=path).digest == tensor_digest(STATE)
+
+
+@pytest.mark.parametrize("layout", ["backbone only", "timm with classifier", "Hugging Face"])
+def test_safetensors_opens_to_the_same_tensors(tmp_path, layout):
+    path = tmp_path / "model.safetensors"
+    save_file({name: tensor.contiguous() for name, tensor in LAYOUTS[layout].items()}, path)
+    assert tensor_digest(open_checkpoint(path).state) == tensor_digest(STATE)
+    assert tensor_digest(open_checkpoint(tmp_path).state) == tensor_digest(STATE)  # a folder as Hugging Face lays it out
+
+
+def test_student_and_teacher_are_told_apart_and_named(tmp_path):
+    path = tmp_path / "checkpoint.pth"
+    torch.save(full(), path)
+    teacher, student = open_checkpoint(path), open_checkpoint(path, "student")
+    assert (teacher.key, student.key) == ("teacher", "student")
+    assert tensor_digest(student.state) == tensor_digest(OTHER) != tensor_digest(teacher.state)
+    assert "key student" in student.layout
+    assert "prefix module.backbone." in student.layout
+    assert "ignored head" in student.layout
+
+
+def test_numpy_scalars_written_under_either_numpy_open(tmp_path):
+    """NumPy 1 pickles scalars as numpy.core.multiarray.scalar, NumPy 2 as numpy._core.multiarray.scalar."""
+    for module in (b"numpy.core.multiarray", b"numpy._core.multiarray"):
+        path = tmp_path / "old.pth"
+        torch.save(full(), path, _use_new_zipfile_serialization=False, pickle_protocol=2)
+        content = path.read_bytes()
+        assert b"numpy._core.multiarray\nscalar" in content or b"numpy.core.multiarray\nscalar" in content
+        path.write_bytes(content.replace(b"numpy._core.multiarray", module).replace(b"numpy.core.multiarray", module))
+        assert open_checkpoint(path).key == "teacher"
+
+
+def test_the_digest_sees_values_names_and_shapes_but_not_the_container_or_precision(tmp_path):
+    digest = tensor_digest(STATE)
+    assert digest == tensor_digest(dict(reversed(STATE.items())))
+    changed = {**STATE, "cls_token": STATE["cls_token"] + 1e-6}
+    reshaped = {**STATE, "cls_token": STATE["cls_token"].reshape(1, 128, 1)}
+    renamed = {name.replace("cls_token", "cls"): tensor for name, tensor in STATE.items()}
+    assert len({digest, *map(tensor_digest, (changed, reshaped, renamed))}) == 4
+    halves = {name: tensor.half() for name, tensor in STATE.items()}
+    assert tensor_digest(halves) == tensor_digest({name: tensor.float() for name, tensor in halves.items()})
+
+
+class _Evil:
+    def __reduce__(self):
+        return os.system, (f"touch {os.environ['DINOEVAL_TEST_EVIL']}",)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_pickle_with_code_in_it_does_not_run(tmp_path, monkeypatch, zipped):
+    monkeypatch.setenv("DINOEVAL_TEST_EVIL", str(tmp_path / "ran"))
+    path = tmp_path / "evil.pth"
+    torch.save({"teacher": STATE, "args": _Evil()}, path, _use_new_zipfile_serialization=zipped)
+    with pytest.raises(CheckpointError, match=r"refers to (posix|os|nt)\.system, and opening it could run code"):
+        open_checkpoint(path)
+    assert not (tmp_path / "ran").exists()
+
+
+def write(path: Path, content: bytes) -> Path:
+    path.write_bytes(content)
+    return path
+
+
+def test_files_that_are_no_checkpoint_say_what_they_are(tmp_path):
+    torch.save(full(), tmp_path / "whole.pth")
+    whole = (tmp_path / "whole.pth").read_bytes()
+    save_file(STATE, tmp_path / "whole.safetensors")
+    tensors = (tmp_path / "whole.safetensors").read_bytes()
+    for content, name, said in [
+        (b"", "empty.pth", "is empty"),
+        (b"\n<!DOCTYPE html><html>404", "page.pth", "is a web page"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:1", "pointer.bin", "Git LFS pointer"),
+        (whole[: len(whole) // 2], "cut.pth", "truncated or no checkpoint"),
+        (whole[:100], "stump.pth", "truncated or no checkpoint"),
+        (tensors[: len(tensors) // 2], "cut.safetensors", "truncated or no safetensors"),
+        (b"hello, this is text, nothing more than a line of text", "text.pth", "truncated or no checkpoint"),
+        (pickle.dumps([1, 2]), "list.pth", "no checkpoint|not a mapping"),
+    ]:
+        with pytest.raises(CheckpointError, match=said):
+            open_checkpoint(write(tmp_path / name, content))
+    with pytest.raises(CheckpointError, match=r"no file .*nothing\.pth"):
+        open_checkpoint(tmp_path / "nothing.pth")
+    torch.save([torch.zeros(2)], tmp_path / "list.pth")
+    with pytest.raises(CheckpointError, match="holds a list"):
+        open_checkpoint(tmp_path / "list.pth")
+    torch.save({"epoch": 3}, tmp_path / "nothing.pth")
+    with pytest.raises(CheckpointError, match="holds no tensors"):
+        open_checkpoint(tmp_path / "nothing.pth")
+
+
+@pytest.mark.parametrize(
+    ("state", "said"),
+    [
+        ({n: t for n, t in STATE.items() if n != "blocks.3.norm1.bias"}, r"missing in the file \(1 of 78\): blocks\.3\.norm1\.bias"),
+        ({**STATE, "blocks.6.norm1.bias": torch.zeros(128)}, r"unknown to the network \(1\): blocks\.6\.norm1\.bias"),
+        ({**STATE, "pos_embed": torch.zeros(1, 50, 128)}, r"pos_embed is \(1, 50, 128\) in the file and \(1, 17, 128\) in the network"),
+        ({**STATE, "norm.bias": torch.full((128,), float("nan"))}, r"NaN or infinite values in norm\.bias"),
+        (prefixed("encoder."), "missing in the file"),
+    ],
+)  # fmt: skip
+def test_weights_that_do_not_fit_are_refused_with_the_difference(tmp_path, state, said):
+    torch.save(state, tmp_path / "weights.pth")
+    with pytest.raises(CheckpointError, match=said):
+        dinoeval.load(TINY, weights=tmp_path / "weights.pth")
+
+
+def test_a_student_only_file_asked_for_its_teacher_says_what_it_has(tmp_path):
+    torch.save({"student": prefixed("module.backbone."), "epoch": 1}, tmp_path / "student.pth")
+    with pytest.raises(CheckpointError, match="holds no 'teacher': its networks are student"):
+        dinoeval.load(TINY, weights=tmp_path / "student.pth")
+    assert dinoeval.load(TINY, weights=tmp_path / "student.pth", key="student").provenance.key == "student"
+
+
+def test_two_tensors_of_one_name_are_refused(tmp_path):
+    torch.save({**prefixed("module."), **prefixed("backbone.")}, tmp_path / "twice.pth")
+    with pytest.raises(CheckpointError, match="two tensors are both named"):
+        open_checkpoint(tmp_path / "twice.pth")
+
+
+def test_random_weights_must_be_asked_for_and_are_always_the_same():
+    first, second = (dinoeval.load(TINY, weights="random") for _ in range(2))
+    assert first.digest == second.digest
+    assert first.provenance.random
+    with pytest.raises(CheckpointError, match="no weights are released for 'vit_xs4_16'"):
+        dinoeval.load(TINY)
+
+
+def test_loading_leaves_the_callers_random_numbers_alone():
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    dinoeval.load(TINY, weights="random")
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_our_own_file_needs_no_architecture(tiny_weights):
+    backbone = dinoeval.load(weights=tiny_weights)
+    assert (backbone.arch, backbone.dim, backbone.depth, backbone.patch_size) == (TINY, 128, 6, 4)
+
+
+def test_misspelt_names_get_a_suggestion(tmp_path):
+    torch.save(STATE, tmp_path / "weights.pth")
+    with pytest.raises(ConfigError, match=r"Did you mean vit_s16\?"):
+        dinoeval.load(weights="vit_s61")
+    with pytest.raises(ConfigError, match="does not say its architecture"):
+        dinoeval.load(weights=tmp_path / "weights.pth")
