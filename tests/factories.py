@@ -10,7 +10,7 @@ from PIL import Image
 
 from dinoeval.models.vit import VisionTransformer, VitConfig, parse_architecture
 
-TINY = "vit_xs4_16"  # 17 tokens of 128 dims: the smallest network worth running
+TINY = "vit_xs4_16"  # 17 tokens of 96 dims: the smallest network worth running
 
 
 def made_up_state(config: VitConfig | str, seed: int = 0, spread: float = 0.05) -> dict[str, torch.Tensor]:

@@ -96,10 +96,9 @@ def _help() -> str:
 
 def _show_log() -> None:
     logger = logging.getLogger("dinoeval")
-    if not logger.handlers:
-        handler = logging.StreamHandler()
-        handler.setFormatter(logging.Formatter("%(message)s"))
-        logger.addHandler(handler)
+    for handler in list(logger.handlers):
+        logger.removeHandler(handler)
+    logger.addHandler(logging.StreamHandler())  # to stderr as it is now; stdout holds the answer alone
     logger.setLevel(logging.INFO if os.environ.get("RANK", "0") == "0" else logging.WARNING)
 
 

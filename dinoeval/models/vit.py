@@ -39,7 +39,7 @@ class VitConfig:
 
 # Table 1 of the paper; `xs` is ours, small enough to train on a laptop's processor.
 _SIZES = {
-    "xs": {"dim": 128, "depth": 6, "num_heads": 4},
+    "xs": {"dim": 96, "depth": 4, "num_heads": 3},
     "ti": {"dim": 192, "depth": 12, "num_heads": 3},
     "s": {"dim": 384, "depth": 12, "num_heads": 6},
     "b": {"dim": 768, "depth": 12, "num_heads": 12},

@@ -96,7 +96,7 @@ def run(config: Config, session: Session) -> Result:
         version=VERSION,
         metrics=metrics,
         standard_errors={metric: proportion_error(value, len(val)) for metric, value in metrics.items()},
-        config=dataclasses.asdict(dataclasses.replace(config, data=name, k=tuple(ks))),
+        config={**dataclasses.asdict(config), "data": name, "k": ks},
         backbone=session.describe_backbone(),
         data=describe_data(name, train=train, val=val),
         transform=session.transform.id,

@@ -51,7 +51,7 @@ LAYOUTS = {
     "before June 2021": full(teacher={**STATE, **head("projection_head.")}),
     "module only, old head": {"teacher": {**prefixed("module."), **head("module.projection_head.")}},
     "state_dict": {"state_dict": prefixed("module."), "epoch": 1},
-    "timm with classifier": {**STATE, "head.weight": torch.zeros(10, 128), "head.bias": torch.zeros(10)},
+    "timm with classifier": {**STATE, "head.weight": torch.zeros(10, 96), "head.bias": torch.zeros(10)},
     "Hugging Face": {**hugging_face_state(STATE), "pooler.dense.weight": torch.zeros(2, 2)},
     "Hugging Face task model": prefixed("vit.", hugging_face_state(STATE)),
 }
@@ -100,7 +100,7 @@ def test_the_digest_sees_values_names_and_shapes_but_not_the_container_or_precis
     digest = tensor_digest(STATE)
     assert digest == tensor_digest(dict(reversed(STATE.items())))
     changed = {**STATE, "cls_token": STATE["cls_token"] + 1e-6}
-    reshaped = {**STATE, "cls_token": STATE["cls_token"].reshape(1, 128, 1)}
+    reshaped = {**STATE, "cls_token": STATE["cls_token"].reshape(1, 96, 1)}
     renamed = {name.replace("cls_token", "cls"): tensor for name, tensor in STATE.items()}
     assert len({digest, *map(tensor_digest, (changed, reshaped, renamed))}) == 4
     halves = {name: tensor.half() for name, tensor in STATE.items()}
@@ -157,10 +157,10 @@ def test_files_that_are_no_checkpoint_say_what_they_are(tmp_path):
 @pytest.mark.parametrize(
     ("state", "said"),
     [
-        ({n: t for n, t in STATE.items() if n != "blocks.3.norm1.bias"}, r"missing in the file \(1 of 78\): blocks\.3\.norm1\.bias"),
-        ({**STATE, "blocks.6.norm1.bias": torch.zeros(128)}, r"unknown to the network \(1\): blocks\.6\.norm1\.bias"),
-        ({**STATE, "pos_embed": torch.zeros(1, 50, 128)}, r"pos_embed is \(1, 50, 128\) in the file and \(1, 17, 128\) in the network"),
-        ({**STATE, "norm.bias": torch.full((128,), float("nan"))}, r"NaN or infinite values in norm\.bias"),
+        ({n: t for n, t in STATE.items() if n != "blocks.3.norm1.bias"}, r"missing in the file \(1 of 54\): blocks\.3\.norm1\.bias"),
+        ({**STATE, "blocks.4.norm1.bias": torch.zeros(96)}, r"unknown to the network \(1\): blocks\.4\.norm1\.bias"),
+        ({**STATE, "pos_embed": torch.zeros(1, 50, 96)}, r"pos_embed is \(1, 50, 96\) in the file and \(1, 17, 96\) in the network"),
+        ({**STATE, "norm.bias": torch.full((96,), float("nan"))}, r"NaN or infinite values in norm\.bias"),
         (prefixed("encoder."), "missing in the file"),
     ],
 )  # fmt: skip
@@ -201,7 +201,7 @@ def test_loading_leaves_the_callers_random_numbers_alone():
 
 def test_our_own_file_needs_no_architecture(tiny_weights):
     backbone = dinoeval.load(weights=tiny_weights)
-    assert (backbone.arch, backbone.dim, backbone.depth, backbone.patch_size) == (TINY, 128, 6, 4)
+    assert (backbone.arch, backbone.dim, backbone.depth, backbone.patch_size) == (TINY, 96, 4, 4)
 
 
 def test_misspelt_names_get_a_suggestion(tmp_path):

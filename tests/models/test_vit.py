@@ -111,8 +111,8 @@ def test_attention_is_that_of_the_last_block():
     image = picture(16, 24)
     with torch.inference_mode():
         attention = model.last_attention(image)
-        assert attention.shape == (1, 4, 25, 25)
-        torch.testing.assert_close(attention.sum(-1), torch.ones(1, 4, 25))
+        assert attention.shape == (1, 3, 25, 25)
+        torch.testing.assert_close(attention.sum(-1), torch.ones(1, 3, 25))
         before = model._embed(image)
         for block in model.blocks[:-1]:
             before = block(before)
@@ -126,14 +126,14 @@ def test_cls_alone_equals_cls_among_all_tokens_and_layers_ascend():
     model = network(TINY)
     with torch.inference_mode():
         outputs = model.tokens(picture(16, 16), 99)
-        assert len(outputs) == 6
+        assert len(outputs) == 4
         torch.testing.assert_close(model(picture(16, 16)), outputs[-1][:, 0], atol=2e-6, rtol=1e-5)
         torch.testing.assert_close(model.tokens(picture(16, 16), 2)[0], outputs[-2], atol=0, rtol=0)
 
 
 def test_stochastic_depth_is_for_training_only_and_grows_with_depth():
-    model = network(TINY, drop_path=0.5)
-    assert [round(block.drop_path.rate, 3) for block in model.blocks] == [0.0, 0.1, 0.2, 0.3, 0.4, 0.5]
+    model = network(TINY, drop_path=0.6)
+    assert [round(block.drop_path.rate, 3) for block in model.blocks] == [0.0, 0.2, 0.4, 0.6]
     with torch.no_grad():
         torch.testing.assert_close(model(picture(16, 16)), network(TINY)(picture(16, 16)), atol=0, rtol=0)
         torch.manual_seed(0)
@@ -143,7 +143,7 @@ def test_stochastic_depth_is_for_training_only_and_grows_with_depth():
 @pytest.mark.parametrize(
     ("name", "expected"),
     [("vit_s16", VitConfig()), ("vit_ti4_32", VitConfig(patch_size=4, image_size=32, dim=192, num_heads=3)),
-     ("vit_s16_h12", VitConfig(num_heads=12)), ("vit_xs2_16_h2", VitConfig(patch_size=2, image_size=16, dim=128, depth=6, num_heads=2))],
+     ("vit_s16_h12", VitConfig(num_heads=12)), ("vit_xs2_16_h2", VitConfig(patch_size=2, image_size=16, dim=96, depth=4, num_heads=2))],
 )  # fmt: skip
 def test_architecture_names(name, expected):
     assert parse_architecture(name) == expected

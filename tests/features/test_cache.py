@@ -1,0 +1,252 @@
+"""What the cache promises: complete or absent, never wrong. Processes are real, and really killed."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from factories import class_folders, made_up_images
+
+import dinoeval
+from dinoeval.data.images import open_images
+from dinoeval.data.transforms import CentralCrop
+from dinoeval.errors import CacheError, DataError
+from dinoeval.features.cache import INDEX, MANIFEST, FeatureCache
+from dinoeval.features.extract import Features, extract
+from dinoeval.features.readout import Cls, ClsAvg, LastCls, Patches
+from dinoeval.maths.neighbors import faiss
+
+CROP = CentralCrop(16, 16)
+
+
+def features(weights: Path, folder: Path, cache: FeatureCache | None = None, readout=Cls(), **options) -> Features:  # noqa: B008
+    options = {"batch_size": 4, **options}
+    return extract(dinoeval.load(weights=weights), open_images(folder), readout, CROP, cache or FeatureCache(), **options)
+
+
+def command(weights: Path, folder: Path, out: Path, *more: str) -> list[str]:
+    words = ["embed", str(folder), "--weights", str(weights), "--transform", "dino:16/16", "--batch-size", "1", "--out", str(out), *more]
+    return [sys.executable, "-m", "dinoeval", *words]
+
+
+def test_a_second_use_runs_no_forward_pass_and_gives_the_same_rows(tiny_weights, pictures):
+    first, second = features(tiny_weights, pictures), features(tiny_weights, pictures)
+    assert (first.cached, second.cached) == (False, True)
+    np.testing.assert_array_equal(first.numpy(), second.numpy())
+    backbone = dinoeval.load(weights=tiny_weights)
+    expected = dinoeval.embed(backbone, pictures, transform="dino:16/16", cache=False)
+    np.testing.assert_allclose(first.numpy(), expected, atol=2e-6)
+
+
+@pytest.mark.parametrize("readout", [Cls(), LastCls(2), ClsAvg(), Patches()])
+def test_the_entry_is_a_flat_faiss_index_that_opens_memory_mapped(tiny_weights, pictures, readout):
+    found = features(tiny_weights, pictures, readout=readout)
+    index = found.entry.index()
+    dim = int(np.prod(found.entry.row_shape))
+    assert (index.ntotal, index.d, index.metric_type) == (33, dim, faiss().METRIC_INNER_PRODUCT)
+    np.testing.assert_array_equal(index.reconstruct_n(0, 33).reshape(33, *found.entry.row_shape), found.numpy())
+    plain = faiss().IndexFlatIP(dim)
+    plain.add(found.numpy().reshape(33, dim))
+    assert faiss().serialize_index(plain).tobytes() == (found.entry.folder / INDEX).read_bytes()
+
+
+def test_whatever_changes_the_rows_changes_the_entry(tiny_weights, pictures, tmp_path):
+    one = features(tiny_weights, pictures)
+    other_weights = extract(dinoeval.load("vit_xs4_16", weights="random"), open_images(pictures), Cls(), CROP, FeatureCache())
+    backbone = dinoeval.load(weights=tiny_weights)
+    other_crop = extract(backbone, open_images(pictures), Cls(), CentralCrop(20, 16), FeatureCache())
+    low = extract(dinoeval.load(weights=tiny_weights, precision="bf16"), open_images(pictures), Cls(), CROP, FeatureCache())
+    other_heads = extract(dinoeval.load("vit_xs4_16_h2", weights=tiny_weights), open_images(pictures), Cls(), CROP, FeatureCache())
+    fewer = features(tiny_weights, pictures / "train")
+    all_entries = [one, other_weights, other_crop, low, other_heads, fewer, features(tiny_weights, pictures, readout=ClsAvg())]
+    assert len({entry.entry.key for entry in all_entries}) == len(all_entries)
+    assert not any(entry.cached for entry in all_entries)
+
+
+def test_a_file_replaced_by_one_of_equal_size_is_noticed(tiny_weights, tmp_path):
+    for number, picture in enumerate(made_up_images(3)):
+        picture.save(tmp_path / f"{number}.bmp")
+    before = features(tiny_weights, tmp_path)
+    time.sleep(0.02)
+    made_up_images(1, seed=5)[0].save(tmp_path / "1.bmp")
+    after = features(tiny_weights, tmp_path)
+    assert not after.cached
+    assert (before.numpy() == after.numpy()).all(1).tolist() == [True, False, True]
+
+
+def test_one_flipped_byte_anywhere_is_found_on_use_and_redone(tiny_weights, pictures):
+    whole = features(tiny_weights, pictures)
+    expected, folder = whole.numpy(), whole.entry.folder
+    dice = random.Random(0)
+    for name in (INDEX, MANIFEST):
+        content = (folder / name).read_bytes()
+        header = list(range(45)) if name == INDEX else []
+        for place in [*header, len(content) - 1, *dice.sample(range(len(content)), 40)]:
+            damaged = bytearray((folder / name).read_bytes())
+            damaged[place] ^= 1 << dice.randrange(8)
+            (folder / name).write_bytes(damaged)
+            again = features(tiny_weights, pictures)
+            assert not again.cached, f"byte {place} of {name}"
+            np.testing.assert_array_equal(again.numpy(), expected)
+    (folder / INDEX).write_bytes((folder / INDEX).read_bytes()[:-4])
+    assert not features(tiny_weights, pictures).cached
+    (folder / MANIFEST).unlink()
+    assert not features(tiny_weights, pictures).cached
+    assert features(tiny_weights, pictures).cached
+
+
+def test_killed_runs_resume_and_end_with_the_same_bits(tiny_weights, tmp_path):
+    """Six kills of a real process at random moments here; benchmarks/reliability.py does thirty and more."""
+    folder = class_folders(tmp_path / "set", train=60, val=20)
+    undisturbed = tmp_path / "undisturbed"
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "DINOEVAL_CACHE": str(undisturbed)}
+    subprocess.run(command(tiny_weights, folder, tmp_path / "a.npy"), env=environment, check=True, capture_output=True)
+    dice = random.Random(1)
+    environment["DINOEVAL_CACHE"] = str(tmp_path / "killed")
+
+    def chunks_done() -> int:
+        journals = list((tmp_path / "killed").glob("*.partial/journal"))
+        return sum(int((np.fromfile(journal, "<u8") > 0).sum()) for journal in journals)
+
+    kills = resumed = 0
+    while kills < 6:
+        before = chunks_done()
+        process = subprocess.Popen(command(tiny_weights, folder, tmp_path / "b.npy"), env=environment, stderr=subprocess.PIPE, text=True)
+        while process.poll() is None and chunks_done() <= before:
+            time.sleep(0.001)
+        time.sleep(dice.uniform(0, 0.02))
+        if process.poll() is not None:
+            break
+        process.send_signal(signal.SIGKILL)
+        said = process.communicate()[1]
+        resumed += "were made by an earlier run" in said
+        kills += 1
+    done = subprocess.run(command(tiny_weights, folder, tmp_path / "b.npy"), env=environment, check=True, capture_output=True, text=True)
+    assert kills > 1
+    assert resumed or "were made by an earlier run" in done.stderr
+    names = [next(path.glob(f"*/{INDEX}")) for path in (undisturbed, tmp_path / "killed")]
+    assert names[0].parent.name == names[1].parent.name
+    assert names[0].read_bytes() == names[1].read_bytes()
+    assert (tmp_path / "a.npy").read_bytes() == (tmp_path / "b.npy").read_bytes()
+    assert not list((tmp_path / "killed").glob("*.partial"))
+
+
+def test_two_processes_that_want_the_same_entry_make_it_once(tiny_weights, tmp_path):
+    folder = class_folders(tmp_path / "set", train=60, val=20)
+    runs = [
+        subprocess.Popen(command(tiny_weights, folder, tmp_path / f"{name}.npy"), stderr=subprocess.PIPE, text=True) for name in ("a", "b")
+    ]
+    for run in runs:
+        assert run.wait(120) == 0, run.stderr.read()
+    assert (tmp_path / "a.npy").read_bytes() == (tmp_path / "b.npy").read_bytes()
+    entries = list(FeatureCache().entries())
+    assert len(entries) == 1
+    assert entries[0][1].fault() is None
+
+
+def test_two_processes_under_torchrun_make_the_entry_of_one(tiny_weights, tmp_path):
+    folder = class_folders(tmp_path / "set", train=30, val=10)
+    subprocess.run(command(tiny_weights, folder, tmp_path / "one.npz", "--cache", str(tmp_path / "one")), check=True, capture_output=True)
+    words = command(tiny_weights, folder, tmp_path / "two.npz", "--cache", str(tmp_path / "two"))[1:]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *words]
+    subprocess.run(launcher, check=True, capture_output=True, timeout=300)
+    one, two = np.load(tmp_path / "one.npz"), np.load(tmp_path / "two.npz")
+    np.testing.assert_allclose(two["features"], one["features"], atol=1e-5)
+    assert (one["paths"] == two["paths"]).all()
+
+
+def test_bad_images_are_named_left_out_and_counted(tiny_weights, tmp_path):
+    class_folders(tmp_path)
+    for name in ("train/class0/a.jpg", "val/class2/b.png"):
+        (tmp_path / name).write_text("text")
+    with pytest.raises(DataError, match=r"2 of 35 images .*train/class0/a\.jpg \(.*val/class2/b\.png \(.*--bad-images skip"):
+        features(tiny_weights, tmp_path)
+    found = features(tiny_weights, tmp_path, bad_images="skip")
+    assert found.cached  # what the first run computed was kept
+    assert (len(found), len(found.images), found.numpy().shape) == (33, 33, (33, 96))
+    assert "train/class0/a.jpg" not in found.images.paths
+    good = extract(dinoeval.load(weights=tiny_weights), found.images, Cls(), CROP, FeatureCache(), batch_size=4)
+    np.testing.assert_allclose(found.numpy(), good.numpy(), atol=2e-6)
+
+
+def test_a_set_of_one_image_and_a_set_of_bad_ones_only(tiny_weights, tmp_path):
+    made_up_images(1)[0].save(tmp_path / "a.png")
+    assert features(tiny_weights, tmp_path).numpy().shape == (1, 96)
+    (tmp_path / "a.png").write_text("text")
+    with pytest.raises(DataError, match=r"no image .* can be read"):
+        features(tiny_weights, tmp_path, bad_images="skip")
+
+
+def test_features_that_are_no_numbers_are_refused_and_nothing_is_kept_of_them(tmp_path, pictures):
+    """Weights that are finite, and large enough to overflow: float16 has no number above 65,504."""
+    from factories import TINY, made_up_state
+
+    state = made_up_state(TINY)
+    torch.save({name: tensor * (1e30 if "fc1.weight" in name else 1) for name, tensor in state.items()}, tmp_path / "huge.pth")
+    with pytest.raises(DataError, match=r"features of .* are NaN or infinite"):
+        extract(dinoeval.load(TINY, weights=tmp_path / "huge.pth"), open_images(pictures), Cls(), CROP, FeatureCache())
+    assert not list(FeatureCache().entries())
+
+
+def test_a_full_disk_is_one_sentence_and_leaves_nothing(tiny_weights, pictures, tmp_path):
+    """A limit on the size of files stands for the full disk: the same system calls fail."""
+    code = (
+        "import resource, sys; from dinoeval.cli import main;"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (4000, resource.RLIM_INFINITY)); main(sys.argv[1:])"
+    )
+    words = command(tiny_weights, pictures, tmp_path / "x.npy")[3:]
+    done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "MB of features cannot be written to" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not [path for path in FeatureCache().root.iterdir() if path.suffix != ".lock"]
+    assert not (tmp_path / "x.npy").exists()
+    assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] == resource.RLIM_INFINITY
+
+
+def test_a_cache_that_cannot_be_written_is_one_sentence_but_can_be_read(tiny_weights, pictures, tmp_path):
+    """A file where the folder should be, and a file system that refuses (/proc), fail as a read-only disk does."""
+    (tmp_path / "file").write_text("")
+    for root in (tmp_path / "file", Path("/proc/dinoeval")):
+        with pytest.raises(CacheError, match=r"cannot be (written|read).*"):
+            features(tiny_weights, pictures, FeatureCache(root))
+    made = features(tiny_weights, pictures)
+    made.entry.folder.parent.joinpath(f"{made.entry.key}.lock").unlink()
+    for folder in (made.entry.folder, made.entry.folder.parent):
+        folder.chmod(0o555)
+    try:
+        assert features(tiny_weights, pictures).cached
+        assert not made.entry.folder.parent.joinpath(f"{made.entry.key}.lock").exists()
+    finally:
+        for folder in (made.entry.folder.parent, made.entry.folder):
+            folder.chmod(0o755)
+
+
+def test_the_backbone_is_frozen_and_unchanged_after_use(tiny_weights, pictures):
+    backbone = dinoeval.load(weights=tiny_weights)
+    rows = dinoeval.embed(backbone, pictures)
+    assert isinstance(rows, np.ndarray)
+    assert not backbone.network.training
+    assert not any(parameter.requires_grad for parameter in backbone.network.parameters())
+    assert backbone(torch.zeros(1, 3, 16, 16)).cls.grad_fn is None
+    from dinoeval.models.checkpoints import tensor_digest
+
+    assert tensor_digest(backbone.network.state_dict()) == backbone.digest
+
+
+def test_the_manifest_tells_people_what_the_entry_is(tiny_weights, pictures):
+    entry = features(tiny_weights, pictures).entry
+    manifest = json.loads((entry.folder / MANIFEST).read_bytes().rpartition(b"\n")[0])
+    assert manifest["recipe"]["readout"] == "cls"
+    assert manifest["about"]["arch"] == "vit_xs4_16"
+    assert manifest["rows"] == 33

@@ -1,0 +1,143 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from factories import TINY, class_folders
+
+import dinoeval
+from dinoeval.errors import ConfigError
+from dinoeval.maths.neighbors import normalise
+from dinoeval.models.zoo import ZOO
+from dinoeval.protocols import knn
+from dinoeval.results import Result
+from dinoeval.session import SessionConfig
+
+
+def slow_knn(train: np.ndarray, labels: np.ndarray, queries: np.ndarray, k: int) -> np.ndarray:
+    """The paper's formula in twenty lines of NumPy, (Q, classes) sums of exp(cosine / 0.07)."""
+    cosines = normalise(queries).astype(np.float64) @ normalise(train).astype(np.float64).T
+    scores = np.zeros((len(queries), labels.max() + 1))
+    for query, row in enumerate(cosines):
+        for neighbour in np.argsort(-row, kind="stable")[:k]:
+            scores[query, labels[neighbour]] += np.exp(row[neighbour] / 0.07)
+    return scores
+
+
+@pytest.fixture
+def backbone(tiny_weights):
+    return dinoeval.load(weights=tiny_weights)
+
+
+def test_scores_equal_the_formula_on_the_same_features(backbone, tmp_path):
+    folder = class_folders(tmp_path, classes=7, train=9, val=4)
+    result = dinoeval.evaluate("knn", backbone, data=str(folder), k=(1, 3, 10, 40))
+    train, val = (dinoeval.embed(backbone, folder / split) for split in ("train", "val"))
+    truth = np.array(result.samples["label"])
+    for k in (1, 3, 10, 40):
+        scores = slow_knn(train, np.repeat(np.arange(7), 9), val, k)
+        ranked = np.argsort(-scores, axis=1, kind="stable")
+        voted = np.take_along_axis(scores, ranked, 1) > 0
+        assert result.samples[f"prediction@{k}"] == ranked[:, 0].tolist()
+        assert result.metrics[f"top1@{k}"] == pytest.approx(100 * np.mean(ranked[:, 0] == truth))
+        top5 = ((ranked[:, :5] == truth[:, None]) & voted[:, :5]).any(1)
+        assert result.metrics[f"top5@{k}"] == pytest.approx(100 * top5.mean())
+        assert result.samples[f"top5@{k}"] == top5.astype(int).tolist()
+        share = top5.mean()
+        assert result.standard_errors[f"top5@{k}"] == pytest.approx(100 * np.sqrt(share * (1 - share) / 28))
+
+
+def test_another_k_runs_no_forward_pass(backbone, pictures, monkeypatch):
+    dinoeval.evaluate("knn", backbone, data=str(pictures), k=(3,))
+    monkeypatch.setattr(backbone.network, "forward", None)  # a call would fail
+    again = dinoeval.evaluate("knn", backbone, data=str(pictures), k=(5, 7), temperature=0.1)
+    assert set(again.metrics) == {"top1@5", "top5@5", "top1@7", "top5@7"}
+
+
+def test_one_query_and_one_bank_row_a_class(backbone, tmp_path):
+    folder = class_folders(tmp_path, classes=1, train=1, val=1)
+    result = dinoeval.evaluate("knn", backbone, data=str(folder))
+    assert result.metrics == {"top1@1": 100.0, "top5@1": 100.0}
+    assert result.notes == ["k = 10, 20, 100, 200 left out: there are only 1 training images"]
+
+
+def test_the_default_list_is_cut_and_a_k_that_was_asked_for_is_not(backbone, pictures):
+    result = dinoeval.evaluate("knn", backbone, data=str(pictures))
+    assert [name for name in result.metrics if name.startswith("top1")] == ["top1@10", "top1@20"]
+    assert result.notes == ["k = 100, 200 left out: there are only 24 training images"]
+    with pytest.raises(ConfigError, match="k = 25 is more than the 24 training images"):
+        dinoeval.evaluate("knn", backbone, data=str(pictures), k=(5, 25))
+    for wrong in ({"k": ()}, {"k": (0,)}, {"temperature": 0.0}):
+        with pytest.raises(ConfigError):
+            dinoeval.evaluate("knn", backbone, data=str(pictures), **wrong)
+
+
+def test_skipped_images_change_the_denominator_and_are_recorded(backbone, tmp_path):
+    folder = class_folders(tmp_path)
+    (folder / "val/class0/1.png").write_text("text")
+    (folder / "train/class1/0.png").write_text("text")
+    result = dinoeval.evaluate("knn", backbone, session=SessionConfig(bad_images="skip"), data=str(folder), k=(5,))
+    assert len(result.samples["label"]) == 8
+    assert (result.data["train"]["images"], result.data["val"]["bad_images"]) == (23, ["class0/1.png"])
+    (folder / "val/class0/1.png").unlink()
+    (folder / "train/class1/0.png").unlink()
+    without = dinoeval.evaluate("knn", backbone, data=str(folder), k=(5,))
+    assert without.samples == result.samples
+
+
+class _Set:
+    """As many images and classes as ImageNet has, for the rules of comparison only."""
+
+    def __init__(self, count: int, classes: int = 1000):
+        self.count, self.images = count, type("Images", (), {"classes": range(classes)})
+
+    def __len__(self) -> int:
+        return self.count
+
+
+def why_not(name: str, arch: str, *, train=1_281_167, transform="dino@1:256/224", precision="fp32", key=None, **config) -> str | None:
+    source = type("Provenance", (), {"name": name, "random": name == "random", "key": key})
+    network = type("Backbone", (), {"provenance": source, "arch": arch, "precision": precision})
+    session = type("Session", (), {"backbone": network, "transform": type("Transform", (), {"id": transform})})
+    ks = config.pop("ks", [10, 20])
+    references, reason = knn.published(knn.Config(**config), session, _Set(train), _Set(50_000), ks)
+    return reason or f"{references[0].metric} {references[0].value}"
+
+
+def test_a_published_number_stands_only_beside_what_it_was_measured_on():
+    assert why_not("vit_s8", "vit_s8") == "top1@20 78.3"
+    assert why_not("/mine/vits16.pth", "vit_s16", key="teacher") == "top1@20 74.5"
+    assert why_not("vit_s16_vanilla_100ep", "vit_s16") == "top1@20 69.3"
+    assert why_not("vit_s8_300ep", "vit_s8") == "no k-NN score is published for vit_s8_300ep"
+    assert "no k-NN score" in why_not("/mine/x.pth", TINY)
+    assert "random" in why_not("random", "vit_s16")
+    assert "ImageNet-1k" in why_not("vit_s8", "vit_s8", train=1_281_166)
+    assert "the transform is dino@1:248/224" in why_not("vit_s8", "vit_s8", transform="dino@1:248/224")
+    assert "precision" in why_not("vit_s8", "vit_s8", precision="bf16")
+    assert "temperature" in why_not("vit_s8", "vit_s8", temperature=0.1)
+    assert "k = 20" in why_not("vit_s8", "vit_s8", ks=[10])
+    assert "student" in why_not("/mine/x.pth", "vit_s16", key="student")
+
+
+def test_the_published_numbers_are_the_papers():
+    assert {name: knn.PAPER[name].value for name in ("vit_s16", "vit_s8", "vit_b16", "vit_b8")} == {
+        "vit_s16": 74.5, "vit_s8": 78.3, "vit_b16": 76.1, "vit_b8": 77.4,
+    }  # fmt: skip
+    assert set(knn.PAPER) <= set(ZOO)
+
+
+def test_without_data_imagenet_is_looked_for_and_else_the_digits_taken_with_a_line_that_says_so(monkeypatch, tmp_path):
+    assert knn.choose_data("some", "vit_s8") == ("some", [])
+    data, notes = knn.choose_data(None, "vit_s8")
+    assert data == "digits"
+    assert "$DINOEVAL_DATA/imagenet was not found" in notes[0]
+    monkeypatch.setenv("DINOEVAL_DATA", str(tmp_path))
+    (tmp_path / "imagenet/train").mkdir(parents=True)
+    assert knn.choose_data(None, "vit_s8") == ("imagenet", [])
+
+
+def test_a_result_survives_the_disk(backbone, pictures, tmp_path):
+    result = dinoeval.evaluate("knn", backbone, data=str(pictures))
+    result.save(tmp_path / "r.json")
+    assert Result.load(tmp_path / "r.json") == result
+    assert result.backbone["digest"] == backbone.digest
+    assert result.transform == "dino@1:16/16"

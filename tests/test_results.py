@@ -1,0 +1,92 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import pytest
+
+from dinoeval.errors import DinoevalError
+from dinoeval.results import Reference, Result, compare, proportion_error
+
+
+def result(outcomes: list[int], *, paths: list[str] | None = None, references=(), **changes) -> Result:
+    percent = 100 * sum(outcomes) / len(outcomes)
+    made = Result(
+        protocol="knn", version=1, metrics={"top1@20": percent}, standard_errors={"top1@20": proportion_error(percent, len(outcomes))},
+        config={}, backbone={}, data={"name": "x", "train": {"fingerprint": "a"}, "val": {"fingerprint": "b"}}, transform="t", machine={},
+        seconds={}, references=list(references), not_comparable=None if references else "no number is published",
+        samples={"path": paths or [str(n) for n in range(len(outcomes))], "top1@20": outcomes},
+    )  # fmt: skip
+    return dataclasses.replace(made, **changes)
+
+
+def reference(value: float) -> Reference:
+    return Reference(metric="top1@20", value=value, decimals=1, source="Table 2")
+
+
+def test_standard_error_by_hand():
+    """sqrt(.745 * .255 / 50000) = 0.195 points, the paper's k-NN on ImageNet."""
+    assert proportion_error(74.5, 50_000) == pytest.approx(0.195, abs=5e-4)
+    assert proportion_error(100.0, 10) == 0
+
+
+def test_against_the_paper_the_tolerance_is_two_errors_and_half_a_digit():
+    """75 of 100 right: error sqrt(.75 * .25 / 100) = 4.33, tolerance 2 * 4.33 + 0.05 = 8.71."""
+    outcomes = [1] * 75 + [0] * 25
+    for value, expected in ((83.7, "same"), (83.8, "worse"), (66.3, "same"), (66.2, "better")):
+        (verdict,), reason = compare(result(outcomes, references=[reference(value)]), None)
+        assert (verdict.outcome, reason) == (expected, None)
+        assert verdict.tolerance == pytest.approx(8.71, abs=0.005)
+
+
+def test_results_on_the_same_images_are_compared_pair_by_pair():
+    """Ten outcomes changed in a thousand: the error of the difference is sqrt(10) / 1000 = 0.316 points, not 1.9 (unpaired)."""
+    before = [1] * 500 + [0] * 500
+    after = [0] * 10 + before[10:]
+    (verdict,), _ = compare(result(after), result(before))
+    assert (verdict.difference, verdict.outcome) == (-1.0, "worse")
+    assert verdict.tolerance == pytest.approx(2 * 0.3162, abs=1e-3)
+    (unpaired,), _ = compare(result(after, paths=[str(-n) for n in range(1000)]), result(before))
+    assert unpaired.outcome == "same"
+    assert "unpaired" in unpaired.method
+    (same,), _ = compare(result(before), result(before))
+    assert (same.outcome, same.tolerance) == ("same", 0)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"protocol": "linear"}, "one is of linear, the other of knn"),
+        ({"version": 2}, "VERSION 2 in one and 1 in the other"),
+        ({"data": {"train": {"fingerprint": "a"}, "val": {"fingerprint": "c"}}}, "their val images are not the same"),
+        ({"metrics": {"mAP": 3.0}}, "no metric in common"),
+    ],
+)
+def test_what_cannot_be_compared_says_why(change, said):
+    verdicts, reason = compare(result([1, 0], **change), result([1, 0]))
+    assert not verdicts
+    assert said in reason
+    assert compare(result([1, 0]), None)[1] == "no number is published"
+
+
+def test_files_that_are_no_result(tmp_path):
+    path = tmp_path / "r.json"
+    with pytest.raises(DinoevalError, match="No such file"):
+        Result.load(path)
+    for content, said in (
+        ("{", "is no Result"),
+        ("[]", "is no Result of this version"),
+        (json.dumps({"schema": "dinoeval-result/1"}), "complete"),
+    ):
+        path.write_text(content)
+        with pytest.raises(DinoevalError, match=said):
+            Result.load(path)
+
+
+def test_an_unwritable_place_is_one_sentence_and_leaves_nothing(tmp_path):
+    with pytest.raises(DinoevalError, match="cannot be written"):
+        result([1]).save(tmp_path / "absent" / "r.json")
+    (tmp_path / "r.json").mkdir()
+    with pytest.raises(DinoevalError, match="cannot be written"):
+        result([1]).save(tmp_path / "r.json")
+    assert [path.name for path in tmp_path.iterdir()] == ["r.json"]
