@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-import warnings
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +18,8 @@ import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tests"))
+sys.path.insert(0, str(ROOT / "benchmarks"))
+import released as released_code  # noqa: E402
 from factories import made_up_state  # noqa: E402
 
 from dinoeval.models.vit import VisionTransformer, parse_architecture  # noqa: E402
@@ -66,13 +67,11 @@ def networks(released) -> tuple[list[dict], dict]:
     return rows, golden
 
 
-def training(released, checkout: Path) -> tuple[dict, dict]:
+def training(released) -> tuple[dict, dict]:
     """The released loop's own pieces, put together as train_one_epoch does, but on a CPU and in one process."""
     import main_dino
-    import torch.distributed as dist
     import utils
 
-    dist.init_process_group("gloo", init_method="tcp://127.0.0.1:29555", rank=0, world_size=1)
     recipe = Recipe(**TRAINED)
     steps = STEPS // recipe.epochs
     torch.manual_seed(3)
@@ -136,13 +135,11 @@ def main() -> None:
     parser.add_argument("released", type=Path, help="a checkout of facebookresearch/dino")
     parser.add_argument("--golden", type=Path, help="write the released code's values here")
     args = parser.parse_args()
-    warnings.filterwarnings("ignore")
-    sys.path.insert(0, str(args.released))
-    torch.hub.list = lambda *_, **__: []  # main_dino.py asks the network for XCiT's names while it is imported
+    released_code.use(args.released)
     import vision_transformer as released
 
     rows, golden = networks(released)
-    trajectory, losses = training(released, args.released)
+    trajectory, losses = training(released)
     facts = {"released": "facebookresearch/dino 7c446df", "torch": torch.__version__, "command": "python benchmarks/parity.py CHECKOUT"}
     (ROOT / "benchmarks/results/parity.json").write_text(json.dumps({**facts, "networks": rows, "training": trajectory}, indent=1) + "\n")
     if args.golden:

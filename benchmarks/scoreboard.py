@@ -1,0 +1,128 @@
+"""Write benchmarks/README.md from benchmarks/results/*.json, so that no number in it was typed by hand.
+
+python benchmarks/scoreboard.py
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+
+
+def read(name: str) -> dict:
+    return json.loads((HERE / f"results/{name}.json").read_text())
+
+
+def machine(facts: dict) -> str:
+    return f"{facts['machine']['processor']}, {facts['machine']['cores']} cores, torch {facts['machine']['torch']}, faiss {facts['machine']['faiss-cpu']}"
+
+
+def parity() -> list[str]:
+    facts = read("parity")
+    rows = facts["networks"]
+    lines = [
+        "## Parity with the released code",
+        "",
+        f"`{facts['command']}`: same made-up weights, same pictures, {facts['released']}, torch {facts['torch']}. Largest absolute differences:",
+        "",
+        "| network | size | [CLS] | tokens of the last 4 blocks | last attention |",
+        "|---|---|---|---|---|",
+        *(
+            f"| {row['arch']} | {row['size']} | {row['cls']:.1e} | {row['tokens of 4 blocks']:.1e} | {row['attention']:.1e} |"
+            for row in rows
+        ),
+        "",
+        f"Training, {facts['training']['steps']} steps on fixed crops: losses differ by at most {facts['training']['loss, relative']:.1e} (relative), the",
+        f"teacher's weights by {facts['training']['teacher weights']:.1e}; the loss went from {facts['training']['first loss']:.2f} to "
+        f"{facts['training']['last loss']:.2f}.",
+        "",
+    ]
+    knn = read("parity_knn")
+    lines += [
+        f"`{knn['command']}`: both command lines on CIFAR-10, {knn['images']['train']:,} + {knn['images']['val']:,} images, ViT-Ti/32 with made-up weights"
+        f" ({knn['ours seconds']} s and {knn['released seconds']} s):",
+        "",
+        "| k | top-1 ours | top-1 released | queries with five labels | top-5 of these, ours | top-5 of these, released |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in knn["rows"]:
+        top5 = [f"{row[name]:.4f}" if name in row else "-" for name in ("top5 of these, ours", "top5 of these, released")]
+        lines.append(
+            f"| {row['k']} | {row['top1 ours']} | {row['top1 released']} | {row['queries with five labels']:,} | {top5[0]} | {top5[1]} |"
+        )
+    return [*lines, ""]
+
+
+def scores() -> list[str]:
+    lines = ["## Scores", "", "| checkpoint | data | k | top-1 | top-5 | command |", "|---|---|---|---|---|---|"]
+    for path in sorted((HERE / "results").glob("knn_*.json")):
+        facts = json.loads(path.read_text())
+        for k in facts["config"]["k"]:
+            cells = [f"{facts['metrics'][f'{m}@{k}']:.2f} ± {facts['standard_errors'][f'{m}@{k}']:.2f}" for m in ("top1", "top5")]
+            lines.append(f"| {facts['name']} | {facts['data']['name']} | {k} | {cells[0]} | {cells[1]} | `{facts['command']}` |")
+    return [*lines, ""]
+
+
+def speed() -> list[str]:
+    knn, extraction = read("speed_knn"), read("speed_extraction")
+    ours = knn["runs"]["ours"]
+    bf16 = extraction["ratio bf16"]
+    return [
+        "## Speed",
+        "",
+        f"On {machine(knn)}. Medians; every ratio is of runs in turn on one machine.",
+        "",
+        f"**k-NN sweep** (`{knn['command']}`): {knn['what']}.",
+        "",
+        "| | seconds | times ours |",
+        "|---|---|---|",
+        f"| dinoeval | {knn['median seconds']['ours']:.1f} | 1 |",
+        f"| released `knn_classifier`, once a k | {knn['median seconds']['theirs']:.1f} | {knn['ratio theirs / ours']:.1f} |",
+        f"| scikit-learn, once a k (one run) | {knn['median seconds']['sklearn']:.1f} | {knn['ratio sklearn / ours']:.1f} |",
+        f"| the multiply-adds alone, at this machine's best rate | {knn['multiply-add limit, seconds']:.1f} | 1/{knn['ours over the limit']:.2f} |",
+        "",
+        f"Peak memory added by the search: {max(run['peak MB added'] for run in ours):.0f} MB for a bank of {knn['bank MB']:.0f} MB, memory-mapped; "
+        f"{max(run['peak MB in all'] for run in ours):.0f} MB for the whole process.",
+        "",
+        f"**JPEG files to [CLS]** (`{extraction['command']}`): {extraction['what']}.",
+        "",
+        "| | images a second | times released |",
+        "|---|---|---|",
+        f"| released `extract_features` | {extraction['images a second']['theirs']:.1f} | 1 |",
+        f"| dinoeval, fp32 | {extraction['images a second']['ours fp32']:.1f} | {extraction['ratio fp32']:.2f} |",
+        f"| dinoeval, bf16 | {extraction['images a second'].get('ours bf16', '-')} | {bf16 if isinstance(bf16, str) else f'{bf16:.2f}'} |",
+        "",
+        f"fp32 runs at {extraction['GFLOP a second of ours fp32']:.0f} GFLOP/s end to end; features differ from the released ones by at most "
+        f"{extraction['largest difference to the released features']:.1e}.",
+        "",
+    ]
+
+
+def reliability() -> list[str]:
+    facts = read("reliability")
+    moments = facts["rows done when killed (-1: none begun, or all done)"]
+    return [
+        "## Reliability",
+        "",
+        f"`{facts['command']}`: {facts['runs']} extractions killed with SIGKILL at random moments (after {min(moments)} to {max(moments)} of 400 rows; -1 is",
+        f"before the first or after the last); {facts['bit-identical']} ended bit-identical to an undisturbed one, "
+        f"{facts['resumed from rows of the killed run']} of them resumed from rows of the killed run.",
+        "",
+    ]
+
+
+def main() -> None:
+    head = [
+        "# Benchmarks",
+        "",
+        "Evidence, with the commands that made it. `CHECKOUT` is a checkout of facebookresearch/dino at 7c446df, which the scripts run beside",
+        "dinoeval on the same machine. This page is written by `python benchmarks/scoreboard.py` from `results/`.",
+        "",
+    ]
+    (HERE / "README.md").write_text("\n".join([*head, *parity(), *scores(), *speed(), *reliability()]).rstrip() + "\n")
+
+
+if __name__ == "__main__":
+    main()
