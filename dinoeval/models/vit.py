@@ -143,12 +143,18 @@ class Block(nn.Module):
 
 
 class PatchEmbed(nn.Module):
+    """The patch convolution, computed as a matrix product: CUDA runs float32 convolutions in TF32 unless told not to."""
+
     def __init__(self, config: VitConfig) -> None:
         super().__init__()
         self.proj = nn.Conv2d(3, config.dim, kernel_size=config.patch_size, stride=config.patch_size)
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.proj(images.to(self.proj.weight.dtype)).flatten(2).transpose(1, 2)  # (N, h*w, D)
+        side = self.proj.kernel_size[0]
+        rows, columns = (length // side for length in images.shape[-2:])
+        whole = images[..., : rows * side, : columns * side].unflatten(3, (columns, side)).unflatten(2, (rows, side))
+        patches = whole.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)  # (N, h*w, 3*side*side)
+        return F.linear(patches.to(self.proj.weight.dtype), self.proj.weight.flatten(1), self.proj.bias)  # (N, h*w, D)
 
 
 class VisionTransformer(nn.Module):

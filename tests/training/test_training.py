@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -49,7 +50,7 @@ def test_schedules_equal_a_public_runs_log():
 
 def test_a_run_of_twenty_steps_follows_the_released_one(golden):
     """Losses that main_dino.py's own pieces gave on the same weights and crops; see benchmarks/parity.py."""
-    sys.path.insert(0, "benchmarks")
+    sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
     from parity import TRAINED
 
     recipe, steps = Recipe(**TRAINED), 5
