@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from PIL import Image
 from dinoeval import protocols
 from dinoeval.data.images import in_memory, open_images
 from dinoeval.data.transforms import parse_transform
+from dinoeval.errors import BadImage, ConfigError, DataError, unknown
 from dinoeval.features.cache import FeatureCache
 from dinoeval.features.extract import extract, forward
 from dinoeval.features.readout import Readout, parse_readout
@@ -36,13 +38,22 @@ def embed(
         images = [images]
     if not isinstance(images, (str, Path)):
         images = list(images)
+        if strangers := [type(image).__name__ for image in images if not isinstance(image, (str, Path, Image.Image))]:
+            raise DataError(f"embed takes paths and PIL images, not {strangers[0]}; PIL.Image.fromarray makes one of an array")
         if any(isinstance(image, Image.Image) for image in images):
-            pictures = [image if isinstance(image, Image.Image) else Image.open(image) for image in images]
+            pictures = [image if isinstance(image, Image.Image) else _open(image) for image in images]
             return forward(backbone, in_memory(pictures), readout, chosen)
     opened = open_images(images)  # type: ignore[arg-type]
     if not cache:
         return forward(backbone, opened, readout, chosen)
     return extract(backbone, opened, readout, chosen, FeatureCache()).numpy()
+
+
+def _open(path: str | Path) -> Image.Image:
+    try:
+        return open_images(path).open(0)
+    except BadImage as fault:
+        raise DataError(f"{path} cannot be read: {fault}") from fault
 
 
 def evaluate(protocol: str, backbone: Backbone, *, session: SessionConfig | None = None, **config: object) -> Result:
@@ -51,4 +62,7 @@ def evaluate(protocol: str, backbone: Backbone, *, session: SessionConfig | None
     `config` holds the fields of the protocol's Config, `session` how images are read; the backbone is the one given.
     """
     module = protocols.find(protocol)
+    for name in config:
+        if name not in (fields := [field.name for field in dataclasses.fields(module.Config)]):
+            raise ConfigError(unknown(f"option of {protocol}", name, fields))
     return module.run(module.Config(**config), Session(session or SessionConfig(), backbone))

@@ -14,11 +14,16 @@ _PATIENCE = datetime.timedelta(days=2)  # ranks wait for the slowest one's share
 
 
 def rank() -> int:
-    return int(os.environ.get("RANK", "0"))
+    return int(os.environ["RANK"]) if _launched() else 0
 
 
 def world() -> int:
-    return int(os.environ.get("WORLD_SIZE", "1"))
+    return int(os.environ["WORLD_SIZE"]) if _launched() else 1
+
+
+def _launched() -> bool:
+    """Whether torchrun started this process: schedulers leave RANK and WORLD_SIZE behind where nobody would answer."""
+    return "TORCHELASTIC_RUN_ID" in os.environ
 
 
 def shard(count: int) -> range:

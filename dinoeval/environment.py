@@ -9,10 +9,12 @@ from pathlib import Path
 
 import platformdirs
 
+from dinoeval.files import expand
+
 
 def _folder(variable: str, *default: str) -> Path:
     given = os.environ.get(variable)
-    return Path(given).expanduser() if given else Path(platformdirs.user_cache_dir("dinoeval"), *default)
+    return expand(given) if given else Path(platformdirs.user_cache_dir("dinoeval"), *default)
 
 
 def weights_folder() -> Path:
@@ -28,7 +30,7 @@ def cache_folder() -> Path:
 def data_folder() -> Path | None:
     """`$DINOEVAL_DATA`, or None where it is unset: the folder of named data sets."""
     given = os.environ.get("DINOEVAL_DATA")
-    return Path(given).expanduser() if given else None
+    return expand(given) if given else None
 
 
 def offline() -> bool:

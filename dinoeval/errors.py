@@ -18,6 +18,10 @@ class DataError(DinoevalError):
     """A data set or an image that cannot be used as asked."""
 
 
+class BadImage(Exception):  # noqa: N818  it is the image that is bad
+    """A file that does not decode to a usable picture; str() is the reason. Callers turn it into a DataError or skip it."""
+
+
 class CacheError(DinoevalError):
     """The feature cache cannot be read or written."""
 

@@ -8,13 +8,14 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import os
 from pathlib import Path
+from statistics import NormalDist
 from typing import Any, Literal
 
 import numpy as np
 
 from dinoeval.errors import DinoevalError
+from dinoeval.files import expand, write_whole
 
 SCHEMA = "dinoeval-result/1"
 Z = 2.0  # standard errors of a difference that are put down to chance
@@ -59,21 +60,13 @@ class Result:
 
     def save(self, path: str | Path) -> None:
         """Write JSON, whole or not at all."""
-        path = Path(path).expanduser()
-        aside = path.with_name(f".{path.name}.{os.getpid()}")
-        content = {"schema": SCHEMA, **dataclasses.asdict(self)}
-        try:
-            aside.write_text(json.dumps(content, indent=None) + "\n", encoding="utf-8")
-            aside.replace(path)
-        except OSError as error:
-            raise DinoevalError(f"{path} cannot be written: {error.strerror}") from error
-        finally:
-            aside.unlink(missing_ok=True)
+        content = json.dumps({"schema": SCHEMA, **dataclasses.asdict(self)}, allow_nan=False) + "\n"
+        write_whole(path, lambda target: target.write_text(content, encoding="utf-8"))
 
     @classmethod
     def load(cls, path: str | Path) -> Result:
         """Read what `save` wrote."""
-        path = Path(path).expanduser()
+        path = expand(path)
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
         except OSError as error:
@@ -85,9 +78,14 @@ class Result:
         del content["schema"]
         try:
             references = [Reference(**reference) for reference in content.pop("references")]
-            return cls(**content, references=references)
-        except (TypeError, KeyError) as error:
+            result = cls(**content, references=references)
+            good = all(math.isfinite(value) for values in (result.metrics, result.standard_errors) for value in values.values())
+            good &= all(isinstance(part, dict) for part in (result.data, result.samples, result.config, result.backbone))
+        except (TypeError, KeyError, AttributeError) as error:
             raise DinoevalError(f"{path} is no complete Result: {error}") from error
+        if not good:
+            raise DinoevalError(f"{path} is no sound Result: a number is NaN or infinite, or a part is not what it should be")
+        return result
 
 
 def proportion_error(percent: float, count: int) -> float:
@@ -113,20 +111,26 @@ class Verdict:
 def compare(result: Result, against: Result | None) -> tuple[list[Verdict], str | None]:
     """Compare with another Result, or with the published numbers where `against` is None.
 
-    Returns the verdicts, and where there are none the reason why the two are not comparable. The tolerance is two
-    standard errors of the difference plus half a unit of the last published digit. Two Results on the same images are
-    compared pair by pair; then the error is that of the outcomes that changed, sqrt(b + c) / n.
+    Returns the verdicts, or none and the reason why the two are not comparable. A difference within the tolerance is put
+    down to chance and rounding: z standard errors of the difference, plus half a unit of the last published digit. z is 2
+    for one metric; for m metrics it is that of m times smaller tails (Bonferroni), so that the chance that equal models
+    fail on any of them stays below 2.3 %. Two Results on the same images are compared pair by pair: of the outcomes that
+    changed, b for the better and c for the worse, the difference is (b - c) / n and its error sqrt(b + c) / n.
     """
     if against is None:
-        if not result.references:
-            return [], result.not_comparable or "the Result names no published number"
-        return [_against_published(result, reference) for reference in result.references if reference.metric in result.metrics], None
+        lacking = [reference.metric for reference in result.references if reference.metric not in result.metrics]
+        if lacking or not result.references:
+            return [], result.not_comparable or f"the Result holds no {', '.join(lacking) or 'published number'}"
+        z = _threshold(len(result.references))
+        return [_against_published(result, reference, z) for reference in result.references], None
     if reason := _difference_of_recipe(result, against):
         return [], reason
-    common = [name for name in result.metrics if name in against.metrics]
-    if not common:
-        return [], "they have no metric in common"
-    return [_against_result(result, against, name) for name in common], None
+    z = _threshold(len(against.metrics))
+    return [_against_result(result, against, name, z) for name in against.metrics], None
+
+
+def _threshold(metrics: int) -> float:
+    return -NormalDist().inv_cdf(NormalDist().cdf(-Z) / metrics)
 
 
 def _difference_of_recipe(one: Result, other: Result) -> str | None:
@@ -138,39 +142,46 @@ def _difference_of_recipe(one: Result, other: Result) -> str | None:
         prints = [result.data.get(half, {}).get("fingerprint") for result in (one, other)]
         if prints[0] != prints[1]:
             return f"their {half} images are not the same (fingerprints {prints[0]} and {prints[1]})"
-    return None
+        counts = [result.data.get(half, {}).get("images") for result in (one, other)]
+        if counts[0] != counts[1]:
+            return f"one read {counts[0]} of the {half} images, the other {counts[1]}"
+    settings = [{"transform": result.transform, "precision": result.backbone.get("precision"), **result.config} for result in (one, other)]
+    for name in settings[0].keys() | settings[1].keys():
+        values = [setting.get(name) for setting in settings]
+        if name not in ("data", "k") and values[0] != values[1]:
+            return f"{name} is {values[0]} in one and {values[1]} in the other"
+    lacking = [name for name in other.metrics if name not in one.metrics]
+    return f"one lacks {', '.join(lacking)}, which the other has" if lacking else None
 
 
-def _outcome(difference: float, tolerance: float) -> Literal["same", "better", "worse"]:
-    if abs(difference) <= tolerance:
-        return "same"
-    return "better" if difference > 0 else "worse"
-
-
-def _against_published(result: Result, reference: Reference) -> Verdict:
-    name = reference.metric
-    difference = result.metrics[name] - reference.value
-    rounding = 0.5 * 10**-reference.decimals if reference.decimals is not None else 0.0
-    error = result.standard_errors.get(name, 0.0)
-    tolerance = Z * error + rounding
+def _verdict(name: str, measured: float, reference: float, tolerance: float, beyond: bool, method: str) -> Verdict:
+    difference = measured - reference
+    outcome = "same" if not beyond else "better" if difference > 0 else "worse"
     return Verdict(
-        metric=name, measured=result.metrics[name], reference=reference.value, difference=difference, tolerance=tolerance,
-        outcome=_outcome(difference, tolerance), method=f"{Z:g} x SE {error:.3f} + rounding {rounding:g} ({reference.source})",
-    )  # fmt: skip
+        metric=name, measured=measured, reference=reference, difference=difference, tolerance=tolerance, outcome=outcome, method=method
+    )
 
 
-def _against_result(result: Result, against: Result, name: str) -> Verdict:
-    difference = result.metrics[name] - against.metrics[name]
-    columns = [run.samples.get(name) for run in (result, against)]
+def _against_published(result: Result, reference: Reference, z: float) -> Verdict:
+    measured, error = result.metrics[reference.metric], result.standard_errors.get(reference.metric, 0.0)
+    rounding = 0.5 * 10**-reference.decimals if reference.decimals is not None else 0.0
+    tolerance = z * error + rounding
+    method = f"{z:.2f} x SE {error:.3f} + rounding {rounding:g} ({reference.source})"
+    beyond = abs(measured - reference.value) > tolerance
+    return _verdict(reference.metric, measured, reference.value, tolerance, beyond, method)
+
+
+def _against_result(result: Result, against: Result, name: str, z: float) -> Verdict:
+    outcomes = [run.samples.get(name) for run in (result, against)]
     paths = [run.samples.get("path") for run in (result, against)]
-    if columns[0] and columns[1] and paths[0] == paths[1] and len(columns[0]) == len(columns[1]):
-        changed = int((np.array(columns[0]) != np.array(columns[1])).sum())
-        error, method = 100 * math.sqrt(changed) / len(columns[0]), f"{changed} outcomes changed, paired"
+    if outcomes[0] and outcomes[1] and paths[0] == paths[1] and len(outcomes[0]) == len(outcomes[1]):
+        change = np.array(outcomes[0], int) - np.array(outcomes[1], int)
+        gained, lost = int((change > 0).sum()), int((change < 0).sum())
+        tolerance = z * 100 * math.sqrt(gained + lost) / len(change)
+        beyond = (gained - lost) ** 2 > z**2 * (gained + lost)  # in whole numbers: no rounding at the border
+        method = f"paired: {gained} outcomes gained, {lost} lost; {z:.2f} x SE"
     else:
         error = math.hypot(*(run.standard_errors.get(name, 0.0) for run in (result, against)))
-        method = "unpaired"
-    tolerance = Z * error
-    return Verdict(
-        metric=name, measured=result.metrics[name], reference=against.metrics[name], difference=difference, tolerance=tolerance,
-        outcome=_outcome(difference, tolerance), method=f"{Z:g} x SE {error:.3f}, {method}",
-    )  # fmt: skip
+        tolerance, method = z * error, f"unpaired: {z:.2f} x SE {error:.3f}"
+        beyond = abs(result.metrics[name] - against.metrics[name]) > tolerance
+    return _verdict(name, result.metrics[name], against.metrics[name], tolerance, beyond, method)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from dinoeval.environment import describe_machine
+from dinoeval.errors import ConfigError
 
 if TYPE_CHECKING:
     from dinoeval.data.images import ImageSet
@@ -42,6 +43,12 @@ class SessionConfig:
     """Processes that decode images; by default one a core, none for small sets."""
     cache: str | None = None
     """Folder of the feature cache; by default $DINOEVAL_CACHE, or one of the user's cache."""
+
+    def __post_init__(self) -> None:
+        if self.batch_size is not None and self.batch_size < 1:
+            raise ConfigError(f"batch size must be 1 or more: {self.batch_size}")
+        if self.workers is not None and self.workers < 0:
+            raise ConfigError(f"workers must be 0 or more: {self.workers}")
 
 
 class Session:

@@ -91,9 +91,13 @@ def test_cache_commands(capsys, tiny_weights, pictures, tmp_path):
     index.write_bytes(index.read_bytes()[:-1] + b"!")
     code, out, _ = call(capsys, "cache", "verify")
     assert (code, out.count("damaged: bytes of features.faiss changed"), out.count("whole")) == (1, 1, 1)
-    (root / "0123.partial").mkdir()
+    unfinished = f"{'0' * 32}.partial"
+    for name in (unfinished, "photos", "film.partial"):  # the latter two are not the cache's
+        (root / name).mkdir()
     code, out, _ = call(capsys, "cache", "prune")
-    assert out.splitlines() == ["deleted 0123.partial", f"deleted {index.parent.name}"]
+    assert out.splitlines() == [f"deleted {unfinished}", f"deleted {index.parent.name}"]
+    assert (root / "photos").is_dir()
+    assert (root / "film.partial").is_dir()
     assert call(capsys, "cache", "prune", "zzz")[0] == 2
     assert call(capsys, "cache", "prune", "--everything")[0] == 0
     assert "0.0 MB" in call(capsys, "cache", "list")[1]
@@ -139,8 +143,29 @@ def test_mistakes_are_one_paragraph_each(capsys, tiny_weights, tmp_path):
     one_paragraph(call(capsys, "embed", pictures, "--out", tmp_path / "x.txt"), ".npz or .npy")
     one_paragraph(call(capsys, "embed", pictures, "--out", tmp_path / "x.npy", "--readout", "mean"), "no readout 'mean'")
     one_paragraph(call(capsys, "check", tmp_path / "none.json"), "no Result can be read")
+    one_paragraph(call(capsys, "embed", tmp_path / "none.csv", "--out", tmp_path / "x.npy"), "no image")
+    one_paragraph(call(capsys, "embed", "", "--out", tmp_path / "x.npy"), "no image ''")
+    one_paragraph(call(capsys, "embed", pictures, *good[:2], "--readout", "last9", "--out", tmp_path / "x.npy"), "has 4")
+    one_paragraph(call(capsys, "knn", *good, "--batch-size", 0), "batch size must be 1 or more")
+    one_paragraph(call(capsys, "knn", *good, "--workers", -1), "workers must be 0 or more")
+    one_paragraph(call(capsys, "knn", *good, "--device", "meta"), "device 'meta' cannot be used")
+    one_paragraph(call(capsys, "knn", *good, "--json", "."), "is a folder")
+    one_paragraph(call(capsys, "knn", *good, "--temperature", "inf"), "temperature must be above 0")
+    one_paragraph(call(capsys, "models", "convert", "random", tmp_path / "x.safetensors", "--arch", TINY), "untrained")
+    one_paragraph(call(capsys, "models", "convert", tiny_weights, "/nonexistent/x.safetensors"), "cannot be written")
     (pictures / "train/class1/z.jpg").write_text("text")
     one_paragraph(call(capsys, "knn", *good), "1 of 25 images", "class1/z.jpg", "--bad-images skip")
+
+
+def test_outputs_follow_links_and_leave_devices_alone(capsys, tiny_weights, pictures, tmp_path):
+    (tmp_path / "real.json").write_text("old")
+    (tmp_path / "link.json").symlink_to(tmp_path / "real.json")
+    assert call(capsys, "knn", "--weights", tiny_weights, "--data", pictures, "--json", tmp_path / "link.json")[0] == 0
+    assert (tmp_path / "link.json").is_symlink()
+    assert json.loads((tmp_path / "real.json").read_text())["protocol"] == "knn"
+    before = Path("/dev/null").stat()
+    assert call(capsys, "knn", "--weights", tiny_weights, "--data", pictures, "--json", "/dev/null")[0] == 0
+    assert Path("/dev/null").stat().st_mode == before.st_mode
 
 
 def test_a_misspelt_flag_is_explained_and_exits_2(capsys):

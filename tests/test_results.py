@@ -3,6 +3,7 @@ from __future__ import annotations
 import dataclasses
 import json
 
+import numpy as np
 import pytest
 
 from dinoeval.errors import DinoevalError
@@ -59,7 +60,10 @@ def test_results_on_the_same_images_are_compared_pair_by_pair():
         ({"protocol": "linear"}, "one is of linear, the other of knn"),
         ({"version": 2}, "VERSION 2 in one and 1 in the other"),
         ({"data": {"train": {"fingerprint": "a"}, "val": {"fingerprint": "c"}}}, "their val images are not the same"),
-        ({"metrics": {"mAP": 3.0}}, "no metric in common"),
+        ({"metrics": {"mAP": 3.0}}, "one lacks top1@20"),
+        ({"transform": "dino@1:300/224"}, "transform is dino@1:300/224 in one and t in the other"),
+        ({"config": {"temperature": 0.1}}, "temperature is 0.1"),
+        ({"backbone": {"precision": "bf16"}}, "precision is bf16"),
     ],
 )
 def test_what_cannot_be_compared_says_why(change, said):
@@ -67,6 +71,29 @@ def test_what_cannot_be_compared_says_why(change, said):
     assert not verdicts
     assert said in reason
     assert compare(result([1, 0]), None)[1] == "no number is published"
+
+
+@pytest.mark.parametrize("count", [9, 50, 97, 100, 1000])
+def test_the_border_does_not_depend_on_rounding(count):
+    """Four lost and none gained is just two standard errors, whatever the number of outcomes; five lost is more."""
+    for lost, expected in ((4, "same"), (5, "worse")):
+        (verdict,), _ = compare(result([0] * lost + [1] * (count - lost)), result([1] * count))
+        assert verdict.outcome == expected
+
+
+def test_equal_models_rarely_fail_on_any_of_many_metrics():
+    """Bonferroni: with eight metrics, each needs 2.77 standard errors; 300 draws of equal models, seed 0."""
+    random = np.random.default_rng(0)
+    alarms = 0
+    for _ in range(300):
+        outcomes = {f"top1@{k}": random.integers(0, 2, (2, 400)) for k in range(8)}
+        runs = [
+            result([0], metrics={name: 100 * rows[n].mean() for name, rows in outcomes.items()},
+                   samples={"path": list(range(400)), **{name: rows[n].tolist() for name, rows in outcomes.items()}})
+            for n in range(2)
+        ]  # fmt: skip
+        alarms += any(verdict.outcome == "worse" for verdict in compare(*runs)[0])
+    assert alarms / 300 < 0.045
 
 
 def test_files_that_are_no_result(tmp_path):

@@ -7,11 +7,13 @@ so that `dinoeval --help` answers at once.
 from __future__ import annotations
 
 import importlib
+import io
 import logging
 import os
 import sys
 
 from dinoeval import __version__
+from dinoeval.distributed import rank
 from dinoeval.errors import ConfigError, DinoevalError, unknown
 
 COMMANDS = {
@@ -44,6 +46,9 @@ _FUNCTIONS = {
 def main(argv: list[str] | None = None) -> None:
     """Run the command line; exits 0, 1 (worse), 2 (a mistake in what was asked) or 130 (interrupted)."""
     args = list(sys.argv[1:] if argv is None else argv)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal that lacks a sign gets a question mark, not a traceback
     try:
         sys.exit(_dispatch(args))
     except DinoevalError as error:
@@ -99,7 +104,7 @@ def _show_log() -> None:
     for handler in list(logger.handlers):
         logger.removeHandler(handler)
     logger.addHandler(logging.StreamHandler())  # to stderr as it is now; stdout holds the answer alone
-    logger.setLevel(logging.INFO if os.environ.get("RANK", "0") == "0" else logging.WARNING)
+    logger.setLevel(logging.INFO if rank() == 0 else logging.WARNING)
 
 
 def _run(name: str, args: list[str]) -> int:

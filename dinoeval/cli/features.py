@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
 
-from dinoeval.cli.output import check_writable
-from dinoeval.errors import ConfigError, DinoevalError
+from dinoeval.errors import ConfigError
+from dinoeval.files import check_writable, expand, write_whole
 
 
 def embed(
@@ -52,7 +51,7 @@ def embed(
     from dinoeval.features.readout import parse_readout
     from dinoeval.session import Session, SessionConfig
 
-    target = Path(out).expanduser()
+    target = expand(out)
     if target.suffix not in (".npz", ".npy"):
         raise ConfigError(f"--out {out}: the name must end in .npz or .npy")
     check_writable(out)
@@ -67,18 +66,14 @@ def embed(
     features = session.features(opened, chosen)
     if distributed.rank() > 0:
         return 0
-    aside = target.with_name(f".{target.stem}.{os.getpid()}{target.suffix}")
-    try:
-        rows = features.numpy()
-        if target.suffix == ".npz":
-            np.savez(aside, features=rows, paths=np.array(features.images.paths))
-        else:
-            np.save(aside, rows)
-        aside.replace(target)
-    except OSError as error:
-        raise DinoevalError(f"{target} cannot be written: {error.strerror or error}") from error
-    finally:
-        aside.unlink(missing_ok=True)
+    rows = features.numpy()
+    paths = np.array(features.images.paths)
+
+    def write(path: Path) -> None:
+        with path.open("wb") as file:
+            np.savez(file, features=rows, paths=paths) if target.suffix == ".npz" else np.save(file, rows)
+
+    write_whole(target, write)
     print(f"{' x '.join(map(str, rows.shape))} float32, readout {chosen.id}, written to {target}")
     return 0
 
@@ -137,14 +132,14 @@ def cache_prune(keys: Annotated[tuple[str, ...], tyro.conf.Positional] = (), /, 
     from dinoeval.features.cache import FeatureCache
 
     store = FeatureCache(cache)
-    chosen = [store.root / key for key, entry in store.entries()
-              if everything or isinstance(entry, str) or key.startswith(tuple(keys)) or entry.fault()]  # fmt: skip
-    strangers = [key for key in keys if not any(folder.name.startswith(key) for folder in chosen)]
+    entries = list(store.entries())
+    strangers = [name for name in keys if not any(key.startswith(name) for key, _ in entries)]
     if strangers:
         raise ConfigError(f"no entry {', '.join(strangers)} in {store.root}; see `dinoeval cache list`")
-    for folder in [*store.partials(), *chosen]:
-        store.remove(folder)
-        print(f"deleted {folder.name}")
+    wanted = [key for key, _ in entries if everything or key.startswith(tuple(keys))]
+    for folder in [*store.partials(), *(store.root / key for key, _ in entries)]:
+        if said := store.remove(folder, only_if_damaged=not (folder.suffix or folder.name in wanted)):
+            print(said)
     return 0
 
 

@@ -7,8 +7,8 @@ from typing import Annotated
 
 import tyro
 
-from dinoeval.cli.output import check_writable
 from dinoeval.errors import ConfigError
+from dinoeval.files import check_writable
 from dinoeval.results import Result
 
 
@@ -40,9 +40,10 @@ def score(name: str, args: list[str], program: str) -> int:
         check_writable(options.json)
     result = protocols.find(name).run(options.config, Session(options.session))
     if distributed.rank() == 0:
+        if options.json:
+            result.save(options.json)  # before anything that could fail
         print(_table(result))
         if options.json:
-            result.save(options.json)
             print(f"written to {options.json}")
     return 0
 

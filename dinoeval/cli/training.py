@@ -10,9 +10,11 @@ import tyro
 
 from dinoeval.data.images import ImageSet, open_images, open_splits
 from dinoeval.data.transforms import parse_transform
-from dinoeval.errors import DataError
+from dinoeval.distributed import world
+from dinoeval.errors import ConfigError
 from dinoeval.features.extract import forward
 from dinoeval.features.readout import Cls
+from dinoeval.files import expand
 from dinoeval.maths.neighbors import nearest, vote
 from dinoeval.models.backbone import Backbone, Provenance, choose_device
 from dinoeval.models.vit import VisionTransformer
@@ -53,6 +55,8 @@ def train(args: list[str], program: str) -> int:
     preset = next((words[i + 1] for i, word in enumerate(words[:-1]) if word == "--preset"), "released")
     default = Options(data=tyro.MISSING, arch=tyro.MISSING, out=tyro.MISSING, preset=preset, recipe=find(preset))
     options = tyro.cli(Options, args=args, prog=program, default=default, description=f"{Options.__doc__} Presets: {', '.join(PRESETS)}.")
+    if world() > 1:
+        raise ConfigError("this version trains in one process: start it without torchrun")
     images, probe = _open(options)
     final = loop.train(
         images, options.arch, options.out, options.recipe, device=options.device, precision=options.precision,
@@ -64,10 +68,10 @@ def train(args: list[str], program: str) -> int:
 
 def _open(options: Options) -> tuple[ImageSet, loop.Probe | None]:
     """The images to train on, and the k-NN score where they have labels."""
-    try:
-        images, val = open_splits(options.data)
-    except DataError:
-        return open_images(options.data), None  # a folder without labels; where it is none, this says so
+    folder = expand(options.data)
+    if folder.is_dir() and not any((folder / half).exists() for half in ("train", "val", "test", "train.csv")):
+        return open_images(folder), None  # pictures without labels
+    images, val = open_splits(options.data)
     if not options.knn_every:
         return images, None
     device, _ = choose_device(options.device)

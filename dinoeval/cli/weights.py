@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
 
 from dinoeval.errors import ConfigError
+from dinoeval.files import expand
 
 
 def models() -> int:
@@ -53,12 +53,14 @@ def convert(
         arch: Architecture, where the file does not say it.
         key: Which network of a full checkpoint.
     """
-    from dinoeval.models.backbone import load
+    from dinoeval.models.backbone import RANDOM, load
     from dinoeval.models.checkpoints import save_backbone
 
     if not target.endswith(".safetensors"):
         raise ConfigError(f"{target}: the name must end in .safetensors")
+    if source == RANDOM:
+        raise ConfigError("random weights are not converted: the file would not show that they are untrained")
     backbone = load(arch, weights=source, key=key, device="cpu")
-    save_backbone(Path(target).expanduser(), backbone.network.state_dict(), arch=backbone.arch)
+    save_backbone(expand(target), backbone.network.state_dict(), arch=backbone.arch)
     print(f"{backbone.arch}, read as {backbone.provenance.layout}\ntensor digest {backbone.digest}\nwritten to {target}")
     return 0

@@ -11,6 +11,7 @@ import dataclasses
 import hashlib
 import io
 import os
+import secrets
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,15 +20,12 @@ import numpy as np
 from PIL import Image
 
 from dinoeval.environment import data_folder, offline
-from dinoeval.errors import DataError, some, unknown
+from dinoeval.errors import BadImage, DataError, some, unknown
+from dinoeval.files import expand
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")  # torchvision's list
 NAMES = ("digits", "cifar10", "cifar100", "flowers102", "imagenet")
 TRAIN, VAL = "train", ("val", "test")
-
-
-class BadImage(Exception):  # noqa: N818  it is the image that is bad
-    """A file that does not decode to a picture; str() is the reason."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -45,7 +43,7 @@ class ImageSet:
     """(N,) int64 indices into `classes`, or None where the set has no labels."""
     classes: tuple[str, ...] = ()
     stamp: str
-    """A digest that changes when a file is replaced by another of the same size: of times of change, or of pixels."""
+    """A digest that changes when a file is replaced by another of the same size: of place and times of change, or of pixels."""
     reader: Callable[[int], bytes | Image.Image]
 
     def __len__(self) -> int:
@@ -55,11 +53,16 @@ class ImageSet:
         """Decode picture number `row` to RGB, without turning it by its EXIF tag (as released). Raises BadImage."""
         try:
             content = self.reader(row)
+        except (FileNotFoundError, PermissionError, IsADirectoryError) as error:
+            raise BadImage(error.strerror) from error
+        except OSError as error:  # a disk or a system in trouble says nothing about the image
+            raise DataError(f"{self.paths[row]} could not be read: {error.strerror}. The same command goes on from there.") from error
+        try:
             picture = content if isinstance(content, Image.Image) else Image.open(io.BytesIO(content))
             return picture.convert("RGB")
         except Image.UnidentifiedImageError as error:
             raise BadImage("no image in a format that is known") from error
-        except (OSError, ValueError, SyntaxError, EOFError, MemoryError, Image.DecompressionBombError) as error:
+        except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
             raise BadImage(str(error).strip() or type(error).__name__) from error
 
     def fingerprint(self) -> str:
@@ -116,63 +119,74 @@ def open_splits(data: str) -> tuple[ImageSet, ImageSet]:
     `data` is a name; a folder with `train/` and `val/` (or `test/`) of class folders, or `train.csv` and `val.csv`; or
     one CSV table with a column `split`. Raises DataError where classes differ between the halves, or are empty.
     """
-    path = Path(data).expanduser()
-    if data in NAMES and not path.exists():
-        train, val = _named(data)
-    elif path.is_dir():
-        train, val = _split_folder(path)
-    elif path.is_file():
-        train, val = _split_table(path)
-    else:
-        folders = "a folder with train/ and val/, a CSV table"
-        raise DataError(f"no folder or file {path}; --data takes {folders}, or one of these: {unknown('data set', data, NAMES)}")
+    path = expand(data)
+    try:
+        if data in NAMES and not path.exists():
+            train, val = _named(data)
+        elif path.is_dir():
+            train, val = _split_folder(path)
+        elif path.is_file():
+            train, val = _split_table(path)
+        else:
+            folders = "a folder with train/ and val/, a CSV table"
+            raise DataError(f"no folder or file {path}; --data takes {folders}, or one of these: {unknown('data set', data, NAMES)}")
+    except OSError as error:
+        raise DataError(f"{error.filename or path} cannot be read: {error.strerror or error}") from error
     _check_classes(train, val)
     return train, val
 
 
 def in_memory(pictures: Sequence[Image.Image]) -> ImageSet:
-    """Pictures that are already open, as a set without labels."""
+    """Pictures that are already open, as a set without labels; no two such sets share features."""
     names = tuple(f"{row:05d}" for row in range(len(pictures)))
-    return ImageSet(
-        name="memory", split="all", paths=names, sizes=np.zeros(len(names), np.int64), stamp="", reader=tuple(pictures).__getitem__
-    )
+    sizes, reader = np.zeros(len(names), np.int64), tuple(pictures).__getitem__
+    return ImageSet(name="memory", split="all", paths=names, sizes=sizes, stamp=secrets.token_hex(), reader=reader)
 
 
 def open_images(where: str | Path | Iterable[str | Path]) -> ImageSet:
     """Open pictures without asking for labels: a folder (searched deeply), a CSV table, one file, or a list of those."""
     if isinstance(where, (str, Path)):
-        path = Path(where).expanduser()
-        if path.is_dir():
+        path = expand(where)
+        if path.is_dir() and str(where):
             names = _walk(path)
             if not names:
                 raise DataError(f"{path} holds no image; known endings: {', '.join(EXTENSIONS)}")
             return _files(str(path), "all", path, names)
-        if path.suffix.lower() in (".csv", ".tsv"):
+        if path.suffix.lower() in (".csv", ".tsv") and path.is_file():
             rows = _read_table(path)
             return _files(str(path), "all", path.parent, [row["path"] for row in rows])
-        where = [path]
+        where = [where]
     names = []
     for item in where:
-        path = Path(item).expanduser()
-        if path.is_dir():
+        path = expand(item)
+        if path.is_dir() and str(item):
             names += [str(path / name) for name in _walk(path)]
         elif path.is_file():
             names.append(str(path))
         else:
-            raise DataError(f"no image {path}")
+            raise DataError(f"no image {str(item)!r}")
     if not names:
         raise DataError("no images were given")
     return _files("images", "all", Path(), names)
 
 
 def _walk(folder: Path) -> list[str]:
-    """All pictures below a folder, by name, sorted as torchvision's ImageFolder sorts them."""
-    found = []
-    for base, folders, files in os.walk(folder, followlinks=True):
-        folders.sort()
-        inside = os.path.relpath(base, folder)
-        found += [file if inside == "." else f"{inside}/{file}" for file in sorted(files) if file.lower().endswith(EXTENSIONS)]
-    return found
+    """All pictures below a folder, by name, in the order of torchvision's ImageFolder: by folder, then by file."""
+    found: list[tuple[str, list[str]]] = []
+    seen: set[str] = set()
+
+    def refuse(error: OSError) -> None:
+        raise DataError(f"{error.filename} cannot be read: {error.strerror}")
+
+    for base, folders, files in os.walk(folder, followlinks=True, onerror=refuse):
+        real = os.path.realpath(base)
+        if real in seen:  # a link to a folder that was seen: once is enough, and a circle has no end
+            folders.clear()
+            continue
+        seen.add(real)
+        found.append((base, sorted(file for file in files if file.lower().endswith(EXTENSIONS))))
+    prefix = len(str(folder)) + 1
+    return [f"{base[prefix:]}/{file}".lstrip("/") for base, files in sorted(found) for file in files]
 
 
 def _files(
@@ -183,7 +197,11 @@ def _files(
         facts = [os.stat(path) for path in full]  # noqa: PTH116  a million Path objects take long
     except OSError as error:
         raise DataError(f"no image {error.filename}, which {name} names: {error.strerror}") from error
-    stamp = hashlib.sha256(np.array([fact.st_mtime_ns for fact in facts], "<i8").tobytes()).hexdigest()[:16]
+    except ValueError as error:
+        raise DataError(f"{name} names a path that is none: {error}") from error
+    # Place and time of the last change of the file's record go in, not its time stamp alone: archives restore that one.
+    times = np.array([(fact.st_mtime_ns, fact.st_ctime_ns) for fact in facts], "<i8")
+    stamp = hashlib.sha256(os.fsencode(root.resolve()) + times.tobytes()).hexdigest()[:16]
     sizes = np.array([fact.st_size for fact in facts], np.int64)
     return ImageSet(
         name=name, split=split, paths=tuple(names), sizes=sizes, labels=labels, classes=tuple(classes), stamp=stamp, reader=_Files(full)
@@ -245,6 +263,8 @@ def _read_table(path: Path) -> list[dict[str, str]]:
         raise DataError(f"{path} has no column 'path'; its first line must name the columns: path,label (and split)")
     if not rows:
         raise DataError(f"{path} has a heading but no rows")
+    if empty := [number for number, row in enumerate(rows, 2) if not row["path"]]:
+        raise DataError(f"{path} names no file in line {some(map(str, empty))}")
     return rows
 
 
@@ -256,9 +276,11 @@ def _split_table(path: Path) -> tuple[ImageSet, ImageSet]:
     for row in rows:
         halves.setdefault(row.get("split") or "", []).append(row)
     held_out = next((name for name in VAL if name in halves), None)
+    found = some(sorted(name or "(none)" for name in halves))
     if TRAIN not in halves or held_out is None:
-        found = some(sorted(name or "(none)" for name in halves))
         raise DataError(f"{path} needs a column 'split' with train and val (or test); found: {found}")
+    if len(halves) > 2:
+        raise DataError(f"{path} has more splits than train and {held_out}: {found}. Nothing is left out unasked; take the others out")
     return _labelled_tables(str(path), path.parent, {TRAIN: halves[TRAIN], held_out: halves[held_out]})
 
 

@@ -14,11 +14,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from dinoeval.errors import ConfigError
+from dinoeval.errors import BadImage, ConfigError
 
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
 VERSION = 1
+_MOST_PIXELS = 178_956_970  # where Pillow, too, refuses a picture
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +37,7 @@ class CentralCrop:
         return f"dino@{VERSION}:{self.resize}/{self.crop}"
 
     def __call__(self, image: Image.Image) -> Tensor:
-        """PIL RGB image -> uint8 tensor (3, crop, crop)."""
+        """PIL RGB image -> uint8 tensor (3, crop, crop). Raises BadImage where the resized whole would be beyond all measure."""
         width, height = image.size
         # torchvision's rule: the long side is cut down to a whole number, never rounded.
         if width <= height:
@@ -45,6 +46,8 @@ class CentralCrop:
             new_width, new_height = int(self.resize * width / height), self.resize
         # torchvision's CenterCrop rounds half to even.
         left, top = round((new_width - self.crop) / 2.0), round((new_height - self.crop) / 2.0)
+        if new_width * new_height > _MOST_PIXELS:
+            raise BadImage(f"{width} x {height} pixels would be resized to {new_width} x {new_height}")
         # Whole image first, then the crop: PIL can resample the cropped box alone, but its pixels are not the same.
         resized = image.resize((new_width, new_height), Image.Resampling.BICUBIC)
         pixels = resized.crop((left, top, left + self.crop, top + self.crop))

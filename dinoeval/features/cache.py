@@ -15,23 +15,27 @@ import hashlib
 import json
 import logging
 import os
+import re
 import shutil
 import time
 import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, BinaryIO, NoReturn
 
 import filelock
 import numpy as np
 
 from dinoeval.environment import cache_folder
 from dinoeval.errors import CacheError
+from dinoeval.files import expand
 from dinoeval.maths.neighbors import faiss
 
 INDEX, MANIFEST = "features.faiss", "manifest.json"
 ENTRY, JOURNAL, PLAN = "entry", "journal", "plan.json"  # inside an unfinished one
 _DONE = 1 << 32  # a journal word is 0, or this plus the crc32 of the chunk's bytes
+_PIECE = 4 << 20
+_NAME = re.compile(r"[0-9a-f]{32}(\.partial)?")  # nothing else in the folder is ours
 _log = logging.getLogger(__name__)
 
 
@@ -82,10 +86,17 @@ class Entry:
     def num_bytes(self) -> int:
         return (self.folder / INDEX).stat().st_size
 
-    def matrix(self) -> np.ndarray:
-        """The rows, (N, D) float32, memory-mapped and read-only."""
-        dim = int(np.prod(self.row_shape))
-        return np.memmap(self.folder / INDEX, np.float32, "r", offset=self.num_bytes - 4 * self.num_rows * dim, shape=(self.num_rows, dim))
+    def open(self) -> BinaryIO:
+        """The index file; what was opened stays readable when the entry is deleted or made anew."""
+        try:
+            return (self.folder / INDEX).open("rb")
+        except OSError as error:
+            raise CacheError(f"cache entry {self.key} went away while it was in use: run the command again") from error
+
+    def matrix(self, file: BinaryIO) -> np.ndarray:
+        """The rows, (N, D) float32, memory-mapped and read-only; `file` is what `open` gave."""
+        shape = (self.num_rows, int(np.prod(self.row_shape)))
+        return np.memmap(file, np.float32, "r", offset=self.manifest["header_bytes"], shape=shape)
 
     def index(self):
         """The same as a FAISS index, memory-mapped."""
@@ -119,16 +130,20 @@ class Entry:
 
 
 def _crc(path: Path, start: int, length: int) -> int:
+    value = 0
     with path.open("rb") as file:
         file.seek(start)
-        return zlib.crc32(file.read(length))
+        while length > 0 and (piece := file.read(min(length, _PIECE))):
+            value = zlib.crc32(piece, value)
+            length -= len(piece)
+    return value
 
 
 class FeatureCache:
     """A folder of entries."""
 
     def __init__(self, root: str | Path | None = None) -> None:
-        self.root = Path(root).expanduser() if root else cache_folder()
+        self.root = expand(root) if root else cache_folder()
 
     def find(self, key: str, report: bool = True) -> Entry | None:
         """Return the entry if it is there and whole. For a damaged one return None, and report it: it will be redone."""
@@ -137,6 +152,8 @@ class FeatureCache:
             if entry is None:
                 return None
             fault = entry.fault()
+        except FileNotFoundError:
+            return None  # another process is making it anew
         except OSError as error:
             raise CacheError(f"the feature cache {self.root} cannot be read: {error}") from error
         except _Damaged as damage:
@@ -149,20 +166,31 @@ class FeatureCache:
 
     def entries(self) -> Iterator[tuple[str, Entry | str]]:
         """Yield every entry by its key; one that cannot be read comes as the reason."""
-        for folder in sorted(self.root.iterdir()) if self.root.is_dir() else ():
-            if folder.is_dir() and not folder.name.endswith(".partial"):
+        for folder in self._folders():
+            if folder.suffix != ".partial":
                 try:
                     yield folder.name, self._read(folder) or f"{MANIFEST} is missing"
                 except (_Damaged, OSError) as error:
                     yield folder.name, str(error)
 
     def partials(self) -> list[Path]:
-        return sorted(self.root.glob("*.partial")) if self.root.is_dir() else []
+        """The folders of unfinished entries."""
+        return [folder for folder in self._folders() if folder.suffix == ".partial"]
 
-    def remove(self, folder: Path) -> None:
-        """Delete an entry or an unfinished one, unless another process is at work on it."""
-        with self.locked(folder.name.removesuffix(".partial"), wait=False):
-            _delete(folder)
+    def _folders(self) -> list[Path]:
+        inside = sorted(self.root.iterdir()) if self.root.is_dir() else []
+        return [folder for folder in inside if _NAME.fullmatch(folder.name) and folder.is_dir()]
+
+    def remove(self, folder: Path, only_if_damaged: bool = False) -> str | None:
+        """Delete an entry or an unfinished one and say so; leave it where another process is at work on it."""
+        try:
+            with self.locked(folder.name.removesuffix(".partial"), wait=False):
+                if only_if_damaged and self.find(folder.name, report=False):
+                    return None
+                _delete(folder)
+                return f"deleted {folder.name}"
+        except CacheError as error:
+            return f"kept {folder.name}: {error}"
 
     @staticmethod
     def _read(folder: Path) -> Entry | None:
@@ -202,7 +230,7 @@ class FeatureCache:
         plan = {"recipe": dict(recipe), "rows": num_rows, "row_shape": list(row_shape), "chunk_rows": chunk_rows}
         size = 4 * num_rows * int(np.prod(row_shape))
         found = _read_plan(folder)
-        if found is not None and {**found, "chunk_rows": chunk_rows} == plan:
+        if found is not None and {**found, "chunk_rows": chunk_rows} == plan and _sound(folder, found):
             return Partial(folder)
         try:
             _delete(folder)
@@ -238,6 +266,15 @@ def _read_plan(folder: Path) -> dict[str, Any] | None:
         return None
 
 
+def _sound(folder: Path, plan: dict[str, Any]) -> bool:
+    """Whether the files of an unfinished entry have the right lengths, and the index its header."""
+    rows, dim = plan["rows"], int(np.prod(plan["row_shape"]))
+    header, index, journal = index_header(rows, dim), folder / ENTRY / INDEX, folder / JOURNAL
+    if not journal.exists() or journal.stat().st_size != 8 * -(-rows // plan["chunk_rows"]):
+        return False
+    return index.stat().st_size == len(header) + 4 * rows * dim and _crc(index, 0, len(header)) == zlib.crc32(header)
+
+
 def _create(folder: Path, plan: dict[str, Any]) -> None:
     rows, dim = plan["rows"], int(np.prod(plan["row_shape"]))
     chunks = -(-rows // plan["chunk_rows"])
@@ -258,7 +295,8 @@ class Partial:
 
     def __init__(self, folder: Path) -> None:
         plan = _read_plan(folder)
-        assert plan is not None
+        if plan is None:
+            raise CacheError(f"{folder} is not there: all processes of one run must share the feature cache, on one disk")
         self.folder = folder
         self.index = folder / ENTRY / INDEX
         self.plan = plan
@@ -272,8 +310,9 @@ class Partial:
         return range(chunk * self.chunk_rows, min((chunk + 1) * self.chunk_rows, self.num_rows))
 
     def todo(self) -> list[int]:
-        """The chunks not yet done, or whose bytes do not match what the journal says of them."""
+        """The chunks not yet done, whose bytes do not match what the journal says of them, or that lack an image."""
         words = self._journal()
+        words[[int(note.suffix[1:]) for note in self.folder.glob("bad.*")]] = 0  # what could not be read may be readable now
         return [
             chunk
             for chunk in range(self.num_chunks)

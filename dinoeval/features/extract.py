@@ -11,7 +11,7 @@ import dataclasses
 import logging
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -21,9 +21,9 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from dinoeval import distributed
-from dinoeval.data.images import BadImage, ImageSet
+from dinoeval.data.images import ImageSet
 from dinoeval.data.transforms import CentralCrop, normalise
-from dinoeval.errors import ConfigError, DataError, some
+from dinoeval.errors import BadImage, ConfigError, DataError, some
 from dinoeval.features.cache import Entry, FeatureCache, Partial, key_of
 from dinoeval.features.readout import Readout
 from dinoeval.models.backbone import Backbone
@@ -57,17 +57,23 @@ class Features:
 
     def numpy(self) -> np.ndarray:
         """All rows in memory, (N, *row_shape) float32."""
-        return np.concatenate(list(self.blocks())).reshape(len(self), *self.entry.row_shape)
+        rows = np.empty((len(self), *self.entry.row_shape), np.float32)
+        start = 0
+        for block in self.blocks():
+            rows[start : start + len(block)] = block.reshape(len(block), *self.entry.row_shape)
+            start += len(block)
+        return rows
 
     def blocks(self) -> Iterator[np.ndarray]:
         """Yield the rows in order in blocks (n, D) of bounded size, letting go of each block's pages after it."""
-        matrix = self.entry.matrix()
-        step = max(1, _BLOCK_BYTES // (4 * matrix.shape[1]))
-        for start in range(0, len(self), step):
-            rows = self.rows[start : start + step]
-            # A fresh map a block: dropping it gives its pages back, so a bank larger than memory streams through.
-            matrix = self.entry.matrix()
-            yield np.array(matrix[rows[0] : rows[-1] + 1] if _consecutive(rows) else matrix[rows])
+        dim = int(np.prod(self.entry.row_shape))
+        step = max(1, _BLOCK_BYTES // (4 * dim))
+        with self.entry.open() as file:  # held open, so that a `cache prune` meanwhile does no harm
+            for start in range(0, len(self), step):
+                rows = self.rows[start : start + step]
+                # A fresh map a block: dropping it gives its pages back, so a bank larger than memory streams through.
+                matrix = self.entry.matrix(file)
+                yield np.array(matrix[rows[0] : rows[-1] + 1] if _consecutive(rows) else matrix[rows])
 
 
 def _consecutive(rows: np.ndarray) -> bool:
@@ -105,6 +111,9 @@ def extract(
     `error`: the others' rows are kept, so that a second run with `skip` has nothing to do.
     """
     began = time.monotonic()
+    backbone.check_unchanged()
+    if readout.layers > backbone.depth:
+        raise ConfigError(f"readout {readout.id} wants the last {readout.layers} blocks; {backbone.arch} has {backbone.depth}")
     recipe = recipe_of(backbone, images, readout, transform)
     key = key_of(recipe)
     leader = distributed.rank() == 0
@@ -207,15 +216,17 @@ def _fill(partial: Partial, backbone: Backbone, images: ImageSet, readout: Reado
                 _log.warning("%s cannot be read (%s); going on, to find and name all such images", bad[0]["path"], bad[0]["reason"])
             rows = np.zeros((len(span), partial.dim), np.float32)
             good = np.setdiff1d(np.arange(len(span)), [one["row"] - span.start for one in bad])
-            if len(good):
+            if len(good) or isinstance(batch, DataError):
                 rows[good] = _forward(backbone, batch, readout).reshape(len(good), -1)
                 _refuse_nan(rows, [images.paths[row] for row in span], backbone)
             partial.write(chunk, rows, bad)
             bar.update(len(span))
 
 
-def _forward(backbone: Backbone, batch: Tensor, readout: Readout) -> np.ndarray:
+def _forward(backbone: Backbone, batch: Tensor | DataError, readout: Readout) -> np.ndarray:
     """uint8 images (n, 3, H, W) -> (n, *row_shape) float32."""
+    if isinstance(batch, DataError):
+        raise batch
     images = normalise(batch.to(backbone.device, non_blocking=True))
     return readout(backbone(images, layers=readout.layers, patches=readout.patches)).cpu().numpy()
 
@@ -227,10 +238,12 @@ def forward(backbone: Backbone, images: ImageSet, readout: Readout, transform: C
         if bad:
             raise DataError(f"{bad[0]['path']} cannot be read: {bad[0]['reason']}")
         blocks.append(_forward(backbone, batch, readout))
-    return np.concatenate(blocks)
+    rows = np.concatenate(blocks)
+    _refuse_nan(rows.reshape(len(rows), -1), images.paths, backbone)
+    return rows
 
 
-def _refuse_nan(rows: np.ndarray, paths: list[str], backbone: Backbone) -> None:
+def _refuse_nan(rows: np.ndarray, paths: Sequence[str], backbone: Backbone) -> None:
     finite = np.isfinite(rows).all(1)
     if not finite.all():
         first = paths[int(np.flatnonzero(~finite)[0])]
@@ -249,17 +262,22 @@ def _workers(asked: int | None, images: ImageSet, chunks: int) -> int:
 
 
 class _Chunks(Dataset):
-    """Chunk number -> (number, uint8 images of those that decode, what is wrong with the others)."""
+    """Chunk number -> (number, uint8 images of those that decode, what is wrong with the others).
+
+    A DataError is returned as a value: PyTorch would wrap a worker's exception in its traceback.
+    """
 
     def __init__(self, images: ImageSet, transform: CentralCrop, chunk_rows: int) -> None:
         self.images, self.transform, self.chunk_rows = images, transform, chunk_rows
 
-    def __getitem__(self, chunk: int) -> tuple[int, Tensor, list[dict[str, Any]]]:
+    def __getitem__(self, chunk: int) -> tuple[int, Tensor | DataError, list[dict[str, Any]]]:
         good, bad = [], []
         for row in range(chunk * self.chunk_rows, min((chunk + 1) * self.chunk_rows, len(self.images))):
             try:
                 good.append(self.transform(self.images.open(row)))
             except BadImage as fault:
                 bad.append({"row": row, "path": self.images.paths[row], "reason": str(fault)})
+            except DataError as fault:
+                return chunk, fault, bad
         size = self.transform.crop
         return chunk, torch.stack(good) if good else torch.empty(0, 3, size, size, dtype=torch.uint8), bad

@@ -92,7 +92,7 @@ class ClsGem:
 
     @property
     def id(self) -> str:
-        return f"gem{self.p:g}"
+        return f"gem{int(self.p) if self.p == int(self.p) else repr(self.p)}"
 
     def row_shape(self, dim: int, grid: tuple[int, int]) -> tuple[int, ...]:
         return (2 * dim,)

@@ -77,8 +77,8 @@ def nearest(queries: np.ndarray, bank: Iterable[np.ndarray], k: int) -> tuple[np
             block = normalise(block)
             for first in range(0, len(queries), _QUERIES):
                 some = slice(first, first + _QUERIES)
-                found = library.knn(queries[some], block, min(k, len(block)), metric=library.METRIC_INNER_PRODUCT)
-                cosines[some], rows[some] = _merge((cosines[some], rows[some]), _in_order(found[0], found[1] + start), k)
+                found = _search(queries[some], block, k)
+                cosines[some], rows[some] = _merge((cosines[some], rows[some]), (found[0], found[1] + start), k)
             start += len(block)
     finally:
         library.cvar.distance_compute_blas_threshold = blas_from
@@ -87,12 +87,25 @@ def nearest(queries: np.ndarray, bank: Iterable[np.ndarray], k: int) -> tuple[np
     return cosines, rows
 
 
-def _in_order(cosines: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Put equal cosines, which FAISS leaves in any order, in ascending order of row."""
+def _search(queries: np.ndarray, block: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """The best k rows of one block, (Q, min(k, b)); of equal cosines those of the smaller rows, in that order.
+
+    FAISS keeps any of the rows that are equal at its cut. So one row more is asked for; where it equals the k-th, the
+    query is asked again for twice as many, until the last row found is a worse one or all are found.
+    """
+    library = faiss()
+    asked = min(k + 1, len(block))
+    cosines, rows = library.knn(queries, block, asked, metric=library.METRIC_INNER_PRODUCT)
+    keep = min(k, len(block))
     for query in np.flatnonzero((cosines[:, 1:] == cosines[:, :-1]).any(1)):
-        order = np.lexsort((rows[query], -cosines[query]))
-        cosines[query], rows[query] = cosines[query, order], rows[query, order]
-    return cosines, rows
+        best, found = cosines[query : query + 1], rows[query : query + 1]
+        more = asked
+        while more < len(block) and best[0, keep - 1] == best[0, -1]:
+            more = min(2 * more, len(block))
+            best, found = library.knn(queries[query : query + 1], block, more, metric=library.METRIC_INNER_PRODUCT)
+        order = np.lexsort((found[0], -best[0]))[:asked]
+        cosines[query], rows[query] = best[0, order], found[0, order]
+    return cosines[:, :keep], rows[:, :keep]
 
 
 def _merge(earlier: tuple[np.ndarray, np.ndarray], later: tuple[np.ndarray, np.ndarray], k: int) -> tuple[np.ndarray, np.ndarray]:
@@ -111,7 +124,10 @@ def vote(cosines: np.ndarray, labels: np.ndarray, *, ks: Sequence[int], temperat
     predictions = np.full((len(ks), len(cosines), ranks), -1, np.int64)
     step = max(1, _VOTE_BYTES // (8 * num_classes))
     for start in range(0, len(cosines), step):
-        weights = np.exp(cosines[start : start + step].astype(np.float64) / temperature)
+        part = cosines[start : start + step].astype(np.float64)
+        # Divided by each query's largest weight, which changes no ranking, lest small temperatures overflow; a vote that
+        # underflows stays a vote.
+        weights = np.maximum(np.exp((part - part.max(1, keepdims=True)) / temperature), np.finfo(np.float64).tiny)
         voters = labels[start : start + step]
         scores = np.zeros((len(weights), num_classes))
         cells = np.arange(len(weights))[:, None] * num_classes + voters

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import os
 from pathlib import Path
 from typing import Literal
 
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from dinoeval.errors import CheckpointError, ConfigError
+from dinoeval.files import expand
 from dinoeval.models.checkpoints import Checkpoint, check_fits, open_checkpoint, tensor_digest
 from dinoeval.models.shelf import obtain
 from dinoeval.models.vit import VisionTransformer, VitConfig, parse_architecture
@@ -71,6 +73,12 @@ class Backbone:
             for module in self.network.modules():  # norms, positions and the residual stream stay in float32
                 if isinstance(module, (nn.Linear, nn.Conv2d)):
                     module.to(_DTYPES[precision])
+        self._as_built = tensor_digest(self.network.state_dict())
+
+    def check_unchanged(self) -> None:
+        """Raise ConfigError where the tensors are no longer those of `digest`: features would be kept under a wrong name."""
+        if self.network.training or tensor_digest(self.network.state_dict()) != self._as_built:
+            raise ConfigError(f"the network of {self!r} was changed after it was loaded: load it anew, or build a new Backbone of it")
 
     @property
     def config(self) -> VitConfig:
@@ -127,12 +135,13 @@ def choose_device(device: str = "auto") -> tuple[torch.device, str]:
     if device != "auto":
         try:
             chosen = torch.device(device)
-            torch.empty(1, device=chosen)
-        except (RuntimeError, AssertionError) as error:
+            torch.zeros(1, device=chosen).item()
+        except (RuntimeError, AssertionError, NotImplementedError) as error:
             raise ConfigError(f"device '{device}' cannot be used: {str(error).splitlines()[0]}. Try --device auto.") from error
         return chosen, "as asked"
     if torch.cuda.is_available():
-        return torch.device("cuda"), f"found {torch.cuda.get_device_name()}"
+        own = int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count()  # under torchrun each process has its own
+        return torch.device("cuda", own), f"found {torch.cuda.get_device_name(own)}"
     if torch.backends.mps.is_available():
         return torch.device("mps"), "found Apple's GPU"
     return torch.device("cpu"), "no CUDA device and no Apple GPU found"
@@ -158,8 +167,8 @@ def load(
     arch, checkpoint, provenance = _resolve(arch, weights, key)
     config = parse_architecture(arch)
     if checkpoint is None:
-        with torch.random.fork_rng(devices=[]):  # a user's own random numbers stay as they are
-            torch.manual_seed(0)
+        with torch.random.fork_rng(devices=[]):  # a user's own random numbers stay as they are, on a GPU too
+            torch.default_generator.manual_seed(0)
             network = VisionTransformer(config)
     else:
         with torch.device("meta"):  # no time is lost on drawing weights that are replaced at once
@@ -174,16 +183,18 @@ def load(
 
 def _resolve(arch: str | None, weights: str | Path | None, key: Key) -> tuple[str, Checkpoint | None, Provenance]:
     """Settle which architecture and which file; read the file."""
+    named = ZOO.get(arch or BUNDLED)
     if weights is None:
-        row = ZOO.get(arch or BUNDLED)
-        if row is None:
+        if named is None:
             assert arch is not None
             parse_architecture(arch)
             raise CheckpointError(
                 f"no weights are released for '{arch}'. Give your own with --weights FILE, or say --weights random "
                 f"for an untrained network. Released: {', '.join(r.name for r in ZOO.values() if r.kind == 'backbone')}."
             )
-        arch, weights = row.arch, row.name
+        weights = named.name
+    if arch is not None and named is not None:
+        arch = named.arch
     if weights == RANDOM:
         if arch is None:
             raise ConfigError("--weights random needs an --arch")
@@ -197,13 +208,12 @@ def _resolve(arch: str | None, weights: str | Path | None, key: Key) -> tuple[st
             raise CheckpointError(f"'{row.name}' is a linear head, not a backbone")
         if not row.arch.startswith("vit"):
             raise CheckpointError(f"'{row.name}' is a {row.arch}; this version scores vision transformers only")
-        path, arch = obtain(row), arch or row.arch
-    else:
-        path = Path(weights).expanduser()
+    path = obtain(row) if row else expand(name)
     checkpoint = open_checkpoint(path, key)
-    arch = arch or checkpoint.arch
+    says = row.arch if row else checkpoint.arch
+    if says is not None and arch is not None and parse_architecture(says) != parse_architecture(arch):
+        raise ConfigError(f"{name} says that it is a {says}, and --arch says {arch}; tensors do not show heads, so leave --arch out")
+    arch = arch or says
     if arch is None:
         raise ConfigError(f"{path} does not say its architecture: name it with --arch")
-    if arch in ZOO:
-        arch = ZOO[arch].arch
     return arch, checkpoint, Provenance(row.name if row else str(path), checkpoint.layout, checkpoint.key)

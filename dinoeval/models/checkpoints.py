@@ -14,6 +14,8 @@ import hashlib
 import json
 import pickle
 import re
+import zipfile
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from dinoeval.errors import CheckpointError, some
+from dinoeval.files import check_writable, expand, write_whole
 
 # What wrappers prepend: DDP, the multi-crop wrapper, torch.compile, Hugging Face's task models.
 _PREFIXES = ("module.", "backbone.", "_orig_mod.", "vit.", "model.")
@@ -41,7 +44,12 @@ _ALLOWED: list[Any] = [
     *(type(np.dtype(kind)) for kind in (np.float64, np.float32, np.int64, np.int32, np.bool_)),
 ]  # fmt: skip
 
+_DAMAGE = (RuntimeError, EOFError, ValueError, OSError, LookupError, AttributeError, TypeError, ImportError, AssertionError)
+
+# Names of transformers' ViTModel: as its files have them, and as its 5th version has them in memory.
+_SPLIT_QKV = re.compile(r"(?:encoder\.layer|layers)\.(\d+)\.attention\.(?:attention\.)?(query|key|value|[qkv]_proj)\.(weight|bias)")
 _HUGGING_FACE = {
+    "attention.o_proj": "attn.proj",
     "embeddings.cls_token": "cls_token",
     "embeddings.position_embeddings": "pos_embed",
     "embeddings.patch_embeddings.projection": "patch_embed.proj",
@@ -52,6 +60,7 @@ _HUGGING_FACE = {
     "layernorm_after": "norm2",
     "layernorm": "norm",
     "encoder.layer": "blocks",
+    "layers": "blocks",
 }
 
 
@@ -84,33 +93,38 @@ def open_checkpoint(path: str | Path, key: str = "teacher") -> Checkpoint:
     Raises CheckpointError with the reason where the file is missing, truncated, not a checkpoint, would run code, or
     holds no network under `key`.
     """
-    path = Path(path).expanduser()
-    content, container, arch = _read(path)
-    state, used = _choose(content, key, path)
+    path = expand(path)
+    try:
+        content, container, notes = _read(path)
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from error
+    state, chosen, used = _choose(content, key, path)
     state, prefix = _strip(state)
     ignored = sorted({name.split(".")[0] for name in state if _IGNORED.fullmatch(name)})
     state = {name: tensor for name, tensor in state.items() if not _IGNORED.fullmatch(name)}
+    odd = [name for name, tensor in state.items() if tensor.layout != torch.strided or not tensor.is_floating_point() or tensor.is_meta]
+    if odd:
+        raise CheckpointError(f"{path} holds tensors that are no plain floating-point numbers: {some(odd)}")
     words = [container, "full checkpoint" if used else "one network"]
-    if any(name.startswith(("embeddings.", "encoder.layer.")) for name in state):
+    if any(name.startswith("embeddings.") for name in state):
         state = _from_hugging_face(state, path)
         words.append("Hugging Face names")
-    words += [f"key {used}"] if used else []
+    words += [f"key {'.'.join(chosen)}"] if chosen else []
     words += [f"prefix {prefix}"] if prefix else []
     words += [f"ignored {', '.join(ignored)}"] if ignored else []
-    return Checkpoint({name: tensor.float() for name, tensor in state.items()}, ", ".join(words), used, arch)
+    # Copies: a tensor still mapped to its file would change under our feet when a training run writes the file anew.
+    state = {name: tensor.detach().to(torch.float32, copy=True).contiguous() for name, tensor in state.items()}
+    if "tensor_digest" in notes and notes["tensor_digest"] != tensor_digest(state):
+        raise CheckpointError(f"{path} is damaged: its tensors are not those whose digest its header holds. Make or fetch it again.")
+    return Checkpoint(state, ", ".join(words), used, notes.get("arch"))
 
 
 def save_backbone(path: Path, state: Mapping[str, Tensor], *, arch: str, dtype: torch.dtype = torch.float32, **notes: str) -> None:
     """Write a backbone as safetensors with its architecture and digest in the header; whole or not at all."""
     tensors = {name: tensor.detach().to(dtype).contiguous().cpu().clone() for name, tensor in state.items()}
-    aside = path.with_name(f"{path.name}.partial")
-    try:
-        save_file(tensors, aside, {"format": "pt", "arch": arch, "tensor_digest": tensor_digest(tensors), **notes})
-        aside.replace(path)
-    except OSError as error:
-        raise CheckpointError(f"{path} could not be written: {error}") from error
-    finally:
-        aside.unlink(missing_ok=True)
+    header = {"format": "pt", "arch": arch, "tensor_digest": tensor_digest(tensors), **notes}
+    check_writable(path)  # safetensors' own errors do not say what the system said
+    write_whole(path, lambda target: save_file(tensors, target, header))
 
 
 def check_fits(state: Mapping[str, Tensor], expected: Mapping[str, Tensor], *, arch: str, source: str) -> None:
@@ -142,15 +156,15 @@ def describe(state: Mapping[str, Tensor]) -> str | None:
     """Say in words which network these tensors would fit, as far as shapes tell."""
     try:
         dim, _, patch, _ = state["patch_embed.proj.weight"].shape
-        entries = state["pos_embed"].shape[1]
+        _, entries, _ = state["pos_embed"].shape
     except (KeyError, ValueError):
         return None
     depth = len({name.split(".")[1] for name in state if name.startswith("blocks.")})
     return f"a network of {dim} dims, {depth} blocks, patch {patch} and {entries} positions"
 
 
-def _read(path: Path) -> tuple[Any, str, str | None]:
-    """Return the content, the container in words, and the architecture named in the header."""
+def _read(path: Path) -> tuple[Any, str, dict[str, str]]:
+    """Return the content, the container in words, and what the file says of itself: arch, tensor_digest."""
     if not path.exists():
         raise CheckpointError(f"no file {path}. Give a path to weights, or a name from `dinoeval models`.")
     if path.is_dir():
@@ -166,24 +180,43 @@ def _read(path: Path) -> tuple[Any, str, str | None]:
         raise CheckpointError(f"{path} is a web page, not a checkpoint: the download fetched an error or a login page")
     if head.startswith(b"version https://git-lfs"):
         raise CheckpointError(f"{path} is a Git LFS pointer, not the weights: run `git lfs pull` where it came from")
-    if head[8:9] == b"{" and path.suffix not in (".pth", ".pt", ".bin", ".ckpt", ".tar"):
+    if head[8:9] == b"{":
         return _read_safetensors(path)
-    return _read_torch(path, zipped=head.startswith(b"PK"))
+    content = read_pickle(path)
+    args = content.get("args") if isinstance(content, Mapping) else None
+    notes = {"arch": args["arch"]} if isinstance(args, dict) and "recipe" in args else {}  # a checkpoint of our own trainer
+    return content, "PyTorch zip file" if head.startswith(b"PK") else "PyTorch pickle file", notes
 
 
-def _read_safetensors(path: Path) -> tuple[Any, str, str | None]:
+def _read_safetensors(path: Path) -> tuple[Any, str, dict[str, str]]:
     try:
         with safe_open(path, framework="pt") as file:
-            notes = file.metadata() or {}
-            return {name: file.get_tensor(name) for name in file.keys()}, "safetensors", notes.get("arch")  # noqa: SIM118
+            return {name: file.get_tensor(name) for name in file.keys()}, "safetensors", file.metadata() or {}  # noqa: SIM118
     except (SafetensorError, ValueError, json.JSONDecodeError) as error:
         raise CheckpointError(f"{path} is truncated or no safetensors file: {error}") from error
 
 
-def _read_torch(path: Path, zipped: bool) -> tuple[Any, str, str | None]:
+def check_zip(path: Path) -> bool:
+    """Check the checksums inside a zip file; returns whether its parts are stored plainly. Raises CheckpointError."""
     try:
-        with torch.serialization.safe_globals(_ALLOWED):
-            content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+            plain = all(part.compress_type == zipfile.ZIP_STORED for part in archive.infolist())
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, ValueError) as error:
+        raise CheckpointError(f"{path} is truncated or no checkpoint: {_first_line(error)}") from error
+    if damaged:
+        raise CheckpointError(f"{path} is damaged: the checksum of {damaged} inside does not match. Fetch or copy it again.")
+    return plain
+
+
+def read_pickle(path: Path) -> Any:
+    """Read what torch.save wrote, without running any code from it. Raises CheckpointError."""
+    with path.open("rb") as file:
+        zipped = file.read(2) == b"PK"
+    mapped = zipped and check_zip(path) and path.suffix != ".safetensors"  # by that ending torch.load would choose another reader
+    try:
+        with torch.serialization.safe_globals(_ALLOWED), path.open("rb") as file:
+            return torch.load(path if mapped else file, map_location="cpu", weights_only=True, mmap=mapped)
     except pickle.UnpicklingError as error:
         refused = re.search(r"GLOBAL ([\w.]+)|Unsupported class ([\w.]+)|of ([\w.]+) was not", str(error))
         if refused:
@@ -192,10 +225,10 @@ def _read_torch(path: Path, zipped: bool) -> tuple[Any, str, str | None]:
                 f"{path} was not opened: it refers to {name}, and opening it could run code. A checkpoint of plain "
                 "tensors can be made of it where you trust it: save its state dict alone, or as safetensors."
             ) from error
+        reason = re.search(r"WeightsUnpickler error: (.*)", str(error))
+        raise CheckpointError(f"{path} is truncated or no checkpoint: {reason[1] if reason else 'it is no pickle of tensors'}") from error
+    except _DAMAGE as error:
         raise CheckpointError(f"{path} is truncated or no checkpoint: {_first_line(error)}") from error
-    except (RuntimeError, EOFError, ValueError, OSError, KeyError, IndexError, AttributeError, TypeError, ImportError) as error:
-        raise CheckpointError(f"{path} is truncated or no checkpoint: {_first_line(error)}") from error
-    return content, "PyTorch zip file" if zipped else "PyTorch pickle file", None
 
 
 def _first_line(error: Exception) -> str:
@@ -206,25 +239,30 @@ def _is_state(content: Any) -> bool:
     return isinstance(content, Mapping) and any(isinstance(value, Tensor) for value in content.values())
 
 
-def _choose(content: Any, key: str, path: Path) -> tuple[dict[str, Tensor], str | None]:
-    """Go down to the one mapping of names to tensors that was asked for."""
+def _choose(content: Any, key: str, path: Path) -> tuple[dict[str, Tensor], list[str], str | None]:
+    """Go down to the one mapping of names to tensors that was asked for; say by which keys, and whether as `key`."""
     if not isinstance(content, Mapping):
         raise CheckpointError(f"{path} holds a {type(content).__name__}, not a mapping of names to tensors")
-    networks = [name for name, value in content.items() if isinstance(name, str) and _is_state(value)]
-    if {"student", "teacher"} & set(networks):
+    inside = {name: value for name, value in content.items() if isinstance(name, str) and isinstance(value, Mapping)}
+    networks = [name for name in ("student", "teacher") if name in inside]
+    flat = {name: value for name, value in content.items() if isinstance(name, str) and isinstance(value, Tensor)}
+    for name in () if networks else ("student", "teacher"):  # one mapping for both, told apart by the beginning of names
+        if members := {entry.removeprefix(f"{name}."): value for entry, value in flat.items() if entry.startswith(f"{name}.")}:
+            inside[name] = members
+            networks.append(name)
+    if networks:
         if key not in networks:
             raise CheckpointError(f"{path} holds no '{key}': its networks are {', '.join(networks)}. Choose one with --key.")
-        content, used = content[key], key
-    else:
-        used = None
-        for name in _CONTAINER_KEYS:
-            if name in networks:
-                return _choose(content[name], key, path)
-    state = {name: value for name, value in content.items() if isinstance(name, str) and isinstance(value, Tensor)}
-    if not state:
+        state, chosen, _ = _choose(inside[key], key, path)
+        return state, [key, *chosen], key
+    for name in _CONTAINER_KEYS:
+        if _is_state(inside.get(name)) or any(part in inside.get(name, {}) for part in ("student", "teacher")):
+            state, chosen, used = _choose(inside[name], key, path)
+            return state, [name, *chosen], used
+    if not flat:
         keys = some(map(str, content)) or "nothing"
         raise CheckpointError(f"{path} holds no tensors under a name this program knows; its keys: {keys}")
-    return state, used
+    return flat, [], None
 
 
 def _strip(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], str]:
@@ -246,9 +284,10 @@ def _from_hugging_face(state: dict[str, Tensor], path: Path) -> dict[str, Tensor
     renamed: dict[str, Tensor] = {}
     parts: dict[str, dict[str, Tensor]] = {}
     for name, tensor in state.items():
-        split = re.fullmatch(r"encoder\.layer\.(\d+)\.attention\.attention\.(query|key|value)\.(weight|bias)", name)
+        split = _SPLIT_QKV.fullmatch(name)
         if split:
-            parts.setdefault(f"blocks.{split[1]}.attn.qkv.{split[3]}", {})[split[2]] = tensor
+            part = {"q_proj": "query", "k_proj": "key", "v_proj": "value"}.get(split[2], split[2])
+            parts.setdefault(f"blocks.{split[1]}.attn.qkv.{split[3]}", {})[part] = tensor
             continue
         for theirs, ours in _HUGGING_FACE.items():
             name = re.sub(rf"(^|(?<=\.)){re.escape(theirs)}(?=\.|$)", ours, name)
@@ -257,5 +296,7 @@ def _from_hugging_face(state: dict[str, Tensor], path: Path) -> dict[str, Tensor
         lacking = {"query", "key", "value"} - qkv.keys()
         if lacking:
             raise CheckpointError(f"{path} lacks {', '.join(sorted(lacking))} of {name}")
+        if len({tensor.shape for tensor in qkv.values()}) > 1 or not qkv["query"].ndim:
+            raise CheckpointError(f"{path}: query, key and value of {name} differ in shape")
         renamed[name] = torch.cat([qkv["query"], qkv["key"], qkv["value"]])
     return renamed

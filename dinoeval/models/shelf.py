@@ -6,22 +6,24 @@ The shelf is `$DINOEVAL_WEIGHTS`, else a folder of the user's cache. A file whos
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
+import http.client
 import importlib.resources
 import json
 import logging
 import os
-import urllib.error
+import re
 import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import filelock
 from tqdm import tqdm
 
 from dinoeval.environment import offline, weights_folder
 from dinoeval.errors import CheckpointError
+from dinoeval.files import write_whole
+from dinoeval.models.checkpoints import check_zip
 from dinoeval.models.zoo import Weights
 
 LOCK_FILE = "weights.lock"
@@ -52,7 +54,10 @@ def obtain(weights: Weights) -> Path:
         if weights.url is None:
             raise CheckpointError(f"the bundled checkpoint is missing: {path}. Install dinoeval again.")
         _download(weights, path)
-    _verify(weights, path)
+    try:
+        _verify(weights, path, path)
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from error
     return path
 
 
@@ -74,43 +79,57 @@ def _download(weights: Weights, path: Path) -> None:
                     bar.update(len(block))
         if size and partial.stat().st_size != size:
             raise CheckpointError(f"the download of {weights.url} broke off at {partial.stat().st_size:,} of {size:,} bytes. Try again.")
-        _verify(weights, partial, record=False)
+        _verify(weights, partial, path)
         partial.replace(path)
-    except (urllib.error.URLError, OSError) as error:
+    except (OSError, ValueError, http.client.HTTPException) as error:  # URLError is an OSError
         reason = getattr(error, "reason", None) or error
         raise CheckpointError(f"weights '{weights.name}' could not be downloaded: {reason}. {by_hand}.") from error
     finally:
         partial.unlink(missing_ok=True)
 
 
-@contextlib.contextmanager
-def _lock_file() -> Iterator[dict[str, dict[str, object]]]:
-    """Read the lock file, hand it out to be changed, and write it back whole."""
-    path = weights_folder() / LOCK_FILE
-    with filelock.FileLock(f"{path}.lock"):
+def _known(path: Path) -> dict[str, dict[str, Any]]:
+    try:
         entries = json.loads(path.read_text()) if path.exists() else {}
-        before = json.dumps(entries)
-        yield entries
-        if json.dumps(entries) != before:
-            aside = path.with_name(f"{path.name}.{os.getpid()}")
-            aside.write_text(json.dumps(entries, indent=1, sort_keys=True) + "\n")
-            aside.replace(path)
+        return {name: entry for name, entry in entries.items() if re.fullmatch("[0-9a-f]{64}", entry["sha256"])}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{path} is damaged: {error!r}. Delete it: hashes are then recorded anew.") from error
 
 
-def _verify(weights: Weights, path: Path, record: bool = True) -> None:
-    found = sha256_of(path)
+def _verify(weights: Weights, path: Path, final: Path) -> None:
+    """Check the hash of `path`, which is or will be `final`; record it where none is known yet."""
+    found, lock = sha256_of(path), weights_folder() / LOCK_FILE
     expected, origin = weights.sha256, "the known"
     if expected is None:
-        with _lock_file() as entries:
-            entry = entries.get(weights.name)
-            if entry is None:
-                if record:
-                    entries[weights.name] = {"url": weights.url, "sha256": found, "size": path.stat().st_size}
-                    _log.info("%s: no hash is published; recorded sha256 %s of %s in %s", weights.name, found, path, LOCK_FILE)
-                return
-            expected, origin = str(entry["sha256"]), f"the first recorded (in {weights_folder() / LOCK_FILE})"
+        entry = _known(lock).get(weights.name)
+        if entry is None:
+            _check_container(path, final)
+            _record(weights, path, found, lock)
+            return
+        expected, origin = entry["sha256"], "the one recorded when it was first seen"
     if found != expected:
+        remedy = f" If the recorded file was the bad one, delete the entry '{weights.name}' from {lock}." if weights.sha256 is None else ""
         raise CheckpointError(
-            f"{path} is not the file '{weights.name}' should be: its sha256 is {found}, {origin} is {expected}. "
-            f"Delete it and fetch it again{f' from {weights.url}' if weights.url else ''}."
+            f"{final} is not the file '{weights.name}' should be: its sha256 is {found}, {origin} is {expected}. "
+            f"Delete it and fetch it again{f' from {weights.url}' if weights.url else ''}.{remedy}"
         )
+
+
+def _check_container(path: Path, final: Path) -> None:
+    """Refuse to trust what is plainly no checkpoint, such as the login page of a network, or a file that was cut."""
+    with path.open("rb") as file:
+        head = file.read(2)
+    if head == b"PK":
+        check_zip(path)
+    elif head != b"\x80\x02":  # the older pickle, which has no checksum
+        raise CheckpointError(f"what came for {final.name} is no checkpoint: it begins with {head!r}. A network's login page?")
+
+
+def _record(weights: Weights, path: Path, found: str, lock: Path) -> None:
+    try:
+        with filelock.FileLock(f"{lock}.lock", timeout=60):
+            entries = {**_known(lock), weights.name: {"url": weights.url, "sha256": found, "size": path.stat().st_size}}
+            write_whole(lock, lambda target: target.write_text(json.dumps(entries, indent=1, sort_keys=True) + "\n"))
+        _log.info("%s: no hash is published; recorded sha256 %s in %s", weights.name, found, lock)
+    except (OSError, filelock.Timeout) as error:  # a shared shelf that only others may write
+        _log.warning("%s: sha256 %s could not be recorded in %s: %s", weights.name, found, lock, error)

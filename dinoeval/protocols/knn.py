@@ -11,6 +11,7 @@ classes in whatever order a sort of zeros gives them. top-5 is therefore lower t
 from __future__ import annotations
 
 import dataclasses
+import math
 import time
 from typing import TYPE_CHECKING
 
@@ -57,12 +58,13 @@ class Config:
 def run(config: Config, session: Session) -> Result:
     """Score the session's backbone on a labelled data set; a Result whose metrics are top1@k and top5@k in percent."""
     began = time.monotonic()
-    if not config.k or min(config.k) < 1:
-        raise ConfigError(f"k must be 1 or more: {config.k}")
-    if not config.temperature > 0:
-        raise ConfigError(f"temperature must be above 0: {config.temperature}")
+    if not isinstance(config.k, tuple) or not config.k or min(config.k) < 1:
+        raise ConfigError(f"k must be a tuple of numbers from 1 up, such as (10, 20): {config.k}")
+    if not 0 < config.temperature < math.inf:
+        raise ConfigError(f"temperature must be above 0, and a number: {config.temperature}")
     name, notes = choose_data(config.data, session.backbone.arch)
     train_images, val_images = open_splits(name)
+    fitting_ks(config.k, len(train_images))  # refuses what cannot fit before anything is computed
     opened = time.monotonic()
     train, val = session.features(train_images, Cls()), session.features(val_images, Cls())
     ks, note = fitting_ks(config.k, len(train))

@@ -12,8 +12,8 @@ from torch.utils.data import Dataset
 from torchvision.transforms import ColorJitter, RandomApply, RandomGrayscale, RandomHorizontalFlip, RandomResizedCrop
 from torchvision.transforms.functional import InterpolationMode
 
-from dinoeval.data.images import BadImage, ImageSet
-from dinoeval.errors import DataError
+from dinoeval.data.images import ImageSet
+from dinoeval.errors import BadImage, DataError
 from dinoeval.training.presets import Recipe
 
 
@@ -61,14 +61,25 @@ class Crops(Dataset):
     def __len__(self) -> int:
         return len(self.images)
 
-    def __getitem__(self, row: int) -> list[Tensor]:
+    def __getitem__(self, row: int) -> list[Tensor] | DataError:
+        """The crops, or what is wrong with the picture: as a value, for PyTorch would wrap a worker's exception in its traceback."""
         try:
             image = self.images.open(row)
-        except BadImage as fault:
-            raise DataError(f"{self.images.paths[row]} cannot be read: {fault}. Remove it and start again; training resumes.") from fault
+        except (BadImage, DataError) as fault:
+            return DataError(f"{self.images.paths[row]} cannot be read: {fault}. Put it right, and the same command goes on.")
         seed = int(np.random.SeedSequence((self.seed, self.epoch, row)).generate_state(1)[0])
         random.seed(seed)
         # Drawn on a fork where this is the main process, whose generator stochastic depth uses.
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+            torch.default_generator.manual_seed(seed)  # this one only, not the GPU's
             return self.augmentation(image)
+
+
+def collate(samples: list[list[Tensor] | DataError]) -> list[Tensor] | DataError:
+    """Stack the crops of a batch view by view, V of (B, 3, s, s); one picture that cannot be read stands for the batch."""
+    views = []
+    for sample in samples:
+        if isinstance(sample, DataError):
+            return sample
+        views.append(sample)
+    return [torch.stack(view) for view in zip(*views, strict=True)]

@@ -18,12 +18,13 @@ from tqdm import tqdm
 
 from dinoeval.data.images import ImageSet
 from dinoeval.data.transforms import normalise
-from dinoeval.errors import ConfigError, DinoevalError
+from dinoeval.errors import ConfigError, DataError, DinoevalError
+from dinoeval.files import expand, write_whole
 from dinoeval.models.backbone import choose_device
-from dinoeval.models.checkpoints import save_backbone
+from dinoeval.models.checkpoints import read_pickle, save_backbone
 from dinoeval.models.vit import VisionTransformer, parse_architecture
 from dinoeval.training import schedules
-from dinoeval.training.augment import Crops, MultiCropAugmentation
+from dinoeval.training.augment import Crops, MultiCropAugmentation, collate
 from dinoeval.training.objectives import GLOBAL_VIEWS, DinoLoss
 from dinoeval.training.presets import Recipe
 from dinoeval.training.teacher import build_pair, clip_each, follow, parameter_groups
@@ -123,7 +124,7 @@ def train(
     teacher.safetensors at the end. A run that was stopped goes on from checkpoint.pth, and ends on a CPU with the bits of
     an undisturbed one. `probe` scores the teacher's backbone in percent; it is called every `probe_every` epochs and last.
     """
-    out = Path(out).expanduser()
+    out = expand(out)
     where, reason = choose_device(device)
     steps = len(images) // recipe.batch_size
     if steps < 1:
@@ -131,6 +132,10 @@ def train(
     if parse_architecture(arch).image_size != recipe.global_crop:
         _log.info("global crops of %d pixels differ from %s's %d: positions are resampled", recipe.global_crop, arch,
                   parse_architecture(arch).image_size)  # fmt: skip
+    if min(recipe.global_crop, recipe.local_crop if recipe.local_crops else recipe.global_crop) < parse_architecture(arch).patch_size:
+        raise ConfigError(f"crops are smaller than a patch of {arch}: raise --global-crop or --local-crop")
+    if seed < 0 or workers < 0:
+        raise ConfigError("seed and workers must be 0 or more")
     torch.manual_seed(seed)
     trainer = Trainer(arch, recipe, steps, where, precision)
     args = {"arch": arch, "patch_size": parse_architecture(arch).patch_size, "seed": seed, "precision": precision,
@@ -149,9 +154,9 @@ def train(
             row["knn_teacher"] = probe(trainer.teacher.backbone)
         _warn_of_collapse(row, recipe.out_dim)
         state = trainer.state(epoch + 1, args)
-        _save(state, out / CHECKPOINT)
         if save_every and epoch % save_every == 0:
-            _save(state, out / f"checkpoint{epoch:04}.pth")
+            write_whole(out / f"checkpoint{epoch:04}.pth", lambda path, state=state: torch.save(state, path))
+        write_whole(out / CHECKPOINT, lambda path, state=state: torch.save(state, path))
         with (out / LOG).open("a") as file:
             file.write(json.dumps(row) + "\n")
         _log.info("epoch %d: %s", epoch, ", ".join(f"{name} {value:.4g}" for name, value in row.items() if name != "epoch"))
@@ -169,12 +174,15 @@ def _epoch(trainer: Trainer, crops: Crops, epoch: int, workers: int, seed: int) 
         shuffle=True,
         generator=torch.Generator().manual_seed(seed * 1_000_003 + epoch),
         drop_last=True,
+        collate_fn=collate,
         num_workers=workers,
         pin_memory=trainer.device.type == "cuda",
     )
     sums: dict[str, float] = {}
     with tqdm(loader, desc=f"epoch {epoch}", unit="step", disable=None, leave=False) as bar:
         for step, batch in enumerate(bar):
+            if isinstance(batch, DataError):
+                raise batch
             views = [normalise(view.to(trainer.device, non_blocking=True)) for view in batch]
             for name, value in trainer.step(views, epoch * trainer.steps + step).items():
                 sums[name] = sums.get(name, 0.0) + value
@@ -190,17 +198,6 @@ def _warn_of_collapse(row: dict[str, float], out_dim: int) -> None:
         _log.warning("the teacher's entropy is 0: one prototype wins always, training has collapsed; raise --teacher-temp")
 
 
-def _save(state: dict[str, Any], path: Path) -> None:
-    aside = path.with_name(f"{path.name}.partial")
-    try:
-        torch.save(state, aside)
-        aside.replace(path)
-    except (OSError, RuntimeError) as error:
-        raise DinoevalError(f"{path} cannot be written: {error}") from error
-    finally:
-        aside.unlink(missing_ok=True)
-
-
 def _resume(trainer: Trainer, out: Path, args: dict[str, Any]) -> int:
     path = out / CHECKPOINT
     try:
@@ -209,16 +206,30 @@ def _resume(trainer: Trainer, out: Path, args: dict[str, Any]) -> int:
         raise DinoevalError(f"{out} cannot be written: {error.strerror}") from error
     if not path.exists():
         return 0
-    state = torch.load(path, map_location=trainer.device, weights_only=True)
-    saved = state["args"]
-    if saved != args:
-        changed = [name for name in args if saved.get(name) != args[name]] if isinstance(saved, dict) else ["program"]
-        raise ConfigError(f"{path} is of another run (other {', '.join(changed)}): choose another --out, or delete it to start anew")
+    state = read_pickle(path)
+    saved = state.get("args") if isinstance(state, dict) else None
+    if not isinstance(saved, dict) or "recipe" not in saved:
+        raise ConfigError(f"{path} was not written by this program: choose another --out")
+    differences = [
+        f"{name} was {old.get(name)} and is {new.get(name)}"
+        for old, new in ((saved, args), (saved["recipe"], args["recipe"]))
+        for name in new
+        if name != "recipe" and old.get(name) != new[name]
+    ]
+    if differences:
+        raise ConfigError(f"{path} is of another run ({'; '.join(differences)}): choose another --out, or delete it to start anew")
     epochs = trainer.restore(state)
     # A kill between the checkpoint and the log line, or the other way round, leaves no epoch twice in the log.
     log = out / LOG
     if log.exists():
-        lines = [line for line in log.read_text().splitlines() if json.loads(line)["epoch"] < epochs]
-        log.write_text("".join(line + "\n" for line in lines))
+        lines = [line for line in log.read_text().splitlines() if _epoch_of(line) < epochs]
+        log.write_text("".join(f"{line}\n" for line in lines))
     _log.info("going on from %s after %d of %d epochs", path, epochs, trainer.recipe.epochs)
     return epochs
+
+
+def _epoch_of(line: str) -> float:
+    try:
+        return json.loads(line)["epoch"]
+    except (ValueError, KeyError, TypeError):
+        return math.inf  # the last line of a run that was killed while it wrote

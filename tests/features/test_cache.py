@@ -15,12 +15,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from factories import class_folders, made_up_images
+from factories import TINY, class_folders, made_up_images, made_up_state
 
 import dinoeval
 from dinoeval.data.images import open_images
 from dinoeval.data.transforms import CentralCrop
-from dinoeval.errors import CacheError, DataError
+from dinoeval.errors import CacheError, ConfigError, DataError
 from dinoeval.features.cache import INDEX, MANIFEST, FeatureCache
 from dinoeval.features.extract import Features, extract
 from dinoeval.features.readout import Cls, ClsAvg, LastCls, Patches
@@ -66,7 +66,9 @@ def test_whatever_changes_the_rows_changes_the_entry(tiny_weights, pictures, tmp
     backbone = dinoeval.load(weights=tiny_weights)
     other_crop = extract(backbone, open_images(pictures), Cls(), CentralCrop(20, 16), FeatureCache())
     low = extract(dinoeval.load(weights=tiny_weights, precision="bf16"), open_images(pictures), Cls(), CROP, FeatureCache())
-    other_heads = extract(dinoeval.load("vit_xs4_16_h2", weights=tiny_weights), open_images(pictures), Cls(), CROP, FeatureCache())
+    torch.save(made_up_state(TINY), tmp_path / "unnamed.pth")
+    unnamed = dinoeval.load("vit_xs4_16_h2", weights=tmp_path / "unnamed.pth")
+    other_heads = extract(unnamed, open_images(pictures), Cls(), CROP, FeatureCache())
     fewer = features(tiny_weights, pictures / "train")
     all_entries = [one, other_weights, other_crop, low, other_heads, fewer, features(tiny_weights, pictures, readout=ClsAvg())]
     assert len({entry.entry.key for entry in all_entries}) == len(all_entries)
@@ -82,6 +84,55 @@ def test_a_file_replaced_by_one_of_equal_size_is_noticed(tiny_weights, tmp_path)
     after = features(tiny_weights, tmp_path)
     assert not after.cached
     assert (before.numpy() == after.numpy()).all(1).tolist() == [True, False, True]
+
+
+def test_folders_with_the_same_names_sizes_and_times_do_not_share_rows(tiny_weights, tmp_path):
+    """As archives with all times set to zero unpack them."""
+    for seed, folder in enumerate((tmp_path / "a", tmp_path / "b")):
+        folder.mkdir()
+        made_up_images(1, seed=seed)[0].save(folder / "0.bmp")
+        os.utime(folder / "0.bmp", (0, 0))
+    rows = [features(tiny_weights, folder) for folder in (tmp_path / "a", tmp_path / "b")]
+    assert not rows[1].cached
+    assert not np.array_equal(rows[0].numpy(), rows[1].numpy())
+
+
+def test_a_backbone_whose_tensors_were_changed_is_refused(tiny_weights, pictures):
+    backbone = dinoeval.load(weights=tiny_weights)
+    backbone.network.norm.bias.data.add_(1)
+    with pytest.raises(ConfigError, match="was changed after it was loaded"):
+        dinoeval.embed(backbone, pictures)
+
+
+def test_rows_being_read_survive_a_prune(tiny_weights, pictures, monkeypatch):
+    from dinoeval.features import extract as module
+
+    monkeypatch.setattr(module, "_BLOCK_BYTES", 4 * 96 * 10)
+    found = features(tiny_weights, pictures)
+    expected, blocks = found.numpy(), found.blocks()
+    first = next(blocks)
+    assert FeatureCache().remove(found.entry.folder) == f"deleted {found.entry.key}"
+    np.testing.assert_array_equal(np.concatenate([first, *blocks]), expected)
+
+
+def test_a_damaged_unfinished_entry_is_begun_anew(tiny_weights, pictures, tmp_path):
+    whole = features(tiny_weights, pictures)
+    for damage in ("index", "journal", "header"):
+        cache = FeatureCache(tmp_path / damage)
+        with cache.locked(whole.entry.key):
+            manifest = whole.entry.manifest
+            partial = cache.begin(
+                whole.entry.key, recipe=manifest["recipe"], num_rows=33, row_shape=(96,), chunk_rows=manifest["chunk_rows"]
+            )
+        if damage == "header":
+            with partial.index.open("r+b") as file:
+                file.write(bytes(20))
+        else:
+            path = partial.index if damage == "index" else partial.folder / "journal"
+            path.write_bytes(path.read_bytes()[:-1])
+        again = features(tiny_weights, pictures, cache)
+        np.testing.assert_array_equal(again.numpy(), whole.numpy())
+        assert again.entry.index().ntotal == 33
 
 
 def test_one_flipped_byte_anywhere_is_found_on_use_and_redone(tiny_weights, pictures):
@@ -189,8 +240,6 @@ def test_a_set_of_one_image_and_a_set_of_bad_ones_only(tiny_weights, tmp_path):
 
 def test_features_that_are_no_numbers_are_refused_and_nothing_is_kept_of_them(tmp_path, pictures):
     """Weights that are finite, and large enough to overflow: float16 has no number above 65,504."""
-    from factories import TINY, made_up_state
-
     state = made_up_state(TINY)
     torch.save({name: tensor * (1e30 if "fc1.weight" in name else 1) for name, tensor in state.items()}, tmp_path / "huge.pth")
     with pytest.raises(DataError, match=r"features of .* are NaN or infinite"):

@@ -52,6 +52,21 @@ def test_equal_cosines_come_in_order_of_row_within_and_across_blocks():
         assert rows.tolist() == [[0, 2, 3, 5, 6, 1, 4]]
 
 
+@pytest.mark.parametrize("k", [1, 3, 5, 20, 100])
+@pytest.mark.parametrize("block", [50, 1000])
+def test_of_equal_cosines_at_the_cut_the_smaller_rows_are_kept(k, block):
+    """A bank of ten directions, each many times over: nearly every cut falls inside a tie."""
+    random = np.random.default_rng(k)
+    directions = random.standard_normal((10, 16), dtype=np.float32)
+    bank = directions[random.integers(0, 10, 400)]
+    cosines, rows = nearest(directions, blocks(bank, block), k)
+    expected = slow_nearest(directions, bank, k)
+    np.testing.assert_allclose(cosines, expected[0], atol=1e-6)
+    for found, same in zip(rows, expected[1], strict=True):
+        # The slow list may order two directions of nearly equal cosine otherwise; the rows of each come in order.
+        assert sorted(found) == sorted(same)
+
+
 def test_the_result_does_not_depend_on_how_many_queries_come_at_once():
     random = np.random.default_rng(0)
     queries, bank = (random.standard_normal((n, 384), dtype=np.float32) for n in (64, 500))
@@ -109,6 +124,15 @@ def test_votes_of_many_classes_are_counted_in_parts(monkeypatch):
     whole = vote(cosines, labels, ks=[8], temperature=0.07, num_classes=1000)
     monkeypatch.setattr(neighbors, "_VOTE_BYTES", 8 * 1000 * 7)  # seven queries at a time
     np.testing.assert_array_equal(vote(cosines, labels, ks=[8], temperature=0.07, num_classes=1000), whole)
+
+
+@pytest.mark.parametrize("temperature", [1e-4, 5e-4, 1e-3])
+def test_small_temperatures_neither_overflow_nor_lose_votes(temperature):
+    """Two strong votes for class 1; class 0 gets two weak ones and class 2 a negative one."""
+    predictions = vote(
+        np.array([[0.99, 0.98, 0.5, 0.5, -0.9]]), np.array([[1, 1, 0, 0, 2]]), ks=[5], temperature=temperature, num_classes=3
+    )
+    assert predictions[0, 0].tolist() == [1, 0, 2, -1, -1]
 
 
 def test_weights_stay_finite_where_the_released_ones_are_largest():

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 
 import dinoeval
 from dinoeval.errors import CheckpointError, ConfigError
-from dinoeval.models.checkpoints import open_checkpoint, tensor_digest
+from dinoeval.models.checkpoints import open_checkpoint, save_backbone, tensor_digest
 
 STATE = made_up_state(TINY)
 OTHER = made_up_state(TINY, seed=1)
@@ -52,6 +52,9 @@ LAYOUTS = {
     "module only, old head": {"teacher": {**prefixed("module."), **head("module.projection_head.")}},
     "state_dict": {"state_dict": prefixed("module."), "epoch": 1},
     "timm with classifier": {**STATE, "head.weight": torch.zeros(10, 96), "head.bias": torch.zeros(10)},
+    "nested twice": {"teacher": {"state_dict": prefixed("module.")}, "student": prefixed("module.", OTHER)},
+    "a container of both": {"model": {"teacher": prefixed("backbone."), "student": OTHER}},
+    "flat, told apart by names": {**prefixed("teacher.backbone."), **prefixed("student.backbone.", OTHER)},
     "Hugging Face": {**hugging_face_state(STATE), "pooler.dense.weight": torch.zeros(2, 2)},
     "Hugging Face task model": prefixed("vit.", hugging_face_state(STATE)),
 }
@@ -105,6 +108,45 @@ def test_the_digest_sees_values_names_and_shapes_but_not_the_container_or_precis
     assert len({digest, *map(tensor_digest, (changed, reshaped, renamed))}) == 4
     halves = {name: tensor.half() for name, tensor in STATE.items()}
     assert tensor_digest(halves) == tensor_digest({name: tensor.float() for name, tensor in halves.items()})
+
+
+def test_a_backbone_does_not_change_with_the_file_it_came_from(tmp_path):
+    """A training run writes its checkpoint anew every epoch, under the feet of whoever reads it."""
+    path = tmp_path / "weights.pth"
+    for save in (lambda state: torch.save(state, path), lambda state: save_file(state, path.with_suffix(".safetensors"))):
+        save(STATE)
+        backbone = dinoeval.load(TINY, weights=max(tmp_path.iterdir(), key=lambda file: file.stat().st_mtime_ns))
+        save(OTHER)
+        assert tensor_digest(backbone.network.state_dict()) == tensor_digest(STATE)
+
+
+def test_one_flipped_bit_is_found_where_the_container_has_a_checksum(tmp_path):
+    save_backbone(tmp_path / "ours.safetensors", STATE, arch=TINY)
+    torch.save(STATE, tmp_path / "weights.pth")
+    for path in (tmp_path / "ours.safetensors", tmp_path / "weights.pth"):
+        content = bytearray(path.read_bytes())
+        content[len(content) // 2] ^= 4
+        path.write_bytes(content)
+        with pytest.raises(CheckpointError, match=r"damaged|truncated"):
+            open_checkpoint(path)
+
+
+def test_the_architecture_that_a_file_names_is_believed(tmp_path, tiny_weights):
+    with pytest.raises(ConfigError, match="says that it is a vit_xs4_16, and --arch says vit_xs4_16_h6"):
+        dinoeval.load("vit_xs4_16_h6", weights=tiny_weights)
+    torch.save({"teacher": STATE, "args": {"arch": TINY, "recipe": {}}}, tmp_path / "checkpoint.pth")  # as our trainer writes it
+    assert dinoeval.load(weights=tmp_path / "checkpoint.pth").arch == TINY
+
+
+@pytest.mark.parametrize(
+    ("tensor", "said"),
+    [(torch.ones(96, dtype=torch.int8), "no plain floating-point"), (torch.zeros(96).to_sparse(), "no plain floating-point"),
+     (torch.tensor(0.0), "wrong shape")],
+)  # fmt: skip
+def test_odd_tensors_are_refused(tmp_path, tensor, said):
+    torch.save({**STATE, "norm.bias": tensor}, tmp_path / "odd.pth")
+    with pytest.raises(CheckpointError, match=said):
+        dinoeval.load(TINY, weights=tmp_path / "odd.pth")
 
 
 class _Evil:

@@ -5,16 +5,20 @@ from __future__ import annotations
 import functools
 import hashlib
 import http.server
+import io
 import json
 import threading
 
 import pytest
+import torch
 
 from dinoeval.errors import CheckpointError
 from dinoeval.models import shelf
 from dinoeval.models.zoo import ZOO, Weights
 
-CONTENT = b"weights " * 100_000
+_buffer = io.BytesIO()
+torch.save({"weights": torch.arange(100_000.0)}, _buffer)
+CONTENT = _buffer.getvalue()
 
 
 class _Quiet(http.server.SimpleHTTPRequestHandler):
@@ -28,6 +32,12 @@ class _Quiet(http.server.SimpleHTTPRequestHandler):
             self.end_headers()
             self.wfile.write(CONTENT)
             return
+        for name, content in (("unsized.pth", CONTENT[:5000]), ("page.pth", b"<html>Log in to this network</html>")):
+            if self.path.endswith(name):  # no length is promised, and what comes is no checkpoint
+                self.send_response(200)
+                self.end_headers()
+                self.wfile.write(content)
+                return
         super().do_GET()
 
 
@@ -55,7 +65,7 @@ def test_a_download_is_kept_and_its_unknown_hash_recorded_and_checked_ever_after
     assert entry == {"url": f"{host}/a.pth", "sha256": hashlib.sha256(CONTENT).hexdigest(), "size": len(CONTENT)}
     assert shelf.obtain(weights("http://127.0.0.1:9/a.pth")) == path  # no second download
     path.write_bytes(CONTENT[:-1] + b"!")
-    with pytest.raises(CheckpointError, match=r"its sha256 is .*the first recorded"):
+    with pytest.raises(CheckpointError, match=r"its sha256 is .*the one recorded .*weights\.lock"):
         shelf.obtain(weights(f"{host}/a.pth"))
 
 
@@ -66,12 +76,12 @@ def test_a_download_of_another_hash_than_the_known_one_leaves_nothing(host):
     assert [entry.name for entry in shelf.location(one).parent.iterdir()] == []
 
 
-@pytest.mark.parametrize("name", ["cut.pth", "absent.pth"])
+@pytest.mark.parametrize("name", ["cut.pth", "absent.pth", "unsized.pth", "page.pth"])
 def test_a_broken_download_names_address_and_place_and_leaves_nothing(host, name):
     one = weights(f"{host}/{name}")
-    with pytest.raises(CheckpointError, match=rf"{host}/{name}"):
+    with pytest.raises(CheckpointError, match=name if name in ("unsized.pth", "page.pth") else f"{host}/{name}"):
         shelf.obtain(one)
-    assert list(shelf.location(one).parent.iterdir()) == []
+    assert list(shelf.location(one).parent.iterdir()) == []  # nor is a hash of it recorded
 
 
 def test_without_a_network_the_error_names_the_address_and_where_to_put_the_file(monkeypatch):

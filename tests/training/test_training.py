@@ -194,7 +194,7 @@ def test_a_killed_run_resumes_and_ends_with_the_weights_of_an_undisturbed_one(tm
     result = dinoeval.evaluate("knn", dinoeval.load(weights=tmp_path / "b" / loop.BACKBONE), data=str(folder), k=(20,))
     assert result.metrics["top1@20"] == pytest.approx(log[-1]["knn_teacher"])
     other = subprocess.run([*words(folder, tmp_path / "b"), "--seed", "1"], check=False, capture_output=True, text=True)
-    assert (other.returncode, "is of another run (other seed)" in other.stderr) == (2, True)
+    assert (other.returncode, "is of another run (seed was 0 and is 1)" in other.stderr) == (2, True)
 
 
 def test_mistakes_are_explained(tmp_path, pictures):
@@ -209,8 +209,18 @@ def test_mistakes_are_explained(tmp_path, pictures):
         trainer.step([torch.full((4, 3, 16, 16), float("nan"))] * 2, 0)
     (tmp_path / "set").mkdir()
     (tmp_path / "set/a.png").write_text("text")
-    with pytest.raises(DataError, match=r"a\.png cannot be read"):
-        loop.train(open_images(tmp_path / "set"), TINY, tmp_path / "run", dataclasses.replace(SMALL, batch_size=1), workers=0)
+    for workers in (0, 1):
+        with pytest.raises(DataError, match=r"^a\.png cannot be read.*goes on\.$"):
+            loop.train(open_images(tmp_path / "set"), TINY, tmp_path / "run", dataclasses.replace(SMALL, batch_size=1), workers=workers)
+    for wrong in ({"clip_grad": -1}, {"student_temp": 0}, {"drop_path": 1}, {"blur_radius": (2, 1)}):
+        with pytest.raises(ConfigError):
+            dataclasses.replace(SMALL, **wrong)
+    with pytest.raises(ConfigError, match="smaller than a patch"):
+        loop.train(open_images(pictures), "vit_xs16_32", tmp_path / "run", SMALL)
+    (tmp_path / "other").mkdir()
+    torch.save({"student": {}}, tmp_path / "other" / loop.CHECKPOINT)
+    with pytest.raises(ConfigError, match="was not written by this program"):
+        loop.train(open_images(pictures), TINY, tmp_path / "other", SMALL)
     (tmp_path / "file").write_text("")
     with pytest.raises(DinoevalError, match="cannot be written"):
         loop.train(open_images(pictures), TINY, tmp_path / "file", SMALL)
