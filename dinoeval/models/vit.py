@@ -44,7 +44,7 @@ _SIZES = {
     "s": {"dim": 384, "depth": 12, "num_heads": 6},
     "b": {"dim": 768, "depth": 12, "num_heads": 12},
 }
-NAMED_ARCHITECTURES = ("vit_ti16", "vit_s16", "vit_s8", "vit_s5", "vit_b16", "vit_b8", "vit_xs2_16")
+NAMED_ARCHITECTURES = ("vit_ti16", "vit_s16", "vit_s8", "vit_s5", "vit_b16", "vit_b8", "vit_xs8_16")
 _ARCHITECTURE = re.compile(r"vit_(xs|ti|s|b)([1-9]\d*)(?:_([1-9]\d*))?(?:_h([1-9]\d*))?")
 
 

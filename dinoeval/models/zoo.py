@@ -103,8 +103,8 @@ _OTHERS = [
         source="issue 139", note="ablation with 4,096 prototypes",
     ),
     Weights(
-        name=BUNDLED, arch="vit_xs2_16", url=None, source="weights/vit_digits.md",
-        sha256="BUNDLED_SHA256",
+        name=BUNDLED, arch="vit_xs8_16", url=None, source="weights/vit_digits.md",
+        sha256="6b17084b6e55b350942c57e4b085db7160124c2883b6139b697a724c39d559eb",
         note="demonstration: trained on scikit-learn's digits, travels with the package",
     ),
 ]  # fmt: skip
