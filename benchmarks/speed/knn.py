@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import statistics
 import subprocess
 import sys
@@ -23,6 +22,7 @@ from pathlib import Path
 import numpy as np
 
 ROOT = Path(__file__).resolve().parent.parent.parent
+KEY = "0" * 32
 ROWS, DIM, QUERIES, CLASSES, KS = 400_000, 384, 5_000, 1_000, (10, 20, 100, 200)
 
 
@@ -37,7 +37,9 @@ def make(folder: Path) -> None:
 
 
 def peak_megabytes() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    """The largest resident size so far. Not ru_maxrss, which a process inherits from the one that started it."""
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    return int(line.split()[1]) / 1024
 
 
 def ours(folder: Path, _checkout: Path) -> dict:
@@ -47,7 +49,7 @@ def ours(folder: Path, _checkout: Path) -> dict:
     from dinoeval.maths.neighbors import faiss, nearest, vote
 
     faiss()
-    entry = FeatureCache(folder / "cache").find("bank")
+    entry = FeatureCache(folder / "cache").find(KEY)
     assert entry is not None
     bank = Features(entry, in_memory([]), np.arange(ROWS), True, 0.0)
     queries, labels, truth = np.load(folder / "test.npy"), np.load(folder / "train_labels.npy"), np.load(folder / "test_labels.npy")
@@ -122,8 +124,8 @@ def main() -> None:
         folder = Path(name)
         make(folder)
         cache = FeatureCache(folder / "cache")
-        with cache.locked("bank"):
-            partial = cache.begin("bank", recipe={}, num_rows=ROWS, row_shape=(DIM,), chunk_rows=10_000)
+        with cache.locked(KEY):
+            partial = cache.begin(KEY, recipe={}, num_rows=ROWS, row_shape=(DIM,), chunk_rows=10_000)
             rows = np.load(folder / "train.npy", mmap_mode="r")
             for chunk in range(partial.num_chunks):
                 partial.write(chunk, np.array(rows[chunk * 10_000 : (chunk + 1) * 10_000]), [])

@@ -24,7 +24,9 @@ from dinoeval import distributed
 from dinoeval.data.images import ImageSet
 from dinoeval.data.transforms import CentralCrop, normalise
 from dinoeval.errors import BadImage, ConfigError, DataError, some
-from dinoeval.features.cache import Entry, FeatureCache, Partial, key_of
+from dinoeval.features.cache import FeatureCache, key_of
+from dinoeval.features.entry import Entry
+from dinoeval.features.partial import Partial
 from dinoeval.features.readout import Readout
 from dinoeval.models.backbone import Backbone
 

@@ -21,7 +21,8 @@ import dinoeval
 from dinoeval.data.images import open_images
 from dinoeval.data.transforms import CentralCrop
 from dinoeval.errors import CacheError, ConfigError, DataError
-from dinoeval.features.cache import INDEX, MANIFEST, FeatureCache
+from dinoeval.features.cache import FeatureCache
+from dinoeval.features.entry import INDEX, MANIFEST
 from dinoeval.features.extract import Features, extract
 from dinoeval.features.readout import Cls, ClsAvg, LastCls, Patches
 from dinoeval.maths.neighbors import faiss
