@@ -1,11 +1,12 @@
 """Write benchmarks/README.md from benchmarks/results/*.json, so that no number in it was typed by hand.
 
-python benchmarks/scoreboard.py
+With `--add RESULT COMMAND` first keep a Result that --json wrote, without its samples and the paths of this machine.
 """
 
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -61,7 +62,8 @@ def scores() -> list[str]:
         facts = json.loads(path.read_text())
         for k in facts["config"]["k"]:
             cells = [f"{facts['metrics'][f'{m}@{k}']:.2f} ± {facts['standard_errors'][f'{m}@{k}']:.2f}" for m in ("top1", "top5")]
-            lines.append(f"| {facts['name']} | {facts['data']['name']} | {k} | {cells[0]} | {cells[1]} | `{facts['command']}` |")
+            checkpoint = f"{facts['backbone']['weights']} ({facts['backbone']['arch']})"
+            lines.append(f"| {checkpoint} | {facts['data']['name']} | {k} | {cells[0]} | {cells[1]} | `{facts['command']}` |")
     return [*lines, ""]
 
 
@@ -113,7 +115,20 @@ def reliability() -> list[str]:
     ]
 
 
+def add(path: str, command: str) -> None:
+    """Keep a Result as results/<protocol>_<data>_<arch>.json."""
+    facts = json.loads(Path(path).read_text())
+    del facts["samples"]
+    for part, name in (("data", "name"), ("config", "data"), ("backbone", "weights")):
+        facts[part][name] = Path(facts[part][name]).name
+    facts["command"] = command
+    target = HERE / f"results/{facts['protocol']}_{facts['data']['name']}_{facts['backbone']['arch']}.json"
+    target.write_text(json.dumps(facts, indent=1) + "\n")
+
+
 def main() -> None:
+    if sys.argv[1:2] == ["--add"]:
+        add(*sys.argv[2:])
     head = [
         "# Benchmarks",
         "",

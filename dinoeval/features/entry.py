@@ -78,9 +78,6 @@ class Entry:
         total = header_bytes + 4 * int(np.prod(self.row_shape)) * self.num_rows
         if not path.is_file() or path.stat().st_size != total:
             return f"{INDEX} is missing or not {total:,} bytes long"
-        extra = {entry.name for entry in self.folder.iterdir()} - {INDEX, MANIFEST}
-        if extra:
-            return f"unknown files: {', '.join(sorted(extra))}"
 
         def check(number: int) -> bool:
             if number < 0:
