@@ -38,7 +38,7 @@ from dinoeval.models.vit import parse_architecture  # noqa: E402
 
 
 def multiply_adds(arch: str) -> int:
-    """Of the whole network for one image: patches, then 12 D^2 a token and 2 T D a token and block. Ours leaves out what [CLS] does not need."""
+    """Of the whole network for one image; ours leaves out what [CLS] does not need of the last block."""
     config = parse_architecture(arch)
     tokens, dim = 1 + config.grid**2, config.dim
     block = 12 * dim**2 * tokens + 2 * tokens**2 * dim

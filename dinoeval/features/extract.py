@@ -119,7 +119,7 @@ def extract(
     recipe = recipe_of(backbone, images, readout, transform)
     key = key_of(recipe)
     leader = distributed.rank() == 0
-    entry = distributed.share(_whole(cache, key, images) if leader else None)
+    entry = distributed.share(_whole(cache, key, images, transform) if leader else None)
     cached = entry is not None
     if entry is None:
         grid = (transform.crop // backbone.patch_size, transform.crop // backbone.patch_size)
@@ -146,12 +146,12 @@ def extract(
     return Features(entry, images, rows, cached, time.monotonic() - began)
 
 
-def _whole(cache: FeatureCache, key: str, images: ImageSet, report: bool = True) -> Entry | None:
+def _whole(cache: FeatureCache, key: str, images: ImageSet, transform: CentralCrop, report: bool = True) -> Entry | None:
     """The entry, unless it is absent, damaged, or lacks images that can be read by now."""
     entry = cache.find(key, report)
     for bad in entry.bad if entry else ():
         try:
-            images.open(bad["row"])
+            transform(images.open(bad["row"]))
         except BadImage:
             continue
         _log.info("%s could not be read before and can be now: the features are computed again", bad["path"])
@@ -175,7 +175,7 @@ def _make(
     leader = distributed.rank() == 0
     with cache.locked(key) if leader else contextlib.nullcontext():
         # Another run may have made it while this one waited for the lock.
-        entry = distributed.share(_whole(cache, key, images, report=False) if leader else None)
+        entry = distributed.share(_whole(cache, key, images, transform, report=False) if leader else None)
         if entry is not None:
             return entry
         if leader:

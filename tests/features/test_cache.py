@@ -231,6 +231,17 @@ def test_bad_images_are_named_left_out_and_counted(tiny_weights, tmp_path):
     np.testing.assert_allclose(found.numpy(), good.numpy(), atol=2e-6)
 
 
+def test_a_picture_beyond_all_measure_is_a_bad_image_and_stays_one(tiny_weights, tmp_path):
+    """One pixel wide and 60,000 high: its short side at 256 would make 3.9 billion pixels."""
+    made_up_images(1, (1, 60_000))[0].save(tmp_path / "thread.png")
+    made_up_images(1)[0].save(tmp_path / "good.png")
+    backbone, crop = dinoeval.load(weights=tiny_weights), CentralCrop(256, 224)
+    runs = [extract(backbone, open_images(tmp_path), Cls(), crop, FeatureCache(), bad_images="skip") for _ in range(2)]
+    assert [len(run) for run in runs] == [1, 1]
+    assert [run.cached for run in runs] == [False, True]
+    assert "would be resized to 256 x" in runs[0].bad[0]["reason"]
+
+
 def test_a_set_of_one_image_and_a_set_of_bad_ones_only(tiny_weights, tmp_path):
     made_up_images(1)[0].save(tmp_path / "a.png")
     assert features(tiny_weights, tmp_path).numpy().shape == (1, 96)
