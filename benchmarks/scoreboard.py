@@ -42,7 +42,7 @@ def parity() -> list[str]:
     ]
     knn = read("parity_knn")
     lines += [
-        f"`{knn['command']}`: both command lines on CIFAR-10, {knn['images']['train']:,} + {knn['images']['val']:,} images, ViT-Ti/32 with made-up weights"
+        f"`{knn['command']}`: both command lines on CIFAR-10, {knn['images']['train']:,} + {knn['images']['val']:,} images, ViT-Ti/56 with made-up weights"
         f" ({knn['ours seconds']} s and {knn['released seconds']} s):",
         "",
         "| k | top-1 ours | top-1 released | queries with five labels | top-5 of these, ours | top-5 of these, released |",
