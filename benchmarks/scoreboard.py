@@ -51,7 +51,7 @@ def parity() -> list[str]:
     for row in knn["rows"]:
         top5 = [f"{row[name]:.4f}" if name in row else "-" for name in ("top5 of these, ours", "top5 of these, released")]
         lines.append(
-            f"| {row['k']} | {row['top1 ours']} | {row['top1 released']} | {row['queries with five labels']:,} | {top5[0]} | {top5[1]} |"
+            f"| {row['k']} | {row['top1 ours']:.2f} | {row['top1 released']:.2f} | {row['queries with five labels']:,} | {top5[0]} | {top5[1]} |"
         )
     return [*lines, ""]
 
@@ -68,13 +68,16 @@ def scores() -> list[str]:
 
 
 def speed() -> list[str]:
-    knn, extraction = read("speed_knn"), read("speed_extraction")
+    knn, extraction, startup = read("speed_knn"), read("speed_extraction"), read("speed_startup")
     ours = knn["runs"]["ours"]
     bf16 = extraction["ratio bf16"]
     return [
         "## Speed",
         "",
         f"On {machine(knn)}. Medians; every ratio is of runs in turn on one machine.",
+        "",
+        f"**Whole commands** (`{startup['command']}`): `dinoeval --help` {startup['--help']:.2f} s; `dinoeval knn` on digits with an empty cache, offline,",
+        f"{startup['knn']:.1f} s.",
         "",
         f"**k-NN sweep** (`{knn['command']}`): {knn['what']}.",
         "",

@@ -79,7 +79,7 @@ def _table(result: Result) -> str:
         if facts["bad_images"]:
             lines.append(f"left out of {half}, could not be read: {len(facts['bad_images'])} images")
     lines.append("seconds: " + ", ".join(f"{stage} {seconds:.1f}" for stage, seconds in result.seconds.items()))
-    return "\n".join(lines)
+    return "\n".join(line.rstrip() for line in lines)
 
 
 def check(results: Annotated[tuple[str, ...], tyro.conf.Positional], /, against: str = "paper") -> int:
