@@ -23,7 +23,7 @@ def faiss() -> ModuleType:
     """Import FAISS, once, in one place, with the matrix kernels this processor deserves.
 
     The OpenBLAS inside faiss-cpu's wheels does not know newer processors and falls back to kernels of 2004 ("Prescott"):
-    a search then takes four times as long. It reads OPENBLAS_CORETYPE once, while it is loaded.
+    a search then takes several times as long. It reads OPENBLAS_CORETYPE once, while it is loaded.
     """
     kernels = None if "OPENBLAS_CORETYPE" in os.environ else _kernels()
     if kernels:
