@@ -5,7 +5,10 @@
 DATA holds train/ and test/ (or val/) class folders, such as CIFAR-10's. The network is ViT-Ti/56 with made-up weights: the
 released command line knows no smaller network, and large patches keep the comparison short. top-5 is compared on the
 queries with at least five labels among their neighbours; for the others the released one depends on how a sort orders
-zeros. Writes benchmarks/results/parity_knn.json.
+zeros. Where a query's outcome differs, it is named, with the answers of both rules on the very same features (those that
+the released code dumped), the gap between the cosines of its last neighbour and the first that is none, and that between
+the sums of its fifth and its sixth class: so one sees whether the features' last digits or the rules decide it.
+Writes benchmarks/results/parity_knn.json.
 """
 
 from __future__ import annotations
@@ -27,9 +30,9 @@ sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "benchmarks")]
 import released  # noqa: E402
 from factories import made_up_state  # noqa: E402
 
-from dinoeval.maths.neighbors import nearest  # noqa: E402
+from dinoeval.maths.neighbors import nearest, vote  # noqa: E402
 
-KS = (10, 20, 100, 200)
+KS, TEMPERATURE = (10, 20, 100, 200), 0.07
 
 
 def link(data: Path, target: Path, limit: int | None) -> None:
@@ -80,10 +83,27 @@ def compare(checkout: Path, work: Path, ours: dict, theirs: dict) -> list[dict]:
 
     names = ("trainfeat", "testfeat", "trainlabels", "testlabels")
     train, test, train_labels, test_labels = (torch.load(work / f"{name}.pth") for name in names)
-    _, neighbours = nearest(test.numpy(), [train.numpy()], max(KS))
-    labels = train_labels.numpy()[neighbours]
+    cosines, neighbours = nearest(test.numpy(), [train.numpy()], max(KS) + 1)
+    labels, truth = train_labels.numpy()[neighbours], test_labels.numpy()
+    predictions = vote(cosines, labels, ks=KS, temperature=TEMPERATURE, num_classes=int(truth.max()) + 1)
+
+    def released_top5(queries: np.ndarray, k: int) -> float:
+        """Hits among the queries; fewer than 100 are tiled, because the released code cannot take them."""
+        tiled = np.repeat(queries, 1 if len(queries) >= 100 else 100)
+        percent = eval_knn.knn_classifier(train, train_labels, test[tiled], test_labels[tiled], k, TEMPERATURE)[1]
+        return percent * len(queries) / 100
+
+    def disputed(queries: np.ndarray, hits: np.ndarray, k: int) -> list[int]:
+        """The queries whose released outcome is not `hits`, found by halving."""
+        if round(released_top5(queries, k)) == hits[queries].sum():
+            return []
+        if len(queries) == 1:
+            return [int(queries[0])]
+        middle = len(queries) // 2
+        return disputed(queries[:middle], hits, k) + disputed(queries[middle:], hits, k)
+
     rows = []
-    for k in KS:
+    for position, k in enumerate(KS):
         full = np.array([len(set(row[:k])) >= 5 for row in labels])
         row = {
             "k": k,
@@ -93,9 +113,26 @@ def compare(checkout: Path, work: Path, ours: dict, theirs: dict) -> list[dict]:
         }
         if full.sum() >= 100:  # fewer make the released chunks empty
             row["top5 of these, ours"] = 100 * float(np.array(ours["samples"][f"top5@{k}"])[full].mean())
-            row["top5 of these, released"] = eval_knn.knn_classifier(train, train_labels, test[full], test_labels[full], k, 0.07)[1]
+            row["top5 of these, released"] = 100 * released_top5(np.flatnonzero(full), k) / int(full.sum())
+            hits = np.array(ours["samples"][f"top5@{k}"])
+            row["queries that differ"] = [
+                {
+                    "query": ours["samples"]["path"][query],
+                    "ours": int(hits[query]),
+                    "ours on the released features": int(truth[query] in predictions[position, query]),
+                    "released": round(released_top5(np.array([query]), k)),
+                    "gap between the cosines of the last neighbour and the next": float(cosines[query, k - 1] - cosines[query, k]),
+                    "relative gap between the sums of the fifth and the sixth class": gap(cosines[query, :k], labels[query, :k]),
+                }
+                for query in disputed(np.flatnonzero(full), hits, k)
+            ]
         rows.append(row)
     return rows
+
+
+def gap(cosines: np.ndarray, labels: np.ndarray) -> float:
+    sums = np.sort(np.bincount(labels, np.exp(cosines.astype(np.float64) / TEMPERATURE), minlength=6))[::-1]
+    return float((sums[4] - sums[5]) / sums[4])
 
 
 if __name__ == "__main__":

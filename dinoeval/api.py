@@ -33,7 +33,7 @@ def embed(
     cache unless `cache` is false. Raw features: normalise them before comparing by cosine.
     """
     readout = parse_readout(readout) if isinstance(readout, str) else readout
-    chosen = parse_transform(transform, backbone.config.image_size)
+    chosen = parse_transform(transform, backbone.config.image_size, backbone.config.preprocessing)
     if isinstance(images, Image.Image):
         images = [images]
     if not isinstance(images, (str, Path)):

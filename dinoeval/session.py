@@ -24,7 +24,8 @@ class SessionConfig:
     """What every protocol needs: which network, and how images are read."""
 
     arch: str | None = None
-    """Architecture, such as vit_s8, vit_b16 or vit_ti4_32; by default the one the weights name, or the bundled demonstration."""
+    """Architecture, such as vit_s8, vit_ti4_32, resnet50, xcit_small_12_p8 or timm/<name>; by default the one the weights name, or the
+    bundled demonstration."""
     weights: str | None = None
     """A file, a name that `dinoeval models` lists, or `random`; by default the released weights of --arch."""
     key: Literal["teacher", "student"] = "teacher"
@@ -34,7 +35,7 @@ class SessionConfig:
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Only fp32 is compared with published numbers."""
     transform: str = "auto"
-    """auto, or dino:RESIZE/CROP; the paper's is dino:256/224."""
+    """auto (a timm network's own, else the paper's), dino (the paper's), or dino:RESIZE/CROP as in dino:256/224."""
     bad_images: Literal["error", "skip"] = "error"
     """What to do about images that cannot be read."""
     batch_size: int | None = None
@@ -63,7 +64,7 @@ class Session:
         self.backbone: Backbone = backbone or load(
             config.arch, weights=config.weights, key=config.key, device=config.device, precision=config.precision
         )
-        self.transform: CentralCrop = parse_transform(config.transform, self.backbone.config.image_size)
+        self.transform: CentralCrop = parse_transform(config.transform, self.backbone.config.image_size, self.backbone.config.preprocessing)
         self.cache: FeatureCache = FeatureCache(config.cache)
 
     def features(self, images: ImageSet, readout: Readout) -> Features:

@@ -135,7 +135,6 @@ def test_mistakes_are_one_paragraph_each(capsys, tiny_weights, tmp_path):
     one_paragraph(call(capsys, "knn", "--arch", "vit_s9x"), "no architecture 'vit_s9x'", "Did you mean")
     one_paragraph(call(capsys, "knn", "--arch", "vit_s8"), "https://dl.fbaipublicfiles.com/dino/", str(tmp_path / "shelf"))
     one_paragraph(call(capsys, "models", "fetch", "resnet50"), "DINOEVAL_OFFLINE", "dino_resnet50_pretrain.pth")
-    one_paragraph(call(capsys, "knn", "--arch", "resnet50"), "scores vision transformers only")
     one_paragraph(call(capsys, "knn", *good, "--k", 30), "k = 30 is more than the 24 training images")
     one_paragraph(call(capsys, "knn", *good, "--json", tmp_path / "no" / "r.json"), "cannot be written")
     one_paragraph(call(capsys, "knn", *good, "--device", "cuda:7"), "device 'cuda:7' cannot be used")

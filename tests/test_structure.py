@@ -30,7 +30,7 @@ ALLOWED = {
     "features.readout": ("models.backbone",),
     "features": ("models", "data", "features", "distributed"),
     "session": ("models", "data", "features"),
-    "protocols": ("data", "features", "results", "session", "distributed", "models.zoo"),
+    "protocols": ("models", "data", "features", "results", "session", "distributed", "training"),
     "training": ("models", "data", "training", "distributed"),
     "api": ("models", "data", "features", "protocols", "results", "session"),
     "cli": ("",),

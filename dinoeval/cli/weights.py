@@ -11,16 +11,19 @@ from dinoeval.files import expand
 
 
 def models() -> int:
-    """List released weights: name, architecture, kind, published k-NN and linear top-1 on ImageNet, and where the file lies."""
+    """List released weights: name, architecture, kind, published k-NN and linear top-1 on ImageNet, readouts, and where the file lies."""
+    from dinoeval.models.networks import readouts_of
     from dinoeval.models.shelf import location
     from dinoeval.models.zoo import ZOO
 
-    print(f"{'name':<26}{'arch':<20}{'kind':<17}{'k-NN':>6}{'linear':>8}  file")
+    print(f"{'name':<26}{'arch':<20}{'kind':<17}{'k-NN':>6}{'linear':>8}  {'readouts':<33}file")
     for row in ZOO.values():
         scores = [f"{row.published[name]:.1f}" if name in row.published else "-" for name in ("knn", "linear")]
         path = location(row)
         where = str(path) if path.exists() else f"not here: dinoeval models fetch {row.name}"
-        print(f"{row.name:<26}{row.arch:<20}{row.kind:<17}{scores[0]:>6}{scores[1]:>8}  {where}")
+        readouts = "-" if row.kind == "linear head" else " ".join(readouts_of(row.arch))
+        print(f"{row.name:<26}{row.arch:<20}{row.kind:<17}{scores[0]:>6}{scores[1]:>8}  {readouts:<33}{where}")
+    print("\nBesides: any vit_<xs|ti|s|b><patch>[_<image size>][_h<heads>] with a file of yours, and timm/<name> for any network of timm.")
     return 0
 
 

@@ -1,4 +1,4 @@
-"""Sets of images with or without labels: class folders, flat folders, CSV tables, torchvision's sets, scikit-learn's digits.
+"""Sets of images with or without labels: class folders, flat folders, CSV tables; sets known by name are in named.py.
 
 An ImageSet is a list of pictures in a fixed order. It opens any of them by its number, so that workers, shards and
 resumed runs all mean the same picture by the same row.
@@ -14,17 +14,14 @@ import os
 import secrets
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from dinoeval.environment import data_folder, offline
 from dinoeval.errors import BadImage, DataError, some, unknown
 from dinoeval.files import expand
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")  # torchvision's list
-NAMES = ("digits", "cifar10", "cifar100", "flowers102", "imagenet")
 TRAIN, VAL = "train", ("val", "test")
 
 
@@ -40,14 +37,23 @@ class ImageSet:
     sizes: np.ndarray
     """(N,) int64, bytes."""
     labels: np.ndarray | None = None
-    """(N,) int64 indices into `classes`, or None where the set has no labels."""
+    """(N,) int64 indices into `classes`; or (N, C) int8 where an image may be of several: 1 present, 0 absent, -1 difficult, which
+    is left out of the scores of that class; or None where the set has no labels."""
     classes: tuple[str, ...] = ()
     stamp: str
     """A digest that changes when a file is replaced by another of the same size: of place and times of change, or of pixels."""
     reader: Callable[[int], bytes | Image.Image]
 
+    def __post_init__(self) -> None:
+        assert self.labels is None or self.labels.shape in ((len(self.paths),), (len(self.paths), len(self.classes)))
+
     def __len__(self) -> int:
         return len(self.paths)
+
+    @property
+    def multi_label(self) -> bool:
+        """Whether an image may be of several classes, or of none."""
+        return self.labels is not None and self.labels.ndim == 2
 
     def open(self, row: int) -> Image.Image:
         """Decode picture number `row` to RGB, without turning it by its EXIF tag (as released). Raises BadImage."""
@@ -71,6 +77,7 @@ class ImageSet:
         for path, size in zip(self.paths, self.sizes.tolist(), strict=True):
             digest.update(f"{path}\0{size}\n".encode(errors="surrogateescape"))
         if self.labels is not None:
+            digest.update(b"multi-label\0" if self.multi_label else b"")
             digest.update(self.labels.astype("<i8").tobytes())
             digest.update("\0".join(self.classes).encode(errors="surrogateescape"))
         return digest.hexdigest()[:16]
@@ -80,7 +87,7 @@ class ImageSet:
         rows = np.asarray(rows)
         return dataclasses.replace(
             self,
-            paths=tuple(self.paths[row] for row in rows),
+            paths=tuple(self.paths[row] for row in rows.tolist()),
             sizes=self.sizes[rows],
             labels=None if self.labels is None else self.labels[rows],
             reader=_Rows(self.reader, rows),
@@ -117,14 +124,17 @@ def open_splits(data: str) -> tuple[ImageSet, ImageSet]:
     """Open the training and the evaluation half of a labelled set.
 
     `data` is a name; a folder with `train/` and `val/` (or `test/`) of class folders, or `train.csv` and `val.csv`; or
-    one CSV table with a column `split`. Raises DataError where classes differ between the halves, or are empty.
+    one CSV table with a column `split`. A table's column `label` holds one class; a column `labels` instead holds any
+    number, separated by `;`. Raises DataError where classes differ between the halves, or are empty.
     """
+    from dinoeval.data.named import NAMES, open_named  # which is made of this module's parts
+
     path = expand(data)
     try:
         if data in NAMES and not path.exists():
-            train, val = _named(data)
+            train, val = open_named(data)
         elif path.is_dir():
-            train, val = _split_folder(path)
+            train, val = split_folder(path)
         elif path.is_file():
             train, val = _split_table(path)
         else:
@@ -151,10 +161,10 @@ def open_images(where: str | Path | Iterable[str | Path]) -> ImageSet:
             names = _walk(path)
             if not names:
                 raise DataError(f"{path} holds no image; known endings: {', '.join(EXTENSIONS)}")
-            return _files(str(path), "all", path, names)
+            return from_files(str(path), "all", path, names)
         if path.suffix.lower() in (".csv", ".tsv") and path.is_file():
             rows = _read_table(path)
-            return _files(str(path), "all", path.parent, [row["path"] for row in rows])
+            return from_files(str(path), "all", path.parent, [row["path"] for row in rows])
         where = [where]
     names = []
     for item in where:
@@ -167,7 +177,7 @@ def open_images(where: str | Path | Iterable[str | Path]) -> ImageSet:
             raise DataError(f"no image {str(item)!r}")
     if not names:
         raise DataError("no images were given")
-    return _files("images", "all", Path(), names)
+    return from_files("images", "all", Path(), names)
 
 
 def _walk(folder: Path) -> list[str]:
@@ -189,12 +199,13 @@ def _walk(folder: Path) -> list[str]:
     return [f"{base[prefix:]}/{file}".lstrip("/") for base, files in sorted(found) for file in files]
 
 
-def _files(
+def from_files(
     name: str, split: str, root: Path, names: Sequence[str], labels: np.ndarray | None = None, classes: Sequence[str] = ()
 ) -> ImageSet:
-    full = tuple(str(root / entry) for entry in names)
+    """Make a set of files below `root`, in the order given. Raises DataError where one is not there."""
+    full = tuple(os.path.join(root, entry) for entry in names)  # noqa: PTH118  a million Path objects take long
     try:
-        facts = [os.stat(path) for path in full]  # noqa: PTH116  a million Path objects take long
+        facts = [os.stat(path) for path in full]  # noqa: PTH116
     except OSError as error:
         raise DataError(f"no image {error.filename}, which {name} names: {error.strerror}") from error
     except ValueError as error:
@@ -208,7 +219,8 @@ def _files(
     )
 
 
-def _pixels(name: str, split: str, pixels: np.ndarray, labels: np.ndarray, classes: Sequence[str]) -> ImageSet:
+def from_pixels(name: str, split: str, pixels: np.ndarray, labels: np.ndarray, classes: Sequence[str]) -> ImageSet:
+    """Make a set of pixels in memory, (N, H, W, 3) uint8."""
     names = tuple(f"{row:05d}.png" for row in range(len(pixels)))
     sizes = np.full(len(pixels), pixels[0].nbytes, np.int64)
     stamp = hashlib.sha256(pixels.tobytes()).hexdigest()[:16]
@@ -218,7 +230,8 @@ def _pixels(name: str, split: str, pixels: np.ndarray, labels: np.ndarray, class
     )
 
 
-def _split_folder(path: Path) -> tuple[ImageSet, ImageSet]:
+def split_folder(path: Path) -> tuple[ImageSet, ImageSet]:
+    """Open the halves of a folder that holds train/ and val/ (or test/), or train.csv and val.csv."""
     held_out = next((name for name in VAL if (path / name).is_dir()), None)
     if (path / TRAIN).is_dir() and held_out:
         return _class_folder(path, TRAIN), _class_folder(path, held_out)
@@ -248,7 +261,7 @@ def _class_folder(root: Path, split: str) -> ImageSet:
         labels += [label] * len(inside)
     if empty:
         raise DataError(f"classes without an image in {folder}: {some(empty)}. Known endings: {', '.join(EXTENSIONS)}")
-    return _files(str(root), split, folder, names, np.array(labels, np.int64), classes)
+    return from_files(str(root), split, folder, names, np.array(labels, np.int64), classes)
 
 
 def _read_table(path: Path) -> list[dict[str, str]]:
@@ -285,19 +298,35 @@ def _split_table(path: Path) -> tuple[ImageSet, ImageSet]:
 
 
 def _labelled_tables(name: str, root: Path, halves: dict[str, list[dict[str, str]]]) -> tuple[ImageSet, ImageSet]:
-    sets = []
-    for split, rows in halves.items():
-        lacking = [row["path"] for row in rows if not row.get("label")]
-        if lacking:
-            raise DataError(f"{name}: {len(lacking)} of {len(rows)} rows of {split} have no label: {some(lacking)}")
-        classes = sorted({row["label"] for row in rows})
-        index = {label: number for number, label in enumerate(classes)}
-        labels = np.array([index[row["label"]] for row in rows], np.int64)
-        sets.append(_files(name, split, root, [row["path"] for row in rows], labels, classes))
-    return sets[0], sets[1]
+    train, val = (_labelled_table(name, split, root, rows) for split, rows in halves.items())
+    return train, val
+
+
+def _labelled_table(name: str, split: str, root: Path, rows: list[dict[str, str]]) -> ImageSet:
+    column, several = ("labels", True) if "labels" in rows[0] else ("label", False)
+    if several and "label" in rows[0]:
+        raise DataError(f"{name} has a column 'label' and a column 'labels': keep label for one class an image, or labels for any number")
+    # An empty cell of `labels` says that no class is present; a row that ends before that cell says nothing.
+    lacking = [row["path"] for row in rows if row.get(column) is None or not (row[column] or several)]
+    if lacking:
+        raise DataError(f"{name}: {len(lacking)} of {len(rows)} rows of {split} have no {column}: {some(lacking)}")
+    if several and (longer := [row["path"] for row in rows if None in row]):
+        raise DataError(f"{name}: rows of {split} are longer than the heading: {some(longer)}. Several labels are separated by ';'")
+    cells = [[word.strip() for word in row["labels"].split(";") if word.strip()] if several else [row["label"]] for row in rows]
+    classes = sorted({word for words in cells for word in words})
+    index = {word: number for number, word in enumerate(classes)}
+    if several:
+        labels = np.zeros((len(rows), len(classes)), np.int8)
+        for number, words in enumerate(cells):
+            labels[number, [index[word] for word in words]] = 1
+    else:
+        labels = np.array([index[word] for (word,) in cells], np.int64)
+    return from_files(name, split, root, [row["path"] for row in rows], labels, classes)
 
 
 def _check_classes(train: ImageSet, val: ImageSet) -> None:
+    if train.multi_label != val.multi_label:
+        raise DataError(f"{train.name}: one half has one label an image, the other any number")
     only = [
         f"only in {one.split}: {some(sorted(missing))}"
         for one, other in ((train, val), (val, train))
@@ -305,65 +334,22 @@ def _check_classes(train: ImageSet, val: ImageSet) -> None:
     ]
     if only:
         raise DataError(f"the classes of {train.name} differ between its halves; {'; '.join(only)}")
+    if train.classes != val.classes:
+        raise DataError(f"the classes of {train.name} have other numbers in {train.split} than in {val.split}")
+    for half in (train, val):
+        if not half.classes or not len(half):
+            raise DataError(f"{half.name} ({half.split}) names no {'class' if len(half) else 'image'}")
+        assert half.labels is not None
+        if not half.multi_label and not 0 <= half.labels.min() <= half.labels.max() < len(half.classes):
+            span = f"{half.labels.min()} to {half.labels.max()}"
+            raise DataError(f"{half.name} ({half.split}) has class numbers from {span}; its {len(half.classes)} classes count from 0")
 
 
-def _named(name: str) -> tuple[ImageSet, ImageSet]:
-    if name == "digits":
-        return _digits()
-    root = data_folder()
-    if root is None:
-        raise DataError(f"data set '{name}' is looked for in $DINOEVAL_DATA/{name}: set DINOEVAL_DATA to the folder of your data sets")
-    folder = root / name
-    if (folder / TRAIN).is_dir():
-        return _split_folder(folder)
-    if name == "imagenet":
-        raise DataError(f"no {folder}/train: put ImageNet-1k there as train/<synset>/*.JPEG and val/<synset>/*.JPEG")
-    return _torchvision(name, folder)
-
-
-def _digits() -> tuple[ImageSet, ImageSet]:
-    """scikit-learn's 1,797 handwritten digits of 8 x 8 pixels; every fourth one is held out."""
-    from sklearn.datasets import load_digits
-
-    digits: Any = load_digits()
-    grey = np.round(digits.images * (255 / 16)).astype(np.uint8)
-    pixels = np.repeat(grey[..., None], 3, axis=3)
-    held_out = np.arange(len(pixels)) % 4 == 3
-    classes = [str(label) for label in digits.target_names]
-    return (
-        _pixels("digits", TRAIN, pixels[~held_out], digits.target[~held_out], classes),
-        _pixels("digits", "val", pixels[held_out], digits.target[held_out], classes),
-    )
-
-
-def _torchvision(name: str, folder: Path) -> tuple[ImageSet, ImageSet]:
-    from torchvision import datasets
-
-    def build(kind: Callable, **which: object):
-        try:
-            return kind(str(folder), **which)
-        except RuntimeError as missing:
-            by_hand = f"Put its files under {folder}, as torchvision lays them out, or class folders train/ and val/"
-            if offline():
-                raise DataError(f"data set '{name}' is not in {folder} and DINOEVAL_OFFLINE is set. {by_hand}.") from missing
-            try:
-                return kind(str(folder), download=True, **which)
-            except (OSError, RuntimeError) as error:
-                address = getattr(kind, "url", None) or getattr(kind, "_download_url_prefix", "its home page")
-                raise DataError(f"data set '{name}' could not be downloaded from {address}: {error}. {by_hand}.") from error
-
-    if name == "flowers102":
-        # The paper trains on train and val together: 2,040 images; its test set has 6,149.
-        parts = {split: build(datasets.Flowers102, split=split) for split in ("train", "val", "test")}
-        classes = [f"{number:03d}" for number in range(102)]
-
-        def gather(split: str, *members: str) -> ImageSet:
-            files = [str(file) for member in members for file in parts[member]._image_files]
-            labels = np.array([label for member in members for label in parts[member]._labels], np.int64)
-            return dataclasses.replace(_files(name, split, Path(), files, labels, classes), paths=tuple(Path(file).name for file in files))
-
-        return gather(TRAIN, "train", "val"), gather("test", "test")
-    kind = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[name]
-    halves = {"train": build(kind, train=True), "test": build(kind, train=False)}
-    train, test = (_pixels(name, split, half.data, np.array(half.targets), half.classes) for split, half in halves.items())
-    return train, test
+def require_classes(images: ImageSet, at_least: int = 2) -> None:
+    """Raise DataError where the images are of fewer classes than a protocol can work with, or have no labels."""
+    if images.labels is None:
+        raise DataError(f"{images.name} ({images.split}) has no labels")
+    present = (images.labels == 1).any(0) if images.multi_label else np.bincount(images.labels, minlength=len(images.classes)) > 0
+    if present.sum() < at_least:
+        found = some(np.array(images.classes, object)[present]) or "none"
+        raise DataError(f"the images of {images.name} ({images.split}) are of too few classes: {found}; {at_least} are needed at least")

@@ -33,6 +33,7 @@ from dinoeval.models.backbone import Backbone
 EXTRACTION_VERSION = 1  # part of every key; raised when the same recipe would give other numbers
 BadImages = Literal["error", "skip"]
 _CPU_TOKENS, _GPU_TOKENS = 6_400, 65_536  # tokens a forward pass that were fast; 32 images of 197 tokens on a CPU
+_CONVNET_STRIDE = 16  # a network without patches is batched like a ViT of such patches
 _BLOCK_BYTES = 64 << 20
 _log = logging.getLogger(__name__)
 
@@ -114,19 +115,18 @@ def extract(
     """
     began = time.monotonic()
     backbone.check_unchanged()
-    if readout.layers > backbone.depth:
-        raise ConfigError(f"readout {readout.id} wants the last {readout.layers} blocks; {backbone.arch} has {backbone.depth}")
+    backbone.check_offers(readout.layers, readout.patches)
     recipe = recipe_of(backbone, images, readout, transform)
     key = key_of(recipe)
     leader = distributed.rank() == 0
     entry = distributed.share(_whole(cache, key, images, transform) if leader else None)
     cached = entry is not None
     if entry is None:
-        grid = (transform.crop // backbone.patch_size, transform.crop // backbone.patch_size)
+        grid = backbone.grid(transform.crop, transform.crop)
         shape = readout.row_shape(backbone.dim, grid)
-        if min(grid) < 1:
+        if backbone.patch_size and min(grid) < 1:
             raise ConfigError(f"images of {transform.crop} pixels are smaller than a patch of {backbone.patch_size}")
-        tokens = 1 + grid[0] * grid[1]
+        tokens = 1 + grid[0] * grid[1] if backbone.patch_size else 1 + (transform.crop // _CONVNET_STRIDE) ** 2
         chunk_rows = batch_size or max(1, min(512, (_CPU_TOKENS if backbone.device.type == "cpu" else _GPU_TOKENS) // tokens))
         entry = _make(backbone, images, readout, transform, cache, key, recipe, shape, chunk_rows, workers)
     if entry.bad and bad_images == "error":
@@ -219,17 +219,17 @@ def _fill(partial: Partial, backbone: Backbone, images: ImageSet, readout: Reado
             rows = np.zeros((len(span), partial.dim), np.float32)
             good = np.setdiff1d(np.arange(len(span)), [one["row"] - span.start for one in bad])
             if len(good) or isinstance(batch, DataError):
-                rows[good] = _forward(backbone, batch, readout).reshape(len(good), -1)
+                rows[good] = _forward(backbone, batch, readout, transform).reshape(len(good), -1)
                 _refuse_nan(rows, [images.paths[row] for row in span], backbone)
             partial.write(chunk, rows, bad)
             bar.update(len(span))
 
 
-def _forward(backbone: Backbone, batch: Tensor | DataError, readout: Readout) -> np.ndarray:
+def _forward(backbone: Backbone, batch: Tensor | DataError, readout: Readout, transform: CentralCrop) -> np.ndarray:
     """uint8 images (n, 3, H, W) -> (n, *row_shape) float32."""
     if isinstance(batch, DataError):
         raise batch
-    images = normalise(batch.to(backbone.device, non_blocking=True))
+    images = normalise(batch.to(backbone.device, non_blocking=True), transform.mean, transform.std)
     return readout(backbone(images, layers=readout.layers, patches=readout.patches)).cpu().numpy()
 
 
@@ -239,7 +239,7 @@ def forward(backbone: Backbone, images: ImageSet, readout: Readout, transform: C
     for _, batch, bad in DataLoader(_Chunks(images, transform, batch_size), sampler=range(-(-len(images) // batch_size)), batch_size=None):
         if bad:
             raise DataError(f"{bad[0]['path']} cannot be read: {bad[0]['reason']}")
-        blocks.append(_forward(backbone, batch, readout))
+        blocks.append(_forward(backbone, batch, readout, transform))
     rows = np.concatenate(blocks)
     _refuse_nan(rows.reshape(len(rows), -1), images.paths, backbone)
     return rows

@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 import os
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from dinoeval.errors import CheckpointError, ConfigError
 from dinoeval.files import expand
-from dinoeval.models.checkpoints import Checkpoint, check_fits, open_checkpoint, tensor_digest
+from dinoeval.models import library
+from dinoeval.models.checkpoints import fit, open_checkpoint, tensor_digest
+from dinoeval.models.networks import Config, build_network, read_tokens, same_architecture
 from dinoeval.models.shelf import obtain
-from dinoeval.models.vit import VisionTransformer, VitConfig, parse_architecture
-from dinoeval.models.zoo import BUNDLED, ZOO, find
+from dinoeval.models.vit import VisionTransformer, parse_architecture
+from dinoeval.models.zoo import BUNDLED, ZOO, Weights, find
 
 Precision = Literal["fp32", "bf16", "fp16"]
 Key = Literal["teacher", "student"]
-RANDOM = "random"
+RANDOM, _PUBLISHED = "random", "published"
 _DTYPES: dict[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _log = logging.getLogger(__name__)
 
@@ -30,7 +33,7 @@ class Tokens:
     """The final-norm tokens of a batch of N images with h x w patches and D dims, float32."""
 
     cls: Tensor
-    """(N, D), of the last block."""
+    """(N, D), [CLS] of the last block; of a network without [CLS] the pooled feature."""
     patches: Tensor | None
     """(N, h, w, D), of the last block; None where only [CLS] was asked for."""
     layers: tuple[Tensor, ...] = ()
@@ -56,7 +59,7 @@ class Backbone:
 
     def __init__(
         self,
-        network: VisionTransformer,
+        network: nn.Module,
         *,
         arch: str,
         provenance: Provenance,
@@ -68,8 +71,8 @@ class Backbone:
         self.precision: Precision = precision
         self.digest = tensor_digest(network.state_dict())
         self.device = device
-        self.network = network.eval().requires_grad_(False).to(device)
-        if precision != "fp32":
+        self.network: Any = network.eval().requires_grad_(False).to(device)
+        if precision != "fp32" and isinstance(network, VisionTransformer):
             for module in self.network.modules():  # norms, positions and the residual stream stay in float32
                 if isinstance(module, (nn.Linear, nn.Conv2d)):
                     module.to(_DTYPES[precision])
@@ -81,7 +84,7 @@ class Backbone:
             raise ConfigError(f"the network of {self!r} was changed after it was loaded: load it anew, or build a new Backbone of it")
 
     @property
-    def config(self) -> VitConfig:
+    def config(self) -> Config:
         return self.network.config
 
     @property
@@ -93,8 +96,13 @@ class Backbone:
         return self.config.depth
 
     @property
-    def patch_size(self) -> int:
+    def patch_size(self) -> int | None:
+        """Pixels; None for a network without patches."""
         return self.config.patch_size
+
+    def grid(self, height: int, width: int) -> tuple[int, int]:
+        """Rows and columns of patches in an image; (0, 0) where the network has none."""
+        return (height // self.patch_size, width // self.patch_size) if self.patch_size else (0, 0)
 
     def __repr__(self) -> str:
         return f"Backbone({self.arch}, {self.provenance.name}, {self.device}, {self.precision}, digest {self.digest[:12]})"
@@ -105,29 +113,56 @@ class Backbone:
 
         `layers` asks for the last blocks; `patches=False` with one layer computes [CLS] alone, which is faster. Sizes
         that are no multiple of the patch lose their right and bottom rest. Raises ConfigError where an image is smaller
-        than a patch or `layers` exceeds the depth.
+        than a patch, or the network has not the blocks that are asked for.
         """
-        self._check(images, layers)
+        self._check(images)
+        self.check_offers(layers, patches and self.patch_size is not None)
         images = images.to(self.device, non_blocking=True)
-        if layers == 1 and not patches:
-            return Tokens(cls=self.network(images).float(), patches=None)
-        outputs = tuple(output.float() for output in self.network.tokens(images, layers))
-        rows, columns = (side // self.patch_size for side in images.shape[-2:])
-        return Tokens(cls=outputs[-1][:, 0], patches=outputs[-1][:, 1:].unflatten(1, (rows, columns)), layers=outputs)
+        with self._precisely(images):
+            if layers == 1 and not (patches and self.patch_size):
+                return Tokens(cls=self.network(images).float(), patches=None)
+            cls, patch_tokens, blocks = read_tokens(self.network, images, layers)
+        return Tokens(cls=cls.float(), patches=patch_tokens.float(), layers=tuple(block.float() for block in blocks))
 
     @torch.inference_mode()
     def attention(self, images: Tensor) -> Tensor:
         """Return the last block's softmax attention, (N, heads, T, T) with T = 1 + h*w tokens, [CLS] first."""
-        self._check(images, 1)
+        self._check(images)
+        if not isinstance(self.network, VisionTransformer):
+            raise ConfigError(f"the attention of {self.arch} cannot be read; that of DINO's own vision transformers can")
         return self.network.last_attention(images.to(self.device))
 
-    def _check(self, images: Tensor, layers: int) -> None:
-        if images.ndim != 4 or images.shape[1] != 3:
-            raise ConfigError(f"a backbone takes a batch of RGB images (N, 3, H, W), not {tuple(images.shape)}")
-        if min(images.shape[-2:]) < self.patch_size:
-            raise ConfigError(f"images of {images.shape[-2]} x {images.shape[-1]} pixels are smaller than a patch of {self.patch_size}")
+    def check_offers(self, layers: int = 1, patches: bool = False) -> None:
+        """Raise ConfigError where this network has no patch tokens, or fewer blocks than `layers`."""
+        offers = self.config.readouts
+        if (patches and "patches" not in offers) or (layers > 1 and "lastN" not in offers):
+            lacks = "patch tokens" if patches and "patches" not in offers else "tokens of earlier blocks"
+            raise ConfigError(f"{self.arch} has no {lacks} to read. Its readouts: {', '.join(offers)}.")
         if not 1 <= layers <= self.depth:
             raise ConfigError(f"the last {layers} blocks were asked for; {self.arch} has {self.depth}")
+
+    def _check(self, images: Tensor) -> None:
+        if images.ndim != 4 or images.shape[1] != 3:
+            raise ConfigError(f"a backbone takes a batch of RGB images (N, 3, H, W), not {tuple(images.shape)}")
+        if self.patch_size and min(images.shape[-2:]) < self.patch_size:
+            raise ConfigError(f"images of {images.shape[-2]} x {images.shape[-1]} pixels are smaller than a patch of {self.patch_size}")
+
+    @contextlib.contextmanager
+    def _precisely(self, images: Tensor):
+        """Run a library's network in the precision asked for, and say kindly what sizes it cannot take."""
+        if isinstance(self.network, VisionTransformer):
+            yield
+            return
+        # cuDNN convolutions use TF32 unless told not to.
+        with torch.autocast(self.device.type, _DTYPES[self.precision], enabled=self.precision != "fp32"), \
+             torch.backends.cudnn.flags(enabled=True, allow_tf32=self.precision != "fp32"):  # fmt: skip
+            try:
+                yield
+            except (AssertionError, RuntimeError) as error:
+                if isinstance(error, torch.cuda.OutOfMemoryError):
+                    raise
+                size = f"{images.shape[-2]} x {images.shape[-1]}"
+                raise ConfigError(f"{self.arch} cannot take images of {size} pixels: {str(error).strip() or 'wrong size'}") from error
 
 
 def choose_device(device: str = "auto") -> tuple[torch.device, str]:
@@ -164,56 +199,77 @@ def load(
     if precision not in _DTYPES:
         raise ConfigError(f"precision '{precision}' is none of {', '.join(_DTYPES)}")
     where, reason = choose_device(device)
-    arch, checkpoint, provenance = _resolve(arch, weights, key)
-    config = parse_architecture(arch)
-    if checkpoint is None:
-        with torch.random.fork_rng(devices=[]):  # a user's own random numbers stay as they are, on a GPU too
-            torch.default_generator.manual_seed(0)
-            network = VisionTransformer(config)
+    arch, source = _resolve(arch, weights)
+    if not isinstance(source, str):
+        arch, network, provenance = _from_file(arch, source, key)
     else:
-        with torch.device("meta"):  # no time is lost on drawing weights that are replaced at once
-            network = VisionTransformer(config)
-        check_fits(checkpoint.state, network.state_dict(), arch=arch, source=provenance.name)
-        network.load_state_dict(checkpoint.state, strict=True, assign=True)
+        assert arch is not None
+        network, provenance = _untrained(arch), Provenance(RANDOM, "drawn with seed 0, untrained")
+        if source == _PUBLISHED:
+            state, address = library.published(network)
+            network.load_state_dict(state, strict=True)
+            provenance = Provenance(arch, f"published by timm at {address}")
     backbone = Backbone(network, arch=arch, provenance=provenance, device=where, precision=precision)
     _log.info("%s from %s (%s), digest %s", arch, provenance.name, provenance.layout, backbone.digest[:12])
     _log.info("device %s (%s), precision %s", where, reason, precision)
     return backbone
 
 
-def _resolve(arch: str | None, weights: str | Path | None, key: Key) -> tuple[str, Checkpoint | None, Provenance]:
-    """Settle which architecture and which file; read the file."""
+def _resolve(arch: str | None, weights: str | Path | None) -> tuple[str | None, Weights | Path | str]:
+    """Settle which architecture, where that is known, and which weights: a row of the zoo, a file, `random` or timm's own."""
     named = ZOO.get(arch or BUNDLED)
-    if weights is None:
-        if named is None:
-            assert arch is not None
+    if weights is None and named is None:
+        assert arch is not None
+        if arch.startswith(library.TIMM):
+            return arch, _PUBLISHED
+        if not library.is_library(arch):
             parse_architecture(arch)
-            raise CheckpointError(
-                f"no weights are released for '{arch}'. Give your own with --weights FILE, or say --weights random "
-                f"for an untrained network. Released: {', '.join(r.name for r in ZOO.values() if r.kind == 'backbone')}."
-            )
+        raise CheckpointError(
+            f"no weights are released for '{arch}'. Give your own with --weights FILE, or say --weights random "
+            f"for an untrained network. Released: {', '.join(r.name for r in ZOO.values() if r.kind == 'backbone')}."
+        )
+    if weights is None:
+        assert named is not None
         weights = named.name
     if arch is not None and named is not None:
         arch = named.arch
     if weights == RANDOM:
         if arch is None:
             raise ConfigError("--weights random needs an --arch")
-        return arch, None, Provenance(RANDOM, "drawn with seed 0, untrained")
+        return arch, RANDOM
     name = str(weights)
     row = ZOO.get(name)
     if row is None and "/" not in name and not Path(name).suffix and not Path(name).exists():
         row = find(name)  # raises, with a suggestion
-    if row is not None:
-        if row.kind == "linear head":
-            raise CheckpointError(f"'{row.name}' is a linear head, not a backbone")
-        if not row.arch.startswith("vit"):
-            raise CheckpointError(f"'{row.name}' is a {row.arch}; this version scores vision transformers only")
-    path = obtain(row) if row else expand(name)
+    if row is not None and row.kind == "linear head":
+        raise CheckpointError(f"'{row.name}' is a linear head, not a backbone")
+    return arch, row or expand(name)
+
+
+def _untrained(arch: str) -> nn.Module:
+    with torch.random.fork_rng(devices=[]):  # a user's own random numbers stay as they are, on a GPU too
+        torch.default_generator.manual_seed(0)
+        return build_network(arch)
+
+
+def _from_file(arch: str | None, source: Weights | Path, key: Key) -> tuple[str, nn.Module, Provenance]:
+    row = source if isinstance(source, Weights) else None
+    path = obtain(source) if isinstance(source, Weights) else source
+    name = row.name if row else str(path)
     checkpoint = open_checkpoint(path, key)
     says = row.arch if row else checkpoint.arch
-    if says is not None and arch is not None and parse_architecture(says) != parse_architecture(arch):
+    if says is not None and arch is not None and not same_architecture(says, arch):
         raise ConfigError(f"{name} says that it is a {says}, and --arch says {arch}; tensors do not show heads, so leave --arch out")
     arch = arch or says
     if arch is None:
         raise ConfigError(f"{path} does not say its architecture: name it with --arch")
-    return arch, checkpoint, Provenance(row.name if row else str(path), checkpoint.layout, checkpoint.key)
+    if library.is_library(arch):
+        network = _untrained(arch)
+        state = library.to_library_names(network, checkpoint.state)
+    else:
+        with torch.device("meta"):  # no time is lost on drawing weights that are replaced at once
+            network = build_network(arch)
+        state = checkpoint.state
+    state = fit(state, checkpoint.ignored, network.state_dict(), arch=arch, source=name)
+    network.load_state_dict(state, strict=True, assign=True)
+    return arch, network, Provenance(name, checkpoint.layout, checkpoint.key)

@@ -33,6 +33,8 @@ from dinoeval.files import check_writable, expand, write_whole
 _PREFIXES = ("module.", "backbone.", "_orig_mod.", "vit.", "model.")
 # Not part of a backbone, ignored by name: heads of any kind, Hugging Face's pooler and mask token.
 _IGNORED = re.compile(r"(head|head_dist|projection_head|fc|classifier|pooler|lm_head|decoder)\..*|embeddings\.mask_token|fc_norm\..*")
+# BatchNorm's count of training steps: an integer, and no part of what a network computes in eval mode.
+_COUNTER = "num_batches_tracked"
 _CONTAINER_KEYS = ("state_dict", "model", "model_state_dict", "model_ema", "state_dict_ema")
 
 # Harmless names that DINO's own checkpoints refer to: the argparse.Namespace of the options, and NumPy scalars in the
@@ -69,6 +71,8 @@ class Checkpoint:
     """What was read from a file: float32 tensors under the released backbone's keys, and how they were found."""
 
     state: dict[str, Tensor]
+    ignored: dict[str, Tensor]
+    """Tensors that by their names are a head's; some networks of timm have a part of such a name."""
     layout: str
     """In words, such as `full checkpoint, key teacher, prefix backbone.`."""
     key: str | None
@@ -80,7 +84,7 @@ class Checkpoint:
 def tensor_digest(state: Mapping[str, Tensor]) -> str:
     """Hash names, shapes and float32 values: equal for the same weights in any container. 64 hex digits."""
     digest = hashlib.sha256()
-    for name in sorted(state):
+    for name in sorted(name for name in state if not name.endswith(_COUNTER)):
         tensor = state[name].detach().float().contiguous().cpu()
         digest.update(f"{name} {tuple(tensor.shape)}\n".encode())
         digest.update(tensor.numpy().data)
@@ -100,9 +104,10 @@ def open_checkpoint(path: str | Path, key: str = "teacher") -> Checkpoint:
         raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from error
     state, chosen, used = _choose(content, key, path)
     state, prefix = _strip(state)
-    ignored = sorted({name.split(".")[0] for name in state if _IGNORED.fullmatch(name)})
-    state = {name: tensor for name, tensor in state.items() if not _IGNORED.fullmatch(name)}
-    odd = [name for name, tensor in state.items() if tensor.layout != torch.strided or not tensor.is_floating_point() or tensor.is_meta]
+    state = {name: tensor for name, tensor in state.items() if not name.endswith(_COUNTER)}
+    ignored = {name: tensor for name, tensor in state.items() if _IGNORED.fullmatch(name)}
+    state = {name: tensor for name, tensor in state.items() if name not in ignored}
+    odd = [name for name, tensor in state.items() if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta]
     if odd:
         raise CheckpointError(f"{path} holds tensors that are no plain floating-point numbers: {some(odd)}")
     words = [container, "full checkpoint" if used else "one network"]
@@ -111,24 +116,43 @@ def open_checkpoint(path: str | Path, key: str = "teacher") -> Checkpoint:
         words.append("Hugging Face names")
     words += [f"key {'.'.join(chosen)}"] if chosen else []
     words += [f"prefix {prefix}"] if prefix else []
-    words += [f"ignored {', '.join(ignored)}"] if ignored else []
-    # Copies: a tensor still mapped to its file would change under our feet when a training run writes the file anew.
-    state = {name: tensor.detach().to(torch.float32, copy=True).contiguous() for name, tensor in state.items()}
-    if "tensor_digest" in notes and notes["tensor_digest"] != tensor_digest(state):
+    words += [f"ignored {', '.join(sorted({name.split('.')[0] for name in ignored}))}"] if ignored else []
+    state, ignored = _copies(state), _copies(ignored)
+    if "tensor_digest" in notes and notes["tensor_digest"] != tensor_digest({**state, **ignored}):
         raise CheckpointError(f"{path} is damaged: its tensors are not those whose digest its header holds. Make or fetch it again.")
-    return Checkpoint(state, ", ".join(words), used, notes.get("arch"))
+    return Checkpoint(state, ignored, ", ".join(words), used, notes.get("arch"))
+
+
+def _copies(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """float32 copies: a tensor still mapped to its file would change under our feet when a training run writes the file anew."""
+    return {
+        name: tensor.detach().to(torch.float32 if tensor.is_floating_point() else tensor.dtype, copy=True).contiguous()
+        for name, tensor in state.items()
+    }
 
 
 def save_backbone(path: Path, state: Mapping[str, Tensor], *, arch: str, dtype: torch.dtype = torch.float32, **notes: str) -> None:
     """Write a backbone as safetensors with its architecture and digest in the header; whole or not at all."""
-    tensors = {name: tensor.detach().to(dtype).contiguous().cpu().clone() for name, tensor in state.items()}
+    tensors = {
+        name: tensor.detach().to(dtype if tensor.is_floating_point() else tensor.dtype).contiguous().cpu().clone()
+        for name, tensor in state.items()
+        if not name.endswith(_COUNTER)
+    }
     header = {"format": "pt", "arch": arch, "tensor_digest": tensor_digest(tensors), **notes}
     check_writable(path)  # safetensors' own errors do not say what the system said
     write_whole(path, lambda target: save_file(tensors, target, header))
 
 
-def check_fits(state: Mapping[str, Tensor], expected: Mapping[str, Tensor], *, arch: str, source: str) -> None:
-    """Compare names and shapes with those of the network; raises CheckpointError that shows the difference."""
+def fit(
+    state: Mapping[str, Tensor], ignored: Mapping[str, Tensor], expected: Mapping[str, Tensor], *, arch: str, source: str
+) -> dict[str, Tensor]:
+    """Return what a network loads strictly: its `expected` names and shapes; raises CheckpointError that shows the difference.
+
+    Where the network has a part that is named like a head, it comes from `ignored`; BatchNorm's counters come from nowhere.
+    """
+    counters = {name: tensor for name, tensor in expected.items() if name.endswith(_COUNTER)}
+    expected = {name: tensor for name, tensor in expected.items() if name not in counters}
+    state = {**{name: tensor for name, tensor in ignored.items() if name in expected}, **state}
     missing = sorted(expected.keys() - state.keys())
     unexpected = sorted(state.keys() - expected.keys())
     shapes = [
@@ -147,9 +171,13 @@ def check_fits(state: Mapping[str, Tensor], expected: Mapping[str, Tensor], *, a
         hint = describe(state)
         looks = f" The file looks like {hint}." if hint and (shapes or missing) and not unexpected else ""
         raise CheckpointError(f"{source} does not fit {arch}; {'; '.join(parts)}.{looks}")
+    kinds = [name for name in expected if state[name].is_floating_point() != expected[name].is_floating_point()]
+    if kinds:
+        raise CheckpointError(f"{source} holds tensors that are no plain floating-point numbers: {some(kinds)}")
     broken = [name for name, tensor in state.items() if not torch.isfinite(tensor).all()]
     if broken:
         raise CheckpointError(f"{source} holds NaN or infinite values in {some(broken)}: features from it would mean nothing")
+    return {**state, **{name: torch.zeros((), dtype=tensor.dtype) for name, tensor in counters.items()}}
 
 
 def describe(state: Mapping[str, Tensor]) -> str | None:

@@ -36,6 +36,14 @@ class VitConfig:
         """Side of the stored position table, in patches; pixels past the last whole patch are dropped."""
         return self.image_size // self.patch_size
 
+    @property
+    def readouts(self) -> tuple[str, ...]:
+        return ("cls", "lastN", "clsavg", "gem", "patches")
+
+    @property
+    def preprocessing(self) -> None:
+        """The paper's."""
+
 
 # Table 1 of the paper; `xs` is ours, small enough to train on a laptop's processor.
 _SIZES = {

@@ -23,7 +23,7 @@ class Weights:
 
     name: str
     arch: str
-    """An architecture of `models.vit`, or `resnet50` or `xcit_*`, whose files can be fetched but not yet scored."""
+    """An architecture that `models.networks` builds."""
     url: str | None
     """None for the checkpoint that travels inside the package."""
     kind: Kind = "backbone"

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
+import dataclasses
 import os
-import pickle
 import shutil
 from pathlib import Path
 
@@ -10,7 +10,7 @@ import pytest
 from factories import class_folders, made_up_images
 from torchvision import datasets
 
-from dinoeval.data.images import BadImage, open_images, open_splits
+from dinoeval.data.images import BadImage, ImageSet, in_memory, open_images, open_splits, require_classes
 from dinoeval.errors import DataError
 
 
@@ -126,37 +126,67 @@ def test_a_truncated_picture_is_a_bad_image(tmp_path):
         open_images(tmp_path).open(0)
 
 
-def test_digits_are_there_without_a_network():
-    train, val = open_splits("digits")
-    assert (len(train), len(val), train.classes) == (1348, 449, tuple("0123456789"))
-    assert train.open(0).size == (8, 8)
+def labelled(labels: np.ndarray, classes: tuple[str, ...]) -> ImageSet:
+    return dataclasses.replace(in_memory(made_up_images(len(labels))), labels=labels, classes=classes, name="made", split="train")
 
 
-def test_named_sets_say_where_they_are_looked_for(monkeypatch, tmp_path):
-    with pytest.raises(DataError, match=r"\$DINOEVAL_DATA/cifar10"):
-        open_splits("cifar10")
-    monkeypatch.setenv("DINOEVAL_DATA", str(tmp_path))
-    with pytest.raises(DataError, match=f"{tmp_path}/imagenet/train"):
-        open_splits("imagenet")
-    with pytest.raises(DataError, match=f"is not in {tmp_path}/cifar10 and DINOEVAL_OFFLINE is set"):
-        open_splits("cifar10")
-    class_folders(tmp_path / "cifar10", val_name="test")
-    assert len(open_splits("cifar10")[0]) == 24
+def test_a_table_may_hold_several_labels_an_image(tmp_path):
+    for number, picture in enumerate(made_up_images(3)):
+        picture.save(tmp_path / f"{number}.png")
+    rows = ["path,labels,split", "0.png,dog; a cat,train", "1.png,,train", "2.png,cow;;cow,train", "2.png,a cat;cow;dog,val"]
+    (tmp_path / "set.csv").write_text("\n".join(rows))
+    train, val = open_splits(str(tmp_path / "set.csv"))
+    assert (train.multi_label, train.labels.dtype, train.classes) == (True, np.int8, ("a cat", "cow", "dog"))
+    assert train.labels.tolist() == [[1, 0, 1], [0, 0, 0], [0, 1, 0]]
+    assert val.labels.tolist() == [[1, 1, 1]]
+    part = train.subset([2, 0])
+    assert (part.labels.tolist(), part.paths, part.multi_label) == ([[0, 1, 0], [1, 0, 1]], ("2.png", "0.png"), True)
+    assert part.open(0).tobytes() == train.open(2).tobytes()
 
 
-def test_cifars_own_files_are_read_through_torchvision(monkeypatch, tmp_path):
-    """The published layout with made-up pixels, whose hashes torchvision is told."""
-    monkeypatch.setenv("DINOEVAL_DATA", str(tmp_path))
-    folder = tmp_path / "cifar10/cifar-10-batches-py"
-    folder.mkdir(parents=True)
-    random = np.random.default_rng(0)
-    names = [f"data_batch_{number}" for number in range(1, 6)] + ["test_batch"]
-    for name in names:
-        content = {"data": random.integers(0, 256, (4, 3072), dtype=np.uint8), "labels": [0, 1, 2, 9]}
-        (folder / name).write_bytes(pickle.dumps(content))
-    (folder / "batches.meta").write_bytes(pickle.dumps({"label_names": [f"c{number}" for number in range(10)]}))
-    monkeypatch.setattr(datasets.CIFAR10, "train_list", [[name, None] for name in names[:5]])
-    monkeypatch.setattr(datasets.CIFAR10, "test_list", [["test_batch", None]])
-    monkeypatch.setattr(datasets.CIFAR10, "meta", {"filename": "batches.meta", "key": "label_names", "md5": None})
-    train, test = open_splits("cifar10")
-    assert (len(train), len(test), train.open(0).size, test.labels.tolist()) == (20, 4, (32, 32), [0, 1, 2, 9])
+@pytest.mark.parametrize(
+    ("table", "said"),
+    [
+        ("path,label,labels,split\nx.png,1,1,train\nx.png,1,1,val\n", "a column 'label' and a column 'labels'"),
+        ("split,path,labels\ntrain,x.png\nval,x.png,1\n", "1 of 1 rows of train have no labels: x.png"),
+        ("split,path,labels\ntrain,x.png,1,2\nval,x.png,1\n", "rows of train are longer than the heading: x.png.*separated by ';'"),
+        ("split,path,labels\ntrain,x.png,1;2\nval,x.png,1\n", "only in train: 2"),
+        ("split,path,labels\ntrain,x.png,\nval,x.png,\n", r"\(train\) names no class"),
+    ],
+)
+def test_tables_of_several_labels_that_cannot_be_used(tmp_path, table, said):
+    made_up_images(1)[0].save(tmp_path / "x.png")
+    (tmp_path / "set.csv").write_text(table)
+    with pytest.raises(DataError, match=said):
+        open_splits(str(tmp_path / "set.csv"))
+
+
+def test_halves_of_different_kinds_are_refused(tmp_path):
+    made_up_images(1)[0].save(tmp_path / "x.png")
+    (tmp_path / "train.csv").write_text("path,label\nx.png,1\n")
+    (tmp_path / "val.csv").write_text("path,labels\nx.png,1\n")
+    with pytest.raises(DataError, match="one half has one label an image, the other any number"):
+        open_splits(str(tmp_path))
+
+
+def test_the_fingerprint_knows_every_mark_of_several_labels():
+    zero = np.zeros((3, 2), np.int8)
+    marks = [zero, *(zero.copy() for _ in range(2))]
+    marks[1][1, 0], marks[2][1, 0] = 1, -1
+    several = {labelled(each, ("a", "b")).fingerprint() for each in marks}
+    assert len(several) == 3
+    # The same bytes mean the opposite: everything is of the one class, nothing is.
+    assert labelled(np.zeros(3, np.int64), ("a",)).fingerprint() != labelled(np.zeros((3, 1), np.int8), ("a",)).fingerprint()
+
+
+def test_a_protocol_can_ask_for_classes():
+    one = labelled(np.array([1, 1, 1]), ("a", "b", "c"))
+    with pytest.raises(DataError, match=r"of made \(train\) are of too few classes: b; 2 are needed"):
+        require_classes(one)
+    require_classes(one, at_least=1)
+    require_classes(labelled(np.array([1, 0, 1]), ("a", "b", "c")))
+    absent = labelled(np.array([[0, 1], [-1, 1]], np.int8), ("a", "b"))  # a is difficult, which is not present
+    with pytest.raises(DataError, match="too few classes: b; 2"):
+        require_classes(absent)
+    with pytest.raises(DataError, match="has no labels"):
+        require_classes(in_memory(made_up_images(1)))

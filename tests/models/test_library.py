@@ -1,0 +1,160 @@
+"""Networks of torchvision and timm behind the same Backbone: equal outputs, released files, clear errors."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import timm
+import torch
+import torchvision
+from PIL import Image
+
+import dinoeval
+from dinoeval.errors import CheckpointError, ConfigError
+from dinoeval.features.readout import parse_readout
+from dinoeval.models.checkpoints import save_backbone
+from dinoeval.models.zoo import ZOO
+
+DEIT = "timm/deit_tiny_patch16_224"
+
+
+def drawn(network: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """Made-up weights for any network: BatchNorm's variances positive, everything else small."""
+    random = np.random.default_rng(0)
+    state = {}
+    for name, tensor in sorted(network.state_dict().items()):
+        values = torch.from_numpy(random.standard_normal(tuple(tensor.shape), dtype=np.float32)) * 0.05
+        if name.endswith(("running_var", "norm1.weight", "norm2.weight", "norm.weight", "bn1.weight", "bn2.weight", "bn3.weight")):
+            values = 1 + values.abs()
+        state[name] = values if tensor.is_floating_point() else tensor
+    return state
+
+
+@pytest.fixture(scope="module")
+def images() -> torch.Tensor:
+    return torch.from_numpy(np.random.default_rng(1).standard_normal((2, 3, 96, 96), dtype=np.float32))
+
+
+def test_resnet50_opens_from_a_full_checkpoint_and_equals_torchvisions(tmp_path, images):
+    """The teacher of the released file is wrapped by DDP, because the network has BatchNorm; its head is unlike DINO's own."""
+    network = torchvision.models.resnet50()
+    network.fc = torch.nn.Identity()
+    state = drawn(network)
+    network.load_state_dict(state)
+    head = {"module.head.mlp.0.weight": torch.zeros(4096, 2048), "module.head.last_layer.weight": torch.zeros(8, 256)}
+    teacher = {f"module.backbone.{name}": tensor for name, tensor in state.items()} | head
+    torch.save({"teacher": teacher, "student": teacher, "epoch": 3}, tmp_path / "full.pth")
+    torch.save(state, tmp_path / "plain.pth")
+    with torch.inference_mode():
+        expected = network.eval()(images)
+    digests = set()
+    for name in ("full.pth", "plain.pth"):
+        backbone = dinoeval.load("resnet50", weights=tmp_path / name, device="cpu")
+        digests.add(backbone.digest)
+        tokens = backbone(images)
+        assert tokens.patches is None
+        assert torch.equal(tokens.cls, expected)
+    assert len(digests) == 1
+    assert (backbone.dim, backbone.patch_size) == (2048, None)
+
+
+def test_xcit_opens_from_the_released_layout_and_equals_timms(tmp_path, images):
+    """The released files call the positions `pos_embeder` and keep query, key and value of class attention in one matrix."""
+    network = timm.create_model("xcit_small_12_p16_224", num_classes=0)
+    state = drawn(network)
+    network.load_state_dict(state)
+    released = {}
+    for name, tensor in state.items():
+        if name.startswith("cls_attn_blocks.") and ".attn.q." in name:
+            parts = [state[name.replace(".q.", f".{part}.")] for part in "qkv"]
+            released[name.replace(".q.", ".qkv.")] = torch.cat(parts)
+        elif not (name.startswith("cls_attn_blocks.") and (".attn.k." in name or ".attn.v." in name)):
+            released[name.replace("pos_embed.", "pos_embeder.")] = tensor
+    torch.save({"teacher": {f"module.backbone.{name}": tensor for name, tensor in released.items()}}, tmp_path / "xcit.pth")
+    backbone = dinoeval.load("xcit_small_12_p16", weights=tmp_path / "xcit.pth", device="cpu")
+    with torch.inference_mode():
+        expected = network.eval().forward_features(images)
+    tokens = backbone(images)
+    assert torch.equal(tokens.cls, expected[:, 0])
+    assert torch.equal(tokens.patches, expected[:, 1:].reshape(2, 6, 6, 384))
+    assert torch.equal(backbone(images, patches=False).cls, expected[:, 0])
+
+
+def test_a_released_row_of_the_zoo_finds_its_file_by_name(tmp_path, monkeypatch, images):
+    network = torchvision.models.resnet50()
+    network.fc = torch.nn.Identity()
+    shelf = tmp_path / "shelf"
+    shelf.mkdir()
+    torch.save(drawn(network), shelf / ZOO["resnet50"].filename)
+    monkeypatch.setenv("DINOEVAL_WEIGHTS", str(shelf))
+    assert dinoeval.load("resnet50", device="cpu").provenance.name == "resnet50"
+
+
+def test_a_timm_network_gives_its_own_pooled_feature_tokens_and_transform(images):
+    backbone = dinoeval.load(DEIT, weights="random", device="cpu")
+    tokens = backbone(images, layers=3)
+    network = backbone.network
+    with torch.inference_mode():
+        assert torch.equal(tokens.cls, network(images))
+        final = network.forward_features(images)
+    assert [layer.shape for layer in tokens.layers] == [(2, 37, 192)] * 3
+    assert torch.equal(tokens.layers[-1], final)
+    assert torch.equal(tokens.patches.flatten(1, 2), final[:, 1:])
+    picture = dinoeval.embed(backbone, [Image.new("RGB", (300, 260), (90, 120, 30))], readout="last4")
+    assert picture.shape == (1, 4 * 192)
+    assert backbone.config.preprocessing.resize == 248  # DeiT's crop of 0.9, not DINO's 0.875
+
+
+def test_registers_and_distillation_tokens_are_no_patches():
+    backbone = dinoeval.load("timm/deit_tiny_distilled_patch16_224", weights="random", device="cpu")
+    tokens = backbone(torch.zeros(1, 3, 64, 64), layers=2)
+    assert tokens.patches.shape == (1, 4, 4, 192)
+    assert tokens.layers[0].shape == (1, 17, 192)
+
+
+def test_a_timm_network_is_read_from_a_file_and_keeps_its_parts_that_are_named_like_heads(tmp_path):
+    """An average-pooled ViT normalises the pooled feature by `fc_norm`, which in DINO's files would be a head's."""
+    name = "timm/vit_tiny_patch16_224"
+    network = timm.create_model("vit_tiny_patch16_224", num_classes=0, global_pool="avg")
+    assert any(key.startswith("fc_norm") for key in network.state_dict())
+    backbone = dinoeval.load(name, weights="random", device="cpu")
+    save_backbone(tmp_path / "w.safetensors", backbone.network.state_dict(), arch=name)
+    again = dinoeval.load(weights=tmp_path / "w.safetensors", device="cpu")
+    assert (again.arch, again.digest) == (name, backbone.digest)
+    from dinoeval.models.checkpoints import fit, open_checkpoint
+
+    torch.save(network.state_dict(), tmp_path / "avg.pth")
+    opened = open_checkpoint(tmp_path / "avg.pth")
+    fitted = fit(opened.state, opened.ignored, network.state_dict(), arch="a", source="b")
+    assert fitted.keys() == network.state_dict().keys()
+
+
+@pytest.mark.parametrize(
+    ("arch", "readout"), [("resnet50", "clsavg"), ("resnet50", "last4"), ("xcit_small_12_p16", "last4"), ("timm/resnet18", "patches")]
+)
+def test_a_readout_that_does_not_exist_names_those_that_do(arch, readout, pictures):
+    backbone = dinoeval.load(arch, weights="random", device="cpu")
+    with pytest.raises(ConfigError, match=rf"{arch} has no .* Its readouts: cls"):
+        dinoeval.embed(backbone, pictures / "val", readout=readout)
+    assert parse_readout(readout).id == readout
+
+
+def test_sizes_that_a_network_cannot_take_are_named():
+    backbone = dinoeval.load("timm/cait_xxs24_224", weights="random", device="cpu")
+    with pytest.raises(ConfigError, match=r"cait_xxs24_224 cannot take images of 96 x 100 pixels: Input"):
+        backbone(torch.zeros(1, 3, 96, 100))
+
+
+def test_unknown_names_and_weights_that_cannot_be_fetched(tmp_path):
+    with pytest.raises(ConfigError, match=r"knows no 'deit_tiny_patch16_22'. Similar: .*deit_tiny_patch16_224"):
+        dinoeval.load("timm/deit_tiny_patch16_22", weights="random")
+    with pytest.raises(CheckpointError, match=r"DINOEVAL_OFFLINE is set. Get the file from https://huggingface.co/timm/deit_tiny"):
+        dinoeval.load(DEIT)
+    with pytest.raises(ConfigError, match="attention of resnet50 cannot be read"):
+        dinoeval.load("resnet50", weights="random", device="cpu").attention(torch.zeros(1, 3, 64, 64))
+
+
+def test_bf16_of_a_library_network_stays_close(images):
+    full, half = (dinoeval.load(DEIT, weights="random", device="cpu", precision=p)(images).cls for p in ("fp32", "bf16"))
+    assert torch.nn.functional.cosine_similarity(full, half).min() > 0.999
+    assert not torch.equal(full, half)
