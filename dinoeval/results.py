@@ -43,6 +43,8 @@ class Result:
     """Percent, by names such as `top1@20`."""
     standard_errors: dict[str, float]
     """Percent, for the metrics that have one."""
+    deviations: dict[str, float] = dataclasses.field(default_factory=dict)
+    """Percent, between runs on several subsets of the training set, where the metrics are means over them."""
     config: dict[str, Any]
     backbone: dict[str, Any]
     """arch, weights, layout, key, digest, precision, device, random."""
@@ -55,6 +57,8 @@ class Result:
     not_comparable: str | None = None
     """Why there is no published number to compare with."""
     notes: list[str] = dataclasses.field(default_factory=list)
+    table: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    """What goes beyond the metrics, such as every head of a sweep; one mapping a row."""
     samples: dict[str, list] = dataclasses.field(default_factory=dict)
     """One list a column, all of the same length: `path`, `label`, then outcomes by metric (1 right, 0 wrong)."""
 

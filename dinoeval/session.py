@@ -7,10 +7,13 @@ import functools
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from dinoeval import distributed
 from dinoeval.environment import describe_machine
 from dinoeval.errors import ConfigError
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from dinoeval.data.images import ImageSet
     from dinoeval.data.transforms import CentralCrop
     from dinoeval.features.cache import FeatureCache
@@ -67,10 +70,18 @@ class Session:
         self.transform: CentralCrop = parse_transform(config.transform, self.backbone.config.image_size, self.backbone.config.preprocessing)
         self.cache: FeatureCache = FeatureCache(config.cache)
 
-    def features(self, images: ImageSet, readout: Readout) -> Features:
-        """The features of `images`, from the cache or made now."""
-        from dinoeval.features.extract import extract
+    def features(self, images: ImageSet, readout: Readout, rows: np.ndarray | None = None) -> Features:
+        """The features of `images`, or of some `rows` of them, from the cache or made now.
 
+        A part is taken from the whole where that is in the cache; otherwise only the part is made.
+        """
+        from dinoeval.features.extract import extract, is_cached
+
+        if rows is not None:
+            cached = distributed.rank() == 0 and is_cached(self.backbone, images, readout, self.transform, self.cache)
+            if distributed.share(cached):
+                return self.features(images, readout).pick(rows)
+            images = images.subset(rows)
         return extract(
             self.backbone,
             images,

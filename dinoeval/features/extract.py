@@ -54,6 +54,11 @@ class Features:
     def __len__(self) -> int:
         return len(self.rows)
 
+    def pick(self, rows: np.ndarray) -> Features:
+        """Keep the images that are among `rows` of the set that was extracted; those that could not be read are not here."""
+        kept = np.flatnonzero(np.isin(self.rows, rows))
+        return dataclasses.replace(self, images=self.images.subset(kept), rows=self.rows[kept])
+
     @property
     def bad(self) -> list[dict[str, Any]]:
         return self.entry.bad
@@ -95,6 +100,11 @@ def recipe_of(backbone: Backbone, images: ImageSet, readout: Readout, transform:
         "images": dataclasses.replace(images, labels=None, classes=()).fingerprint(),
         "stamp": images.stamp,
     }
+
+
+def is_cached(backbone: Backbone, images: ImageSet, readout: Readout, transform: CentralCrop, cache: FeatureCache) -> bool:
+    """Whether the features are there already, so that `extract` runs no forward pass."""
+    return cache.find(key_of(recipe_of(backbone, images, readout, transform)), report=False) is not None
 
 
 def extract(

@@ -18,23 +18,20 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dinoeval import distributed
+from dinoeval.classification import choose_data, published, result_of, sizes_of
 from dinoeval.data.images import ImageSet, open_splits
-from dinoeval.environment import data_folder
 from dinoeval.errors import ConfigError
 from dinoeval.features.readout import Cls
 from dinoeval.maths.neighbors import nearest, vote
 from dinoeval.models.zoo import ZOO
 from dinoeval.results import Reference, Result, proportion_error
-from dinoeval.session import describe_data
 
 if TYPE_CHECKING:
-    from dinoeval.features.extract import Features
     from dinoeval.session import Session
 
 VERSION = 1
 PAPER_K = 20
 PAPER_TEMPERATURE = 0.07
-IMAGENET = {"train": 1_281_167, "val": 50_000, "classes": 1000}
 PAPER = {
     name: Reference(metric=f"top1@{PAPER_K}", value=row.published["knn"], decimals=1, source=row.source)
     for name, row in ZOO.items()
@@ -92,17 +89,17 @@ def run(config: Config, session: Session) -> Result:
         outcomes[f"top1@{k}"] = correct[position, :, 0]
         outcomes[f"top5@{k}"] = correct[position].any(1)
     metrics = {metric: 100 * float(hits.mean()) for metric, hits in outcomes.items()}
-    references, why_not = published(config, session, train, val, ks)
-    return Result(
-        protocol="knn",
-        version=VERSION,
+    references, why_not = published(PAPER, session, sizes_of(train, val), departures(config, ks))
+    return result_of(
+        "knn",
+        VERSION,
+        config,
+        session,
+        name,
+        {"train": train, "val": val},
         metrics=metrics,
         standard_errors={metric: proportion_error(value, len(val)) for metric, value in metrics.items()},
-        config={**dataclasses.asdict(config), "data": name, "k": ks},
-        backbone=session.describe_backbone(),
-        data=describe_data(name, train=train, val=val),
-        transform=session.transform.id,
-        machine=session.machine,
+        settled={"k": ks},
         seconds=seconds,
         references=references,
         not_comparable=why_not,
@@ -116,17 +113,12 @@ def run(config: Config, session: Session) -> Result:
     )
 
 
-def choose_data(data: str | None, arch: str) -> tuple[str, list[str]]:
-    """Settle the data set where none was named: ImageNet if it is there, else the digits, with a line that says so."""
-    if data is not None:
-        return data, ["digits are a demonstration; no published number goes with them"] if data == "digits" else []
-    root = data_folder()
-    if root is not None and (root / "imagenet" / "train").is_dir():
-        return "imagenet", []
-    note = "scored on scikit-learn's digits, a demonstration: name your own set with --data"
-    if ZOO.get(arch) is not None:
-        note = f"$DINOEVAL_DATA/imagenet was not found, so {arch} was {note}"
-    return "digits", [note]
+def departures(config: Config, ks: list[int]) -> list[tuple[bool, str]]:
+    """In what the options may depart from the paper's, each with whether they do."""
+    return [
+        (config.temperature != PAPER_TEMPERATURE, f"the temperature is {config.temperature}, the paper's {PAPER_TEMPERATURE}"),
+        (PAPER_K not in ks, f"k = {PAPER_K}, the paper's, is not among {ks}"),
+    ]
 
 
 def fitting_ks(asked: tuple[int, ...], bank: int) -> tuple[list[int], list[str]]:
@@ -139,27 +131,6 @@ def fitting_ks(asked: tuple[int, ...], bank: int) -> tuple[list[int], list[str]]
     if asked != Config().k:
         raise ConfigError(f"k = {left_out} is more than the {bank} training images there are")
     return fitting or [bank], [f"k = {left_out} left out: there are only {bank} training images"]
-
-
-def published(config: Config, session: Session, train: Features, val: Features, ks: list[int]) -> tuple[list[Reference], str | None]:
-    """The published number for this network on this data, or why there is none."""
-    backbone = session.backbone
-    facts = {"train": len(train), "val": len(val), "classes": len(train.images.classes)}
-    by_name = backbone.provenance.name if backbone.provenance.name in ZOO else backbone.arch
-    reasons = [
-        (facts != IMAGENET, f"published numbers are of ImageNet-1k ({IMAGENET['train']:,} + {IMAGENET['val']:,} images)"),
-        (backbone.provenance.random, "the weights are random"),
-        (by_name not in PAPER, f"no k-NN score is published for {by_name}"),
-        (session.transform.id != "dino@1:256/224", f"the transform is {session.transform.id}, the paper's dino@1:256/224"),
-        (backbone.precision != "fp32", f"the precision is {backbone.precision}, the paper's fp32"),
-        (config.temperature != PAPER_TEMPERATURE, f"the temperature is {config.temperature}, the paper's {PAPER_TEMPERATURE}"),
-        (PAPER_K not in ks, f"k = {PAPER_K}, the paper's, is not among {ks}"),
-        (backbone.provenance.key == "student", "the student was scored, the paper scores the teacher"),
-    ]
-    for holds, reason in reasons:
-        if holds:
-            return [], reason
-    return [PAPER[by_name]], None
 
 
 def _labels(images: ImageSet) -> np.ndarray:

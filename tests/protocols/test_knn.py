@@ -84,45 +84,20 @@ def test_skipped_images_change_the_denominator_and_are_recorded(backbone, tmp_pa
     assert without.samples == result.samples
 
 
-class _Set:
-    """As many images and classes as ImageNet has, for the rules of comparison only."""
-
-    def __init__(self, count: int, classes: int = 1000):
-        self.count, self.images = count, type("Images", (), {"classes": range(classes)})
-
-    def __len__(self) -> int:
-        return self.count
-
-
-def why_not(name: str, arch: str, *, train=1_281_167, transform="dino@1:256/224", precision="fp32", key=None, **config) -> str | None:
-    source = type("Provenance", (), {"name": name, "random": name == "random", "key": key})
-    network = type("Backbone", (), {"provenance": source, "arch": arch, "precision": precision})
-    session = type("Session", (), {"backbone": network, "transform": type("Transform", (), {"id": transform})})
-    ks = config.pop("ks", [10, 20])
-    references, reason = knn.published(knn.Config(**config), session, _Set(train), _Set(50_000), ks)
-    return reason or f"{references[0].metric} {references[0].value}"
-
-
-def test_a_published_number_stands_only_beside_what_it_was_measured_on():
-    assert why_not("vit_s8", "vit_s8") == "top1@20 78.3"
-    assert why_not("/mine/vits16.pth", "vit_s16", key="teacher") == "top1@20 74.5"
-    assert why_not("vit_s16_vanilla_100ep", "vit_s16") == "top1@20 69.3"
-    assert why_not("vit_s8_300ep", "vit_s8") == "no k-NN score is published for vit_s8_300ep"
-    assert "no k-NN score" in why_not("/mine/x.pth", TINY)
-    assert "random" in why_not("random", "vit_s16")
-    assert "ImageNet-1k" in why_not("vit_s8", "vit_s8", train=1_281_166)
-    assert "the transform is dino@1:248/224" in why_not("vit_s8", "vit_s8", transform="dino@1:248/224")
-    assert "precision" in why_not("vit_s8", "vit_s8", precision="bf16")
-    assert "temperature" in why_not("vit_s8", "vit_s8", temperature=0.1)
-    assert "k = 20" in why_not("vit_s8", "vit_s8", ks=[10])
-    assert "student" in why_not("/mine/x.pth", "vit_s16", key="student")
-
-
 def test_the_published_numbers_are_the_papers():
     assert {name: knn.PAPER[name].value for name in ("vit_s16", "vit_s8", "vit_b16", "vit_b8")} == {
         "vit_s16": 74.5, "vit_s8": 78.3, "vit_b16": 76.1, "vit_b8": 77.4,
     }  # fmt: skip
     assert set(knn.PAPER) <= set(ZOO)
+
+
+def test_other_options_than_the_papers_have_no_published_number():
+    def reasons(ks=(10, 20), **options):
+        return [reason for holds, reason in knn.departures(knn.Config(**options), list(ks)) if holds]
+
+    assert reasons() == []
+    assert "temperature is 0.1" in reasons(temperature=0.1)[0]
+    assert "k = 20" in reasons(ks=[10])[0]
 
 
 def test_without_data_imagenet_is_looked_for_and_else_the_digits_taken_with_a_line_that_says_so(monkeypatch, tmp_path):
