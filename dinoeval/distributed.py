@@ -31,6 +31,17 @@ def shard(count: int) -> range:
     return range(rank(), count, world())
 
 
+def decoders(asked: int | None, jobs: int, small: bool) -> int:
+    """How many worker processes decode images for this one: as asked, else one a core; none for sets so small that starting
+    them takes longer."""
+    if asked is not None:
+        return asked
+    if small:
+        return 0
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(8, jobs, cores // world()))
+
+
 def barrier() -> None:
     """Wait for all processes."""
     share(None)

@@ -112,7 +112,18 @@ class Session:
         return describe_machine()
 
 
-def describe_data(name: str, **halves: Features) -> dict[str, Any]:
+@dataclasses.dataclass(frozen=True)
+class Half:
+    """One half of a data set of which no features were kept: its images, and those of them that could not be read."""
+
+    images: ImageSet
+    bad: list[dict[str, Any]]
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+
+def describe_data(name: str, **halves: Features | Half) -> dict[str, Any]:
     """The part of a Result that tells which images were used."""
     return {
         "name": str(Path(name)),

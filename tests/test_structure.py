@@ -32,7 +32,7 @@ ALLOWED = {
     "session": ("models", "data", "features", "distributed"),
     "classification": ("models.zoo", "data", "features", "results", "session"),
     "protocols": ("classification", "models", "data", "features", "results", "session", "distributed", "training"),
-    "training": ("models", "data", "training", "distributed"),
+    "training": ("models", "data", "training", "distributed", "features.readout"),
     "api": ("models", "data", "features", "protocols", "results", "session"),
     "cli": ("",),
 }

@@ -18,6 +18,8 @@ from dinoeval.errors import ConfigError, DinoevalError, unknown
 
 COMMANDS = {
     "knn": "weighted k-NN classification on frozen features",
+    "linear": "linear probe: a sweep of heads on frozen features, as the paper trains them",
+    "finetune": "fine-tune the whole network on a labelled data set by the paper's recipes",
     "embed": "write the features of images to a file",
     "check": "compare Results with the paper or with each other; exit 1 where worse",
     "train": "train a backbone with DINO",

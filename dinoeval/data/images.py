@@ -55,6 +55,11 @@ class ImageSet:
         """Whether an image may be of several classes, or of none."""
         return self.labels is not None and self.labels.ndim == 2
 
+    @property
+    def small(self) -> bool:
+        """Whether decoding all of it takes less than starting processes for it."""
+        return len(self) < 2000 and int(self.sizes.sum()) < 50_000_000
+
     def open(self, row: int) -> Image.Image:
         """Decode picture number `row` to RGB, without turning it by its EXIF tag (as released). Raises BadImage."""
         try:

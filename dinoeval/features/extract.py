@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import logging
-import os
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal
@@ -32,8 +31,6 @@ from dinoeval.models.backbone import Backbone
 
 EXTRACTION_VERSION = 1  # part of every key; raised when the same recipe would give other numbers
 BadImages = Literal["error", "skip"]
-_CPU_TOKENS, _GPU_TOKENS = 6_400, 65_536  # tokens a forward pass that were fast; 32 images of 197 tokens on a CPU
-_CONVNET_STRIDE = 16  # a network without patches is batched like a ViT of such patches
 _BLOCK_BYTES = 64 << 20
 _log = logging.getLogger(__name__)
 
@@ -136,8 +133,7 @@ def extract(
         shape = readout.row_shape(backbone.dim, grid)
         if backbone.patch_size and min(grid) < 1:
             raise ConfigError(f"images of {transform.crop} pixels are smaller than a patch of {backbone.patch_size}")
-        tokens = 1 + grid[0] * grid[1] if backbone.patch_size else 1 + (transform.crop // _CONVNET_STRIDE) ** 2
-        chunk_rows = batch_size or max(1, min(512, (_CPU_TOKENS if backbone.device.type == "cpu" else _GPU_TOKENS) // tokens))
+        chunk_rows = batch_size or backbone.fast_batch(transform.crop)
         entry = _make(backbone, images, readout, transform, cache, key, recipe, shape, chunk_rows, workers)
     if entry.bad and bad_images == "error":
         named = "; ".join(f"{bad['path']} ({bad['reason']})" for bad in entry.bad)
@@ -214,7 +210,7 @@ def _fill(partial: Partial, backbone: Backbone, images: ImageSet, readout: Reado
         _Chunks(images, transform, partial.chunk_rows),
         sampler=mine,
         batch_size=None,
-        num_workers=_workers(workers, images, len(mine)),
+        num_workers=distributed.decoders(workers, len(mine), images.small),
         pin_memory=backbone.device.type == "cuda",
     )
     total = sum(len(partial.rows_of(chunk)) for chunk in mine)
@@ -261,16 +257,6 @@ def _refuse_nan(rows: np.ndarray, paths: Sequence[str], backbone: Backbone) -> N
         first = paths[int(np.flatnonzero(~finite)[0])]
         advice = "--precision fp32 has the range that fp16 lacks" if backbone.precision == "fp16" else "its weights may be broken"
         raise DataError(f"the features of {first} by {backbone.arch} are NaN or infinite: {advice}. Nothing can be scored with them.")
-
-
-def _workers(asked: int | None, images: ImageSet, chunks: int) -> int:
-    """Processes that decode: none for sets so small that starting them takes longer."""
-    if asked is not None:
-        return asked
-    if len(images) < 2000 and int(images.sizes.sum()) < 50_000_000:
-        return 0
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(8, chunks, cores // distributed.world()))
 
 
 class _Chunks(Dataset):
