@@ -33,6 +33,7 @@ ALLOWED = {
     "classification": ("models.zoo", "data", "features", "results", "session"),
     "protocols": ("classification", "models", "data", "features", "results", "session", "distributed", "training"),
     "training": ("models", "data", "training", "distributed", "features.readout"),
+    "throughput": ("models", "data", "features"),
     "api": ("models", "data", "features", "protocols", "results", "session"),
     "cli": ("",),
 }

@@ -21,6 +21,7 @@ COMMANDS = {
     "linear": "linear probe: a sweep of heads on frozen features, as the paper trains them",
     "finetune": "fine-tune the whole network on a labelled data set by the paper's recipes",
     "embed": "write the features of images to a file",
+    "speed": "measure backbones: images a second, multiply-adds, memory",
     "check": "compare Results with the paper or with each other; exit 1 where worse",
     "train": "train a backbone with DINO",
     "models": "list the released weights, where they lie, what they score",
@@ -34,6 +35,7 @@ COMMANDS = {
 
 _FUNCTIONS = {
     "embed": "features.embed",
+    "speed": "measuring.speed",
     "check": "scoring.check",
     "models": "weights.models",
     "models fetch": "weights.fetch",
