@@ -1,0 +1,33 @@
+"""Networks of timm and torchvision go through every protocol that scores a backbone."""
+
+from __future__ import annotations
+
+import pytest
+
+import dinoeval
+from dinoeval import protocols
+from dinoeval.session import SessionConfig
+
+OPTIONS = {
+    "knn": {"k": (3,)},
+    "logistic": {},
+    "linear": {"lrs": (0.1,), "epochs": 1},
+    "finetune": {"preset": "short", "epochs": 2, "warmup_epochs": 1, "train_batch_size": 12},
+}
+
+
+@pytest.mark.parametrize("arch", ["timm/test_vit", "timm/resnet10t", "timm/deit_tiny_patch16_224", "resnet50"])
+@pytest.mark.parametrize("protocol", sorted(OPTIONS))
+def test_every_protocol_scores_it(arch, protocol, pictures, tmp_path):
+    backbone = dinoeval.load(arch, weights="random", device="cpu")
+    options = {"out": str(tmp_path / "run")} if protocol in ("linear", "finetune") else {}
+    result = dinoeval.evaluate(
+        protocol, backbone, session=SessionConfig(transform="dino:32/32"), data=str(pictures), **OPTIONS[protocol], **options
+    )
+    assert all(0 <= value <= 100 for value in result.metrics.values())
+    assert result.backbone["arch"] == arch
+    assert "random" in result.not_comparable or "ImageNet" in result.not_comparable
+
+
+def test_every_protocol_is_here():
+    assert set(OPTIONS) == set(protocols.names())
