@@ -25,7 +25,7 @@ Precision = Literal["fp32", "bf16", "fp16"]
 Key = Literal["teacher", "student"]
 RANDOM, _PUBLISHED = "random", "published"
 _DTYPES: dict[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-_CPU_TOKENS, _GPU_TOKENS = 6_400, 65_536  # tokens a forward pass; 32 images of 197 tokens on a CPU
+_CPU_TOKENS, _GPU_TOKENS, _TRAINING_TOKENS = 6_400, 65_536, 25_600  # a forward pass; 32 images of 197 tokens on a CPU
 _CONVNET_STRIDE = 16  # a network without patches is batched like a ViT of such patches
 _log = logging.getLogger(__name__)
 
@@ -106,11 +106,12 @@ class Backbone:
         """Rows and columns of patches in an image; (0, 0) where the network has none."""
         return (height // self.patch_size, width // self.patch_size) if self.patch_size else (0, 0)
 
-    def fast_batch(self, size: int) -> int:
-        """Images of size x size pixels a forward pass that were fast on a CPU, or fill a GPU."""
+    def fast_batch(self, size: int, training: bool = False) -> int:
+        """Images of size x size pixels a forward pass that were fast on a CPU, or fill a GPU; fewer where gradients are kept."""
         stride = self.patch_size or _CONVNET_STRIDE
         tokens = 1 + (size // stride) ** 2
-        return max(1, min(512, (_CPU_TOKENS if self.device.type == "cpu" else _GPU_TOKENS) // tokens))
+        fitting = _CPU_TOKENS if self.device.type == "cpu" else _TRAINING_TOKENS if training else _GPU_TOKENS
+        return max(1, min(512, fitting // tokens))
 
     def __repr__(self) -> str:
         return f"Backbone({self.arch}, {self.provenance.name}, {self.device}, {self.precision}, digest {self.digest[:12]})"

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from dinoeval import distributed
 from dinoeval.classification import choose_data
@@ -22,6 +22,7 @@ from dinoeval.data.images import ImageSet, open_splits
 from dinoeval.errors import ConfigError, DinoevalError
 from dinoeval.models.zoo import ZOO
 from dinoeval.results import Reference, Result, proportion_error
+from dinoeval.session import Half, describe_data
 from dinoeval.training.recipes import PRESETS, FinetuneRecipe, choose
 
 if TYPE_CHECKING:
@@ -104,7 +105,7 @@ def run(config: Config, session: Session) -> Result:
         standard_errors={metric: proportion_error(value, len(val)) for metric, value in metrics.items()},
         config={**asked, **recipe.record(), "data": data, "preset": preset},
         backbone=session.describe_backbone(),
-        data={"name": data, "train": _describe(train), "val": _describe(val)},
+        data=describe_data(data, train=Half(train, []), val=Half(val, [])),
         transform=session.transform.id,
         machine={**session.machine, "processes": str(distributed.world())},
         seconds={"open": opened - began, "train and score": time.monotonic() - opened, "total": time.monotonic() - began},
@@ -154,11 +155,6 @@ def _train(config: Config, session: Session, recipe: FinetuneRecipe, train: Imag
             "the GPU's memory is too small for a forward pass: lower --batch-size (32, say), which leaves the batch of a step as "
             "it is, or say --precision bf16. The same command goes on from the last epoch."
         ) from error
-
-
-def _describe(images: ImageSet) -> dict[str, Any]:
-    facts = {"split": images.split, "fingerprint": images.fingerprint(), "images": len(images), "classes": len(images.classes)}
-    return {**facts, "bad_images": []}
 
 
 def _notes(preset: str, outcome: Outcome) -> list[str]:

@@ -10,7 +10,6 @@ import dataclasses
 import json
 import logging
 import math
-import os
 import time
 from pathlib import Path
 from typing import Any
@@ -43,8 +42,6 @@ from dinoeval.training.recipes import FinetuneRecipe
 CHECKPOINT, LOG, BACKBONE, HEAD = "checkpoint.pth", "log.txt", "backbone.safetensors", "head.safetensors"
 # DeiT's; the class token and positions by the names that they have in our networks and in timm's.
 NOT_DECAYED = ("cls_token", "dist_token", "reg_token", "pos_embed")
-_CPU_TOKENS, _GPU_TOKENS = 6_400, 25_600  # tokens a forward pass; 128 images of 197 tokens on a GPU
-_CONVNET_STRIDE = 16  # a network without patches is batched like a ViT of such patches
 _log = logging.getLogger(__name__)
 
 
@@ -207,13 +204,13 @@ class Run:
         network = trainable_copy(backbone, recipe.drop_path)
         parts = deal(recipe.train_batch_size, recipe.mixed_together, distributed.rank(), distributed.world())
         positions = np.concatenate([part for _, part in parts])
-        forward_images = settings.forward_images or _fast(backbone, transform)
+        forward_images = settings.forward_images or backbone.fast_batch(transform.crop, training=True)
         self.trainer = Trainer(
             Classifier(network, backbone.dim, len(train.classes), recipe.head_scale), recipe, self.device, precision, forward_images
         )
         self.order = RepeatedOrder(len(train), recipe, positions, settings.seed)
         self.mixing = Mixing(recipe, len(train.classes), parts, settings.seed)
-        workers = _workers() if settings.workers is None else settings.workers
+        workers = distributed.decoders(settings.workers, len(train), train.small)
         options: dict[str, Any] = {
             "collate_fn": collate, "num_workers": workers, "pin_memory": self.device.type == "cuda",
             "generator": torch.Generator(),  # its own: starting workers would otherwise draw from stochastic depth's
@@ -369,14 +366,3 @@ def _sound(batch: tuple[Tensor, Tensor] | DataError) -> tuple[Tensor, Tensor]:
     if isinstance(batch, DataError):
         raise batch
     return batch
-
-
-def _fast(backbone: Backbone, transform: CentralCrop) -> int:
-    """Images a forward pass, by their tokens."""
-    tokens = 1 + (transform.crop // (backbone.patch_size or _CONVNET_STRIDE)) ** 2
-    return max(1, (_CPU_TOKENS if backbone.device.type == "cpu" else _GPU_TOKENS) // tokens)
-
-
-def _workers() -> int:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(12, cores // distributed.world()))

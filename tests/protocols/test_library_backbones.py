@@ -12,7 +12,7 @@ OPTIONS = {
     "knn": {"k": (3,)},
     "logistic": {},
     "linear": {"lrs": (0.1,), "epochs": 1},
-    "finetune": {"preset": "short", "epochs": 2, "warmup_epochs": 1, "train_batch_size": 12},
+    "finetune": {"preset": "short", "epochs": 1, "warmup_epochs": 0, "train_batch_size": 12},
 }
 
 
@@ -26,7 +26,8 @@ def test_every_protocol_scores_it(arch, protocol, pictures, tmp_path):
     )
     assert all(0 <= value <= 100 for value in result.metrics.values())
     assert result.backbone["arch"] == arch
-    assert "random" in result.not_comparable or "ImageNet" in result.not_comparable
+    assert result.references == []
+    assert result.not_comparable
 
 
 def test_every_protocol_is_here():
