@@ -69,11 +69,68 @@ def scores() -> list[str]:
     lines = ["## Scores", "", "| checkpoint | data | k | top-1 | top-5 | command |", "|---|---|---|---|---|---|"]
     for path in sorted((HERE / "results").glob("knn_*.json")):
         facts = json.loads(path.read_text())
+        if facts["config"].get("train_subset"):
+            continue
         for k in facts["config"]["k"]:
             cells = [f"{facts['metrics'][f'{m}@{k}']:.2f} ± {facts['standard_errors'][f'{m}@{k}']:.2f}" for m in ("top1", "top5")]
             checkpoint = f"{facts['backbone']['weights']} ({facts['backbone']['arch']})"
             lines.append(f"| {checkpoint} | {facts['data']['name']} | {k} | {cells[0]} | {cells[1]} | `{facts['command']}` |")
     return [*lines, ""]
+
+
+def parity_classification() -> list[str]:
+    facts, logistic = read("parity_classification"), read("parity_logistic")
+    timms = "to timm's"
+    lines = [
+        "## Parity of classification",
+        "",
+        f"`{facts['command']}`: made-up weights in the layout of the released full checkpoints, timm {facts['timm']}. Largest absolute differences of features:",
+        "",
+        "| network | to torchvision's, or facebookresearch/xcit's | to timm's |",
+        "|---|---|---|",
+        *(
+            f"| {row['arch']} | {row['to the released network']:.1e} | {row.get(timms, '-')} |"
+            for row in facts["backbones"]
+        ),
+        "",
+        "One epoch of the linear probe (central crops, same head, order and batches), and a made-up released head file:",
+        "",
+        "| features | loss ours | loss released | top-1 ours | top-1 released | top-5 ours | top-5 released |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in facts["linear"]:
+        losses = [f"{row[side]['loss']:.7f}" if "loss" in row[side] else "-" for side in ("ours", "released")]
+        tops = [f"{row[side][metric]:.3f}" for metric in ("top1", "top5") for side in ("ours", "released")]
+        lines.append(f"| {row['readout']} | {' | '.join(losses + tops)} |")
+    return [*lines, "", *parity_logistic(logistic), ""]
+
+
+def classification() -> list[str]:
+    """Every protocol on the same images and checkpoint."""
+    lines = ["## Classification of CIFAR-10 by every protocol", "", "| protocol | training images | metric | percent | deviation between subsets | command |", "|---|---|---|---|---|---|"]
+    for path in sorted((HERE / "results").glob("*_cifar10*_vit_xs8_32.json")):
+        facts = json.loads(path.read_text())
+        for metric in ("top1@20", "top1", "top1_best_on_val"):
+            if metric in facts["metrics"]:
+                deviation = facts["deviations"].get(metric) if facts.get("deviations") else None
+                part = facts["config"].get("train_subset") or "all"
+                lines.append(
+                    f"| {facts['protocol']} | {part} | {metric} | {facts['metrics'][metric]:.2f} ± {facts['standard_errors'][metric]:.2f} | "
+                    f"{'-' if deviation is None else f'{deviation:.2f}'} | `{facts['command']}` |"
+                )
+    return [*lines, ""]
+
+
+def speed_of_classification() -> list[str]:
+    linear = read("speed_linear")
+    ratios = ", ".join(f"{ratio:.2f} with {classes}" for classes, ratio in linear["13 rates / 1 rate"].items())
+    return [
+        f"**Linear probe** (`{linear['command']}`): {linear['what']}. A sweep of 13 rates takes {ratios} times as long as one rate; 13 rates x 2 readouts",
+        f"{linear['13 rates x 2 readouts / 1 rate']:.2f} times. An augmented epoch takes {linear['augmented epoch / cached epoch']:,.0f} times as long as one on cached features.",
+        "",
+        *speed_logistic(read("speed_logistic")),
+        "",
+    ]
 
 
 def speed() -> list[str]:
@@ -128,14 +185,27 @@ def reliability() -> list[str]:
     ]
 
 
+def reliability_training() -> list[str]:
+    facts = read("reliability_training")
+    lines = [f"`{facts['command']}`: runs killed with SIGKILL at random moments and resumed by the same command.", ""]
+    for protocol in ("linear", "finetune"):
+        row = facts[protocol]
+        saved = "; ".join(row["saved when killed"])
+        lines.append(f"- {protocol}: {row['equal to an undisturbed run']} of {facts['runs']} ended with all numbers of an undisturbed run (on disk when killed: {saved}).")
+    return [*lines, ""]
+
+
 def add(path: str, command: str) -> None:
     """Keep a Result as results/<protocol>_<data>_<arch>.json."""
     facts = json.loads(Path(path).read_text())
     del facts["samples"]
     for part, name in (("data", "name"), ("config", "data"), ("backbone", "weights")):
         facts[part][name] = Path(facts[part][name]).name
+    facts["notes"] = [note.partition("; heads in ")[0] for note in facts["notes"]]
     facts["command"] = command
-    target = HERE / f"results/{facts['protocol']}_{facts['data']['name']}_{facts['backbone']['arch']}.json"
+    part = facts["config"].get("train_subset")
+    data = f"{facts['data']['name']}-{part}" if part else facts["data"]["name"]
+    target = HERE / f"results/{facts['protocol']}_{data}_{facts['backbone']['arch']}.json"
     target.write_text(json.dumps(facts, indent=1) + "\n")
 
 
@@ -149,7 +219,8 @@ def main() -> None:
         "dinoeval on the same machine. This page is written by `python benchmarks/scoreboard.py` from `results/`.",
         "",
     ]
-    (HERE / "README.md").write_text("\n".join([*head, *parity(), *scores(), *speed(), *reliability()]).rstrip() + "\n")
+    parts = [*parity(), *parity_classification(), *scores(), *classification(), *speed(), *speed_of_classification(), *reliability(), *reliability_training()]
+    (HERE / "README.md").write_text("\n".join([*head, *parts]).rstrip() + "\n")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """dinoeval: features of DINO vision transformers, and the paper's evaluation protocols.
 
 In a notebook: `backbone = dinoeval.load("vit_s8")`, `dinoeval.embed(backbone, "photos/")`,
-`dinoeval.evaluate("knn", backbone, data="cifar10")`. Everything is imported when it is first used.
+`dinoeval.evaluate("knn", backbone, data="cifar10")`, `dinoeval.search.build("photos/", "photos.index", backbone)`.
+Everything is imported when it is first used.
 """
 
 from __future__ import annotations
@@ -21,9 +22,10 @@ _WHERE = {
     "Result": "dinoeval.results",
     "DinoevalError": "dinoeval.errors",
 }
-__all__ = ["Backbone", "DinoevalError", "Features", "Result", "Tokens", "__version__", "embed", "evaluate", "load"]
+__all__ = ["Backbone", "DinoevalError", "Features", "Result", "Tokens", "__version__", "embed", "evaluate", "load", "search"]
 
 if TYPE_CHECKING:
+    from dinoeval import search
     from dinoeval.api import embed, evaluate
     from dinoeval.errors import DinoevalError
     from dinoeval.features.extract import Features
@@ -34,6 +36,8 @@ if TYPE_CHECKING:
 def __getattr__(name: str):
     if name in _WHERE:
         return getattr(importlib.import_module(_WHERE[name]), name)
+    if name == "search":
+        return importlib.import_module("dinoeval.search")
     raise AttributeError(f"module 'dinoeval' has no attribute '{name}'")
 
 

@@ -60,7 +60,8 @@ class Result:
     table: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     """What goes beyond the metrics, such as every head of a sweep; one mapping a row."""
     samples: dict[str, list] = dataclasses.field(default_factory=dict)
-    """One list a column, all of the same length: `path`, `label`, then outcomes by metric (1 right, 0 wrong)."""
+    """One list a column, all of the same length: `path`, `label`, then outcomes by metric: 1 right, 0 wrong, a fraction where
+    that is what a metric averages, null where it leaves the sample out."""
 
     def save(self, path: str | Path) -> None:
         """Write JSON, whole or not at all."""
@@ -118,8 +119,8 @@ def compare(result: Result, against: Result | None) -> tuple[list[Verdict], str 
     Returns the verdicts, or none and the reason why the two are not comparable. A difference within the tolerance is put
     down to chance and rounding: z standard errors of the difference, plus half a unit of the last published digit. z is 2
     for one metric; for m metrics it is that of m times smaller tails (Bonferroni), so that the chance that equal models
-    fail on any of them stays below 2.3 %. Two Results on the same images are compared pair by pair: of the outcomes that
-    changed, b for the better and c for the worse, the difference is (b - c) / n and its error sqrt(b + c) / n.
+    fail on any of them stays below 2.3 %. Two Results on the same images are compared pair by pair: where the outcomes
+    changed by d, the difference is the sum of d over n and its error the root of the sum of d squared over n.
     """
     if against is None:
         lacking = [reference.metric for reference in result.references if reference.metric not in result.metrics]
@@ -142,7 +143,7 @@ def _difference_of_recipe(one: Result, other: Result) -> str | None:
         return f"one is of {one.protocol}, the other of {other.protocol}"
     if one.version != other.version:
         return f"{one.protocol} has VERSION {one.version} in one and {other.version} in the other: its numbers may have moved"
-    for half in ("train", "val"):
+    for half in (half for half, facts in {**one.data, **other.data}.items() if isinstance(facts, dict)):
         prints = [result.data.get(half, {}).get("fingerprint") for result in (one, other)]
         if prints[0] != prints[1]:
             return f"their {half} images are not the same (fingerprints {prints[0]} and {prints[1]})"
@@ -179,10 +180,12 @@ def _against_result(result: Result, against: Result, name: str, z: float) -> Ver
     outcomes = [run.samples.get(name) for run in (result, against)]
     paths = [run.samples.get("path") for run in (result, against)]
     if outcomes[0] and outcomes[1] and paths[0] == paths[1] and len(outcomes[0]) == len(outcomes[1]):
-        change = np.array(outcomes[0], int) - np.array(outcomes[1], int)
+        change = np.array(outcomes[0], float) - np.array(outcomes[1], float)
+        change = change[~np.isnan(change)]  # null: a query that the metric leaves out
         gained, lost = int((change > 0).sum()), int((change < 0).sum())
-        tolerance = z * 100 * math.sqrt(gained + lost) / len(change)
-        beyond = (gained - lost) ** 2 > z**2 * (gained + lost)  # in whole numbers: no rounding at the border
+        squares = float((change**2).sum())  # of outcomes 0 and 1 the number that changed
+        tolerance = z * 100 * math.sqrt(squares) / len(change)
+        beyond = float(change.sum()) ** 2 > z**2 * squares
         method = f"paired: {gained} outcomes gained, {lost} lost; {z:.2f} x SE"
     else:
         error = math.hypot(*(run.standard_errors.get(name, 0.0) for run in (result, against)))

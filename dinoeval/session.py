@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from dinoeval.data.images import ImageSet
-    from dinoeval.data.transforms import CentralCrop
+    from dinoeval.data.transforms import CentralCrop, Transform
     from dinoeval.features.cache import FeatureCache
     from dinoeval.features.extract import Features
     from dinoeval.features.readout import Readout
@@ -70,28 +70,37 @@ class Session:
         self.transform: CentralCrop = parse_transform(config.transform, self.backbone.config.image_size, self.backbone.config.preprocessing)
         self.cache: FeatureCache = FeatureCache(config.cache)
 
-    def features(self, images: ImageSet, readout: Readout, rows: np.ndarray | None = None) -> Features:
-        """The features of `images`, or of some `rows` of them, from the cache or made now.
+    def features(
+        self, images: ImageSet, readout: Readout, rows: np.ndarray | None = None, *, transform: Transform | None = None
+    ) -> Features:
+        """The features of `images`, or of some `rows` of them, from the cache or made now, by the session's transform or another.
 
         A part is taken from the whole where that is in the cache; otherwise only the part is made.
         """
         from dinoeval.features.extract import extract, is_cached
 
+        transform = transform or self.transform
         if rows is not None:
-            cached = distributed.rank() == 0 and is_cached(self.backbone, images, readout, self.transform, self.cache)
+            cached = distributed.rank() == 0 and is_cached(self.backbone, images, readout, transform, self.cache)
             if distributed.share(cached):
-                return self.features(images, readout).pick(rows)
+                return self.features(images, readout, transform=transform).pick(rows)
             images = images.subset(rows)
         return extract(
             self.backbone,
             images,
             readout,
-            self.transform,
+            transform,
             self.cache,
             bad_images=self.config.bad_images,
             batch_size=self.config.batch_size,
             workers=self.config.workers,
         )
+
+    def colours(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Mean and deviation of the session's transform, for protocols that resize in their own way; refuses --transform dino:R/C."""
+        if self.config.transform not in ("auto", "dino"):
+            raise ConfigError(f"this protocol resizes in its own way: leave out --transform {self.config.transform}, use --image-size")
+        return self.transform.mean, self.transform.std
 
     def describe_backbone(self) -> dict[str, Any]:
         """The part of a Result that tells which network was scored."""

@@ -21,6 +21,7 @@ import torch
 from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 
+from dinoeval import distributed
 from dinoeval.data.images import ImageSet, open_images
 from dinoeval.data.transforms import parse_transform
 from dinoeval.errors import ConfigError
@@ -69,8 +70,10 @@ def measure(
 
     `images` is a folder of pictures, or None for made-up JPEG files. Raises ConfigError for what cannot be built.
     """
-    if batch < 1 or rounds < 1:
-        raise ConfigError("batch size and rounds must be 1 or more")
+    if batch < 1 or rounds < 1 or (workers or 0) < 0:
+        raise ConfigError("batch size and rounds must be 1 or more, workers 0 or more")
+    if images is not None:
+        open_images(images)
     for arch in archs:
         build_network(arch)  # finds what is misspelt before anything is measured
     with tempfile.TemporaryDirectory() as folder:
@@ -121,6 +124,10 @@ def multiply_adds(arch: str) -> int:
 
 def _from_files(backbone: Backbone, images: ImageSet, rounds: int, workers: int | None, folder: str) -> float:
     transform = parse_transform("auto", backbone.config.image_size, backbone.config.preprocessing)
+    workers = distributed.decoders(workers, 8, small=False)
+    # Several forward passes for each process that decodes, so that they overlap as in a long run.
+    enough = 4 * max(1, workers) * backbone.fast_batch(transform.crop)
+    images = images.subset(np.arange(max(enough, len(images))) % len(images))
     rates = []
     for _ in range(min(rounds, 3)):
         with tempfile.TemporaryDirectory(dir=folder) as cache:
@@ -134,15 +141,6 @@ def _wait(backbone: Backbone) -> None:
         torch.cuda.synchronize(backbone.device)
     elif backbone.device.type == "mps":
         torch.mps.synchronize()
-
-
-def _begin_counting() -> int:
-    """Forget the peak of memory so far where the system can (Linux); return what this process holds now."""
-    try:
-        Path("/proc/self/clear_refs").write_text("5")
-        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    except OSError:
-        return _peak_bytes()
 
 
 def _begin_counting() -> int:

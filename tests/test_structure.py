@@ -31,10 +31,12 @@ ALLOWED = {
     "features": ("models", "data", "features", "distributed"),
     "session": ("models", "data", "features", "distributed"),
     "classification": ("models.zoo", "data", "features", "results", "session"),
-    "protocols": ("classification", "models", "data", "features", "results", "session", "distributed", "training"),
+    "instances": ("models.zoo", "data", "features", "results", "session"),
+    "protocols": ("classification", "instances", "models", "data", "features", "results", "session", "distributed", "training"),
     "training": ("models", "data", "training", "distributed", "features.readout"),
-    "throughput": ("models", "data", "features"),
+    "throughput": ("models", "data", "features", "distributed"),
     "api": ("models", "data", "features", "protocols", "results", "session"),
+    "search": ("search", "models", "data", "features", "session", "distributed"),
     "cli": ("",),
 }
 

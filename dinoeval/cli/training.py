@@ -74,6 +74,8 @@ def _open(options: Options) -> tuple[ImageSet, loop.Probe | None]:
     images, val = open_splits(options.data)
     if not options.knn_every:
         return images, None
+    if images.multi_label:
+        raise ConfigError(f"{options.data} has several labels an image, and the k-NN score during training takes one: say --knn-every 0")
     device, _ = choose_device(options.device)
 
     def probe(network: VisionTransformer) -> float:

@@ -2,7 +2,7 @@
 
 The paper's: resize the short side to 256 with PIL's bicubic filter, crop the central 224 x 224, scale to [0, 1],
 normalise with ImageNet's mean and deviation (eval_knn.py). Training of linear heads: a random crop, mirrored half of the
-time (eval_linear.py).
+time (eval_linear.py). Retrieval: pictures keep their shape (eval_image_retrieval.py).
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Sequence
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import numpy as np
 import torch
@@ -40,6 +40,13 @@ class CentralCrop:
     std: tuple[float, ...] = STD
     squash: bool = False
     """Resize both sides to `resize`, without regard to the aspect."""
+    scales: ClassVar[tuple[float, ...]] = (1.0,)
+    one_size: ClassVar[bool] = True
+
+    @property
+    def side(self) -> int:
+        """The longest side of what comes out, in pixels."""
+        return self.crop
 
     @property
     def id(self) -> str:
@@ -69,6 +76,40 @@ class CentralCrop:
 
 
 PAPER = CentralCrop()
+MULTISCALE = (1.0, 2**-0.5, 0.5)  # multi_scale, utils.py
+
+
+@dataclasses.dataclass(frozen=True)
+class Thumbnail:
+    """Shrink the picture to fit in `side` x `side` pixels, its aspect kept; a smaller one stays as it is: retrieval.
+
+    PIL's thumbnail with the Lanczos filter, whose reducing gap of 2 averages whole blocks of pixels first where a picture
+    is at least four times too large. Pictures come out in sizes of their own. Where there are several `scales`, the
+    network sees each picture at all of them.
+    """
+
+    side: int = 224
+    scales: tuple[float, ...] = (1.0,)
+    mean: tuple[float, ...] = MEAN
+    std: tuple[float, ...] = STD
+    one_size: ClassVar[bool] = False
+
+    @property
+    def id(self) -> str:
+        scales = "" if self.scales == (1.0,) else ":x" + "+".join(f"{scale:.4g}" for scale in self.scales)
+        if (self.mean, self.std) == (MEAN, STD):
+            return f"thumbnail@{VERSION}:{self.side}{scales}"
+        numbers = ["/".join(f"{value:g}" for value in values) for values in (self.mean, self.std)]
+        return f"thumbnail@{VERSION}:{self.side}{scales}:{':'.join(numbers)}"
+
+    def __call__(self, image: Image.Image) -> Tensor:
+        """PIL RGB image -> uint8 tensor (3, H, W), neither above `side`."""
+        small = image.copy()
+        small.thumbnail((self.side, self.side), Image.Resampling.LANCZOS, reducing_gap=2.0)
+        return torch.from_numpy(np.array(small)).permute(2, 0, 1)
+
+
+Transform = CentralCrop | Thumbnail
 
 
 @dataclasses.dataclass(frozen=True)

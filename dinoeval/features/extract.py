@@ -1,7 +1,8 @@
 """Run a backbone over an image set and keep what a readout says of it in the feature cache.
 
-Rows are made in chunks of fixed bounds, one forward pass each, so that a resumed run or another number of processes
-multiplies the same batches and ends with the same bits.
+Rows are made in chunks of fixed bounds, so that a resumed run or another number of processes multiplies the same batches
+and ends with the same bits. A chunk is one forward pass; where pictures keep sizes of their own it is larger, and one pass
+for the pictures of each size in it.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import logging
+import math
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal
@@ -21,7 +23,7 @@ from tqdm import tqdm
 
 from dinoeval import distributed
 from dinoeval.data.images import ImageSet
-from dinoeval.data.transforms import CentralCrop, normalise
+from dinoeval.data.transforms import Transform, normalise
 from dinoeval.errors import BadImage, ConfigError, DataError, some
 from dinoeval.features.cache import FeatureCache, key_of
 from dinoeval.features.entry import Entry
@@ -32,6 +34,7 @@ from dinoeval.models.backbone import Backbone
 EXTRACTION_VERSION = 1  # part of every key; raised when the same recipe would give other numbers
 BadImages = Literal["error", "skip"]
 _BLOCK_BYTES = 64 << 20
+_PASSES = 4  # a chunk of pictures of several sizes holds as many as this many forward passes take
 _log = logging.getLogger(__name__)
 
 
@@ -69,6 +72,11 @@ class Features:
             start += len(block)
         return rows
 
+    def take(self, positions: np.ndarray) -> np.ndarray:
+        """Some rows in memory, (n, D) float32."""
+        with self.entry.open() as file:
+            return np.array(self.entry.matrix(file)[self.rows[positions]])
+
     def blocks(self) -> Iterator[np.ndarray]:
         """Yield the rows in order in blocks (n, D) of bounded size, letting go of each block's pages after it."""
         dim = int(np.prod(self.entry.row_shape))
@@ -85,7 +93,7 @@ def _consecutive(rows: np.ndarray) -> bool:
     return int(rows[-1] - rows[0]) == len(rows) - 1
 
 
-def recipe_of(backbone: Backbone, images: ImageSet, readout: Readout, transform: CentralCrop) -> dict[str, Any]:
+def recipe_of(backbone: Backbone, images: ImageSet, readout: Readout, transform: Transform) -> dict[str, Any]:
     """Everything that decides what the rows are; its hash is the entry's name. Labels are left out: rows do not know them."""
     return {
         "extraction": EXTRACTION_VERSION,
@@ -99,7 +107,7 @@ def recipe_of(backbone: Backbone, images: ImageSet, readout: Readout, transform:
     }
 
 
-def is_cached(backbone: Backbone, images: ImageSet, readout: Readout, transform: CentralCrop, cache: FeatureCache) -> bool:
+def is_cached(backbone: Backbone, images: ImageSet, readout: Readout, transform: Transform, cache: FeatureCache) -> bool:
     """Whether the features are there already, so that `extract` runs no forward pass."""
     return cache.find(key_of(recipe_of(backbone, images, readout, transform)), report=False) is not None
 
@@ -108,7 +116,7 @@ def extract(
     backbone: Backbone,
     images: ImageSet,
     readout: Readout,
-    transform: CentralCrop,
+    transform: Transform,
     cache: FeatureCache,
     *,
     bad_images: BadImages = "error",
@@ -126,15 +134,18 @@ def extract(
     recipe = recipe_of(backbone, images, readout, transform)
     key = key_of(recipe)
     leader = distributed.rank() == 0
-    entry = distributed.share(_whole(cache, key, images, transform) if leader else None)
+    pixels = _Pixels(images, transform, _least_side(backbone, transform))
+    entry = distributed.share(_whole(cache, key, pixels) if leader else None)
     cached = entry is not None
     if entry is None:
-        grid = backbone.grid(transform.crop, transform.crop)
-        shape = readout.row_shape(backbone.dim, grid)
+        side = transform.side
+        grid = backbone.grid(side, side)
         if backbone.patch_size and min(grid) < 1:
-            raise ConfigError(f"images of {transform.crop} pixels are smaller than a patch of {backbone.patch_size}")
-        chunk_rows = batch_size or backbone.fast_batch(transform.crop)
-        entry = _make(backbone, images, readout, transform, cache, key, recipe, shape, chunk_rows, workers)
+            raise ConfigError(f"images of {side} pixels are smaller than a patch of {backbone.patch_size}")
+        shape = readout.row_shape(backbone.dim, grid)
+        assert transform.one_size or shape == readout.row_shape(backbone.dim, (1, 1)), "a map of patches needs images of one size"
+        chunk_rows = (batch_size or backbone.fast_batch(side)) * (1 if transform.one_size else _PASSES)
+        entry = _make(backbone, pixels, readout, cache, key, recipe, shape, chunk_rows, workers)
     if entry.bad and bad_images == "error":
         named = "; ".join(f"{bad['path']} ({bad['reason']})" for bad in entry.bad)
         raise DataError(
@@ -152,12 +163,12 @@ def extract(
     return Features(entry, images, rows, cached, time.monotonic() - began)
 
 
-def _whole(cache: FeatureCache, key: str, images: ImageSet, transform: CentralCrop, report: bool = True) -> Entry | None:
+def _whole(cache: FeatureCache, key: str, pixels: _Pixels, report: bool = True) -> Entry | None:
     """The entry, unless it is absent, damaged, or lacks images that can be read by now."""
     entry = cache.find(key, report)
     for bad in entry.bad if entry else ():
         try:
-            transform(images.open(bad["row"]))
+            pixels(bad["row"])
         except BadImage:
             continue
         _log.info("%s could not be read before and can be now: the features are computed again", bad["path"])
@@ -167,9 +178,8 @@ def _whole(cache: FeatureCache, key: str, images: ImageSet, transform: CentralCr
 
 def _make(
     backbone: Backbone,
-    images: ImageSet,
+    pixels: _Pixels,
     readout: Readout,
-    transform: CentralCrop,
     cache: FeatureCache,
     key: str,
     recipe: dict[str, Any],
@@ -181,25 +191,27 @@ def _make(
     leader = distributed.rank() == 0
     with cache.locked(key) if leader else contextlib.nullcontext():
         # Another run may have made it while this one waited for the lock.
-        entry = distributed.share(_whole(cache, key, images, transform, report=False) if leader else None)
+        entry = distributed.share(_whole(cache, key, pixels, report=False) if leader else None)
         if entry is not None:
             return entry
         if leader:
-            cache.begin(key, recipe=recipe, num_rows=len(images), row_shape=shape, chunk_rows=chunk_rows)
+            cache.begin(key, recipe=recipe, num_rows=len(pixels.images), row_shape=shape, chunk_rows=chunk_rows)
         distributed.barrier()
         partial = Partial(cache.root / f"{key}.partial")
-        _fill(partial, backbone, images, readout, transform, workers)
+        _fill(partial, backbone, pixels, readout, workers)
         distributed.barrier()
         if leader:
-            about = {"arch": backbone.arch, "weights": backbone.provenance.name, "data": images.name, "split": images.split}
+            about = {"arch": backbone.arch, "weights": backbone.provenance.name}
+            about |= {"data": pixels.images.name, "split": pixels.images.split}
             entry = partial.finish({**about, "device": str(backbone.device)})
         entry = distributed.share(entry)
         assert entry is not None
         return entry
 
 
-def _fill(partial: Partial, backbone: Backbone, images: ImageSet, readout: Readout, transform: CentralCrop, workers: int | None) -> None:
+def _fill(partial: Partial, backbone: Backbone, pixels: _Pixels, readout: Readout, workers: int | None) -> None:
     """Make this process's share of the chunks that are not done."""
+    images, transform = pixels.images, pixels.transform
     todo = partial.todo()
     mine = [todo[number] for number in distributed.shard(len(todo))]
     distributed.barrier()  # everyone has read the journal before anyone writes to it
@@ -207,45 +219,72 @@ def _fill(partial: Partial, backbone: Backbone, images: ImageSet, readout: Reado
     if done:
         _log.info("%s (%s): %d of %d rows were made by an earlier run", images.name, images.split, done, len(images))
     loader = DataLoader(
-        _Chunks(images, transform, partial.chunk_rows),
+        _Chunks(pixels, partial.chunk_rows),
         sampler=mine,
         batch_size=None,
         num_workers=distributed.decoders(workers, len(mine), images.small),
         pin_memory=backbone.device.type == "cuda",
     )
     total = sum(len(partial.rows_of(chunk)) for chunk in mine)
+    most = partial.chunk_rows // (1 if transform.one_size else _PASSES)  # of the plan: this run's batch size may be another
     warned = False
     label = f"{images.split} images"
     with tqdm(total=total, desc=label, unit="img", disable=None if distributed.rank() == 0 else True, leave=False) as bar:
-        for chunk, batch, bad in loader:
+        for chunk, groups, bad in loader:
             span = partial.rows_of(chunk)
             if bad and not warned:
                 warned = True
                 _log.warning("%s cannot be read (%s); going on, to find and name all such images", bad[0]["path"], bad[0]["reason"])
             rows = np.zeros((len(span), partial.dim), np.float32)
-            good = np.setdiff1d(np.arange(len(span)), [one["row"] - span.start for one in bad])
-            if len(good) or isinstance(batch, DataError):
-                rows[good] = _forward(backbone, batch, readout, transform).reshape(len(good), -1)
-                _refuse_nan(rows, [images.paths[row] for row in span], backbone)
+            for places, batch in _passes(groups, most):
+                rows[places] = _forward(backbone, batch, readout, transform).reshape(len(places), -1)
+            _refuse_nan(rows, [images.paths[row] for row in span], backbone)
             partial.write(chunk, rows, bad)
             bar.update(len(span))
 
 
-def _forward(backbone: Backbone, batch: Tensor | DataError, readout: Readout, transform: CentralCrop) -> np.ndarray:
-    """uint8 images (n, 3, H, W) -> (n, *row_shape) float32."""
-    if isinstance(batch, DataError):
-        raise batch
+def _least_side(backbone: Backbone, transform: Transform) -> int:
+    """The shortest side in pixels that holds a patch at the smallest scale."""
+    return math.ceil((backbone.patch_size or 1) / min(transform.scales))
+
+
+def _passes(groups: list[tuple[list[int], Tensor]] | DataError, most: int) -> Iterator[tuple[list[int], Tensor]]:
+    """Cut the pictures of each size into batches of at most `most`, with their places in the chunk."""
+    if isinstance(groups, DataError):
+        raise groups
+    for places, batch in groups:
+        for start in range(0, len(places), most):
+            yield places[start : start + most], batch[start : start + most]
+
+
+def _forward(backbone: Backbone, batch: Tensor, readout: Readout, transform: Transform) -> np.ndarray:
+    """uint8 images (n, 3, H, W) -> (n, *row_shape) float32; of several scales the mean of their rows, divided by its length."""
     images = normalise(batch.to(backbone.device, non_blocking=True), transform.mean, transform.std)
-    return readout(backbone(images, layers=readout.layers, patches=readout.patches)).cpu().numpy()
+    rows = [readout(backbone(_scaled(images, scale), layers=readout.layers, patches=readout.patches)) for scale in transform.scales]
+    if len(rows) == 1:
+        return rows[0].cpu().numpy()
+    # The released multi_scale divides by the length of the whole batch, which is the same for its batches of one.
+    mean = torch.stack(rows).sum(0) / len(rows)
+    return (mean / mean.norm(dim=1, keepdim=True)).cpu().numpy()
 
 
-def forward(backbone: Backbone, images: ImageSet, readout: Readout, transform: CentralCrop, *, batch_size: int = 32) -> np.ndarray:
+def _scaled(images: Tensor, scale: float) -> Tensor:
+    """Resample normalised images without antialiasing, as multi_scale of the released utils.py does."""
+    if scale == 1:
+        return images
+    return torch.nn.functional.interpolate(images, scale_factor=scale, mode="bilinear", align_corners=False)
+
+
+def forward(backbone: Backbone, images: ImageSet, readout: Readout, transform: Transform, *, batch_size: int = 32) -> np.ndarray:
     """The features of pictures in memory, (N, *row_shape) float32, without the cache. Raises DataError for a bad image."""
     blocks = []
-    for _, batch, bad in DataLoader(_Chunks(images, transform, batch_size), sampler=range(-(-len(images) // batch_size)), batch_size=None):
+    chunks = _Chunks(_Pixels(images, transform, _least_side(backbone, transform)), batch_size)
+    for _, groups, bad in DataLoader(chunks, sampler=range(-(-len(images) // batch_size)), batch_size=None):
         if bad:
             raise DataError(f"{bad[0]['path']} cannot be read: {bad[0]['reason']}")
-        blocks.append(_forward(backbone, batch, readout, transform))
+        found = [(places, _forward(backbone, batch, readout, transform)) for places, batch in _passes(groups, batch_size)]
+        order = np.argsort(np.concatenate([places for places, _ in found]))
+        blocks.append(np.concatenate([rows for _, rows in found])[order])
     rows = np.concatenate(blocks)
     _refuse_nan(rows.reshape(len(rows), -1), images.paths, backbone)
     return rows
@@ -259,23 +298,43 @@ def _refuse_nan(rows: np.ndarray, paths: Sequence[str], backbone: Backbone) -> N
         raise DataError(f"the features of {first} by {backbone.arch} are NaN or infinite: {advice}. Nothing can be scored with them.")
 
 
+@dataclasses.dataclass(frozen=True)
+class _Pixels:
+    """Row number -> uint8 tensor (3, H, W). Raises BadImage where the picture cannot be used."""
+
+    images: ImageSet
+    transform: Transform
+    least_side: int
+
+    def __call__(self, row: int) -> Tensor:
+        pixels = self.transform(self.images.open(row))
+        height, width = pixels.shape[1:]
+        if not self.transform.one_size and min(height, width) < self.least_side:
+            raise BadImage(f"{width} x {height} pixels once it is resized; a side of {self.least_side} is the least that can be used")
+        return pixels
+
+
 class _Chunks(Dataset):
-    """Chunk number -> (number, uint8 images of those that decode, what is wrong with the others).
+    """Chunk number -> (number, uint8 images of those that decode with their places in the chunk by size, what is wrong with the others).
 
     A DataError is returned as a value: PyTorch would wrap a worker's exception in its traceback.
     """
 
-    def __init__(self, images: ImageSet, transform: CentralCrop, chunk_rows: int) -> None:
-        self.images, self.transform, self.chunk_rows = images, transform, chunk_rows
+    def __init__(self, pixels: _Pixels, chunk_rows: int) -> None:
+        self.pixels, self.chunk_rows = pixels, chunk_rows
 
-    def __getitem__(self, chunk: int) -> tuple[int, Tensor | DataError, list[dict[str, Any]]]:
-        good, bad = [], []
-        for row in range(chunk * self.chunk_rows, min((chunk + 1) * self.chunk_rows, len(self.images))):
+    def __getitem__(self, chunk: int) -> tuple[int, list[tuple[list[int], Tensor]] | DataError, list[dict[str, Any]]]:
+        sizes: dict[torch.Size, tuple[list[int], list[Tensor]]] = {}
+        bad, first, images = [], chunk * self.chunk_rows, self.pixels.images
+        for row in range(first, min(first + self.chunk_rows, len(images))):
             try:
-                good.append(self.transform(self.images.open(row)))
+                picture = self.pixels(row)
             except BadImage as fault:
-                bad.append({"row": row, "path": self.images.paths[row], "reason": str(fault)})
+                bad.append({"row": row, "path": images.paths[row], "reason": str(fault)})
             except DataError as fault:
                 return chunk, fault, bad
-        size = self.transform.crop
-        return chunk, torch.stack(good) if good else torch.empty(0, 3, size, size, dtype=torch.uint8), bad
+            else:
+                places, pictures = sizes.setdefault(picture.shape, ([], []))
+                places.append(row - first)
+                pictures.append(picture)
+        return chunk, [(places, torch.stack(pictures)) for places, pictures in sizes.values()], bad

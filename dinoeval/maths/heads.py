@@ -14,6 +14,7 @@ from torch import Tensor
 MOMENTUM = 0.9
 _INIT_STD = 0.01  # of the weights; biases begin at 0 (eval_linear.py)
 _LOGIT_BYTES = 64 << 20
+_NO_HIT = 1 << 30
 
 
 class Heads:
@@ -46,7 +47,7 @@ class Heads:
         """
         gradient = self.logits(features).log_softmax(-1)  # (B, H, C)
         losses = -gradient[torch.arange(len(labels), device=labels.device), :, labels].mean(0)
-        self._stop(~torch.isfinite(losses))
+        self._zero(~torch.isfinite(losses))
         gradient = gradient.exp_()
         gradient[torch.arange(len(labels), device=labels.device), :, labels] -= 1
         gradient = (gradient / len(labels)).masked_fill_(~self.alive[:, None], 0)
@@ -61,7 +62,11 @@ class Heads:
         self.bias.addcmul_(self.bias_velocity, rates[:, None], value=-1)
         return losses
 
-    def _stop(self, broken: Tensor) -> None:
+    def stop_broken(self) -> None:
+        """Stop the heads whose last step left weights that are no numbers: their next loss would tell, and a score comes first."""
+        self._zero(~(torch.isfinite(self.weight).flatten(1).all(1) & torch.isfinite(self.bias).all(1)))
+
+    def _zero(self, broken: Tensor) -> None:
         if broken.any():
             self.alive &= ~broken
             for part in (self.weight, self.bias, self.weight_velocity, self.bias_velocity):
@@ -70,7 +75,7 @@ class Heads:
     def ranks(self, features: Tensor, labels: Tensor) -> Tensor:
         """Say how many classes each head puts before the right one, (B, H) int64: 0 is a top-1 hit, below 5 a top-5 hit.
 
-        Of equal logits the earlier class comes first.
+        Of equal logits the earlier class comes first. A head with a logit that is no number hits nothing.
         """
         heads, classes, _ = self.weight.shape
         earlier = torch.arange(classes, device=labels.device)
@@ -80,7 +85,7 @@ class Heads:
             logits = self.logits(rows)
             own = logits.gather(2, truth[:, None, None].expand(-1, heads, 1))
             before = (logits > own) | ((logits == own) & (earlier < truth[:, None, None]))
-            parts.append(before.sum(-1))
+            parts.append(before.sum(-1).masked_fill(~torch.isfinite(logits).all(-1), _NO_HIT))
         return torch.cat(parts)
 
     def state(self) -> dict[str, Any]:

@@ -151,3 +151,24 @@ def _rank(scores: np.ndarray, ranks: int) -> np.ndarray:
         ranked[:, place] = np.where(scores[lines, best] > 0, best, -1)
         scores[lines, best] = 0
     return ranked
+
+
+def shares(cosines: np.ndarray, marks: np.ndarray, rows: np.ndarray, *, ks: Sequence[int], temperature: float) -> np.ndarray:
+    """Score every class where images may be of several: the weight of the neighbours that have it over the weight of all.
+
+    `cosines` and `rows` (Q, K), nearest first, K >= max(ks); `marks` (B, C) of the bank: 1 present, 0 absent, -1 difficult.
+    A neighbour that is difficult for a class has no say in it. Returns scores (len(ks), Q, C) from 0 to 1; 0 where no
+    neighbour has a say.
+    """
+    scores = np.zeros((len(ks), len(cosines), marks.shape[1]))
+    step = max(1, _VOTE_BYTES // (8 * marks.shape[1] * cosines.shape[1]))
+    for start in range(0, len(cosines), step):
+        some = slice(start, start + step)
+        part = cosines[some].astype(np.float64)
+        weights = np.maximum(np.exp((part - part.max(1, keepdims=True)) / temperature), np.finfo(np.float64).tiny)
+        voters = marks[rows[some]]  # (q, K, C)
+        for position, k in enumerate(ks):
+            weight = weights[:, None, :k]
+            having, known = ((weight @ mask[:, :k].astype(np.float64))[:, 0] for mask in (voters == 1, voters >= 0))
+            np.divide(having, known, out=scores[position, some], where=known > 0)
+    return scores

@@ -6,13 +6,14 @@ import contextlib
 import dataclasses
 import logging
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from dinoeval.errors import CheckpointError, ConfigError
+from dinoeval.errors import CheckpointError, ConfigError, DataError
 from dinoeval.files import expand
 from dinoeval.models import library
 from dinoeval.models.checkpoints import fit, open_checkpoint, tensor_digest
@@ -106,6 +107,14 @@ class Backbone:
         """Rows and columns of patches in an image; (0, 0) where the network has none."""
         return (height // self.patch_size, width // self.patch_size) if self.patch_size else (0, 0)
 
+    def check_finite(self, rows: Tensor, paths: Sequence[str]) -> None:
+        """Raise DataError, with the first image, where features (N, ...) of images are NaN or infinite."""
+        finite = torch.isfinite(rows).flatten(1).all(1)
+        if not finite.all():
+            first = paths[int(finite.logical_not().nonzero()[0])]
+            advice = "--precision fp32 has the range that fp16 lacks" if self.precision == "fp16" else "its weights may be broken"
+            raise DataError(f"the features of {first} by {self.arch} are NaN or infinite: {advice}. Nothing can be scored with them.")
+
     def fast_batch(self, size: int, training: bool = False) -> int:
         """Images of size x size pixels a forward pass that were fast on a CPU, or fill a GPU; fewer where gradients are kept."""
         stride = self.patch_size or _CONVNET_STRIDE
@@ -168,7 +177,7 @@ class Backbone:
             try:
                 yield
             except (AssertionError, RuntimeError) as error:
-                if isinstance(error, torch.cuda.OutOfMemoryError):
+                if isinstance(error, RuntimeError) and "size of tensor" not in str(error):
                     raise
                 size = f"{images.shape[-2]} x {images.shape[-1]}"
                 raise ConfigError(f"{self.arch} cannot take images of {size} pixels: {str(error).strip() or 'wrong size'}") from error

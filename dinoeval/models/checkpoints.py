@@ -99,7 +99,7 @@ def open_checkpoint(path: str | Path, key: str = "teacher") -> Checkpoint:
     """
     path = expand(path)
     try:
-        content, container, notes = _read(path)
+        content, container, notes = read_file(path)
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from error
     state, chosen, used = _choose(content, key, path)
@@ -191,7 +191,7 @@ def describe(state: Mapping[str, Tensor]) -> str | None:
     return f"a network of {dim} dims, {depth} blocks, patch {patch} and {entries} positions"
 
 
-def _read(path: Path) -> tuple[Any, str, dict[str, str]]:
+def read_file(path: Path) -> tuple[Any, str, dict[str, str]]:
     """Return the content, the container in words, and what the file says of itself: arch, tensor_digest."""
     if not path.exists():
         raise CheckpointError(f"no file {path}. Give a path to weights, or a name from `dinoeval models`.")
@@ -199,7 +199,7 @@ def _read(path: Path) -> tuple[Any, str, dict[str, str]]:
         inside = [name for name in ("model.safetensors", "pytorch_model.bin") if (path / name).exists()]
         if not inside:
             raise CheckpointError(f"{path} is a folder without model.safetensors or pytorch_model.bin. Name the file of weights.")
-        return _read(path / inside[0])
+        return read_file(path / inside[0])
     with path.open("rb") as file:
         head = file.read(64)
     if not head:

@@ -19,6 +19,7 @@ from dinoeval.environment import offline
 from dinoeval.errors import CheckpointError, ConfigError
 
 TIMM = "timm/"
+_NO_DROP_PATH = "{} has no stochastic depth: say --drop-path 0"
 _log = logging.getLogger(__name__)
 # The released code takes these from torch.hub's facebookresearch/xcit; timm has them as <name>_224.
 _XCIT = ("xcit_small_12_p16", "xcit_small_12_p8", "xcit_medium_24_p16", "xcit_medium_24_p8")
@@ -66,6 +67,8 @@ def build(arch: str, *, drop_path: float = 0.0) -> nn.Module:
     if arch == "resnet50":
         import torchvision
 
+        if drop_path:
+            raise ConfigError(_NO_DROP_PATH.format(arch))
         network: Any = torchvision.models.resnet50()
         network.fc = nn.Identity()
         network.config = LibraryConfig(
@@ -83,6 +86,8 @@ def build(arch: str, *, drop_path: float = 0.0) -> nn.Module:
         except TypeError:
             network = timm.create_model(name, **options)
     except (RuntimeError, ValueError, TypeError) as error:
+        if "drop_path_rate" in str(error):
+            raise ConfigError(_NO_DROP_PATH.format(arch)) from error
         if not timm.is_model(name):
             similar = difflib.get_close_matches(name, timm.list_models(), n=5, cutoff=0.4)
             raise ConfigError(f"timm {timm.__version__} knows no '{name}'. Similar: {', '.join(similar) or 'none'}.") from error
@@ -100,7 +105,7 @@ def _describe(network: Any, name: str, data: dict[str, Any], own: bool) -> Libra
     # Networks of one resolution from end to end; of others, the stages differ and "patches" would mean several things.
     plain = isinstance(network, (timm.models.vision_transformer.VisionTransformer, timm.models.eva.Eva))
     readouts: tuple[str, ...] = _POOLED
-    if plain and prefix:
+    if plain and prefix and getattr(network, "cls_token", None) is not None:
         readouts = ("cls", "lastN", *_PATCHES)
     elif plain or isinstance(network, timm.models.xcit.Xcit):
         readouts = ("cls", *_PATCHES)

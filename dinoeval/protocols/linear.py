@@ -12,6 +12,7 @@ chosen on training images held out (`top1`), and the paper's way is printed besi
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import logging
 import math
@@ -22,13 +23,12 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from dinoeval import distributed
-from dinoeval.classification import choose_data, mean_of_runs, published, result_of
-from dinoeval.data.images import ImageSet, open_splits, require_classes
-from dinoeval.data.subsets import hold_out, parse_subset, subset_rows
+from dinoeval.classification import choose_data, labels_of, mean_of_runs, open_labelled, published, result_of, training_parts
+from dinoeval.data.images import ImageSet
+from dinoeval.data.subsets import hold_out
 from dinoeval.errors import ConfigError, DataError
 from dinoeval.features.readout import Readout, parse_readout
 from dinoeval.files import expand
-from dinoeval.models.linear_head import open_head, save_head
 from dinoeval.models.zoo import ZOO
 from dinoeval.results import Reference, Result
 from dinoeval.session import Half
@@ -86,13 +86,22 @@ class Config:
 class Probe:
     """What one training run found."""
 
-    metrics: dict[str, float]
-    ranks: np.ndarray
-    """(Q,) classes that the chosen head puts before the right one."""
-    chosen: str
+    ranks: dict[str, np.ndarray]
+    """(Q,) classes that the head puts before the right one: of the chosen head, and of that which is best on val, by suffix of
+    the metrics."""
+    chosen: list[str]
     table: list[dict[str, Any]]
     bad: list[dict[str, Any]]
     notes: list[str]
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        return {name: 100 * float(hits.mean()) for name, hits in self.hits.items()}
+
+    @property
+    def hits(self) -> dict[str, np.ndarray]:
+        """(Q,) bool, by metric."""
+        return {f"top{most}{suffix}": ranks < most for suffix, ranks in self.ranks.items() for most in (1, 5)}
 
 
 def run(config: Config, session: Session) -> Result:
@@ -100,31 +109,30 @@ def run(config: Config, session: Session) -> Result:
     began = time.monotonic()
     _check(config)
     name, notes = choose_data(config.data, session.backbone.arch)
-    train, val = open_splits(name)
+    train, val = open_labelled(name)
     if train.multi_label:
         raise DataError(f"{name} has several labels an image: logistic and knn score such sets, linear does not")
-    require_classes(train)
     readouts = {readout.id: readout for readout in _readouts(config, session.backbone.arch)}
     for readout in readouts.values():
         session.backbone.check_offers(readout.layers, readout.patches)
     if config.head is not None:
         return _score_head(config, session, name, notes, train, val, began)
-    parts = _parts(config, train)
+    parts = training_parts(train, config.train_subset, config.subset_seeds)
     exams = {readout.id: session.features(val, readout) for readout in readouts.values()}
     seen = next(iter(exams.values()))
-    probes = [_probe(config, session, train, rows, readouts, exams, seed) for seed, rows in parts.items()]
+    probes = [_probe(config, session, train, rows, readouts, exams, seed) for seed, rows in enumerate(parts)]
     means, errors, deviations = mean_of_runs([probe.metrics for probe in probes], len(seen))
     first = probes[0]
     sizes = {"train": len(train), "val": len(seen), "classes": len(train.classes)}
     references, why_not = published(PAPER, session, sizes, departures(config, session.backbone.arch))
-    one = len(probes) == 1
+    several = len(probes) > 1
     return result_of(
         "linear",
         VERSION,
         config,
         session,
         name,
-        {"train": Half(train, first.bad), "val": seen},
+        {"train": Half(train.subset(parts[0]) if config.train_subset else train, first.bad), "val": seen},
         settled={"readouts": tuple(readouts), "out": None},
         metrics=means,
         standard_errors=errors,
@@ -132,20 +140,19 @@ def run(config: Config, session: Session) -> Result:
         seconds={"total": time.monotonic() - began},
         references=references,
         not_comparable=why_not,
-        notes=[*notes, *first.notes, *(f"subset {seed}: {probe.chosen}" for seed, probe in zip(parts, probes, strict=True))]
-        if not one
-        else [*notes, *first.notes, first.chosen],
-        table=first.table if one else [],
-        samples=samples(seen.images, first.ranks if one else None),
+        notes=[
+            *notes,
+            *first.notes,
+            *(f"{f'subset {seed}: ' * several}{said}" for seed, probe in enumerate(probes) for said in probe.chosen),
+        ],
+        table=[{**({"seed": seed} if several else {}), **row} for seed, probe in enumerate(probes) for row in probe.table],
+        samples=samples(seen.images, {} if several else first.hits),
     )
 
 
-def samples(images: ImageSet, ranks: np.ndarray | None) -> dict[str, list]:
-    assert images.labels is not None
-    columns: dict[str, list] = {"path": list(images.paths), "label": images.labels.tolist()}
-    if ranks is not None:
-        columns |= {"top1": (ranks == 0).astype(int).tolist(), "top5": (ranks < 5).astype(int).tolist()}
-    return columns
+def samples(images: ImageSet, hits: Mapping[str, np.ndarray]) -> dict[str, list]:
+    columns = {name: right.astype(int).tolist() for name, right in hits.items()}
+    return {"path": list(images.paths), "label": labels_of(images).tolist(), **columns}
 
 
 def default_readout(arch: str) -> str:
@@ -188,14 +195,6 @@ def _readouts(config: Config, arch: str) -> list[Readout]:
     return readouts
 
 
-def _parts(config: Config, train: ImageSet) -> dict[int, np.ndarray]:
-    """The rows to train on, by seed of the subset."""
-    if config.train_subset is None:
-        return {0: np.arange(len(train))}
-    seeds = config.subset_seeds if isinstance(parse_subset(config.train_subset), float) else 1
-    return {seed: subset_rows(train, config.train_subset, seed) for seed in range(seeds)}
-
-
 def _batch(config: Config, images: int) -> tuple[int, list[str]]:
     if config.train_batch_size <= images:
         return config.train_batch_size, []
@@ -221,16 +220,18 @@ def _probe(
     heads = [
         Head(readout=readout, lr=lr, weight_decay=decay) for readout in readouts for lr in config.lrs for decay in config.weight_decays
     ]
-    exams = {"val": Exam(features={name: half.numpy() for name, half in val.items()}, labels=_labels(next(iter(val.values())).images))}
+    exams = {"val": Exam(features={name: half.numpy() for name, half in val.items()}, labels=labels_of(next(iter(val.values())).images))}
     if len(held):
         halves = {name: session.features(train, readout, held) for name, readout in readouts.items()}
         exams["held_out"] = Exam(
-            features={name: half.numpy() for name, half in halves.items()}, labels=_labels(next(iter(halves.values())).images)
+            features={name: half.numpy() for name, half in halves.items()}, labels=labels_of(next(iter(halves.values())).images)
         )
-    source, kept, dims, bad = _source(config, session, train, kept, readouts)
+    source, kept, dims = _source(config, session, train, kept, readouts)
     recipe = {
-        "version": VERSION, "backbone": session.backbone.digest, "precision": session.backbone.precision, "transform": session.transform.id,
-        "data": train.fingerprint(), "val": exams["val"].labels.size, "rows": [len(kept), int(kept.sum()), len(held)], "seed": seed,
+        "version": VERSION, **_network(session),
+        "place and times of the files": [train.stamp, next(iter(val.values())).images.stamp],
+        "data": train.fingerprint(), "val": next(iter(val.values())).images.fingerprint(), "seed": seed,
+        "rows": hashlib.sha256(kept.tobytes() + held.tobytes()).hexdigest()[:16],
         "features": config.features, "heads": [dataclasses.astuple(head) for head in heads], "epochs": config.epochs, "batch": batch,
     }  # fmt: skip
     recipe = json.loads(json.dumps(recipe))
@@ -240,13 +241,13 @@ def _probe(
         heads, dims, train.labels, len(train.classes), epochs=config.epochs, batch=batch, seed=SEED, device=session.backbone.device
     )
     train_heads(sweep, source, kept, exams, folder, recipe)
-    return _report(config, sweep, exams, folder, session, train, getattr(source, "bad", {}) or bad, notes)
+    return _report(config, sweep, exams, folder, session, train, notes)
 
 
 def _source(
     config: Config, session: Session, train: ImageSet, kept: np.ndarray, readouts: dict[str, Readout]
-) -> tuple[Source, np.ndarray, dict[str, int], dict[int, dict[str, Any]]]:
-    """Where training features come from, the rows that it has, their widths, and images known by now to be bad."""
+) -> tuple[Source, np.ndarray, dict[str, int]]:
+    """Where training features come from, the rows that it has, and their widths."""
     from dinoeval.training.probing import Augmented, Cached
 
     if config.features == "augmented":
@@ -256,56 +257,45 @@ def _source(
             session.backbone, train, list(readouts.values()), session.transform, seed=SEED,
             bad_images=settings.bad_images, batch_size=settings.batch_size, workers=settings.workers,
         )  # fmt: skip
-        return source, kept, dims, {}
-    whole = {name: session.features(train, readout) for name, readout in readouts.items()}
-    first = next(iter(whole.values()))
-    rows = {name: np.zeros((len(train), features.entry.row_shape[0]), np.float32) for name, features in whole.items()}
-    for name, features in whole.items():
-        rows[name][features.rows] = features.numpy()
-    bad = {one["row"]: one for one in first.bad}
-    return Cached(rows), np.intersect1d(kept, first.rows), {name: block.shape[1] for name, block in rows.items()}, bad
+        return source, kept, dims
+    features = {name: session.features(train, readout, kept) for name, readout in readouts.items()}
+    first = next(iter(features.values()))
+    part = first.entry.num_rows != len(train)  # made of these rows alone, not picked from the whole
+    rows = kept[first.rows] if part else first.rows
+    bad = {int(kept[one["row"]] if part else one["row"]): one for one in first.bad}
+    return Cached(features, rows, bad), rows, {name: some.entry.row_shape[0] for name, some in features.items()}
 
 
 def _report(
-    config: Config,
-    sweep: Sweep,
-    exams: dict[str, Any],
-    folder: Path,
-    session: Session,
-    train: ImageSet,
-    bad: dict[int, dict],
-    notes: list[str],
+    config: Config, sweep: Sweep, exams: dict[str, Any], folder: Path, session: Session, train: ImageSet, notes: list[str]
 ) -> Probe:
     """Choose by each exam, save the heads, say every head's scores."""
-    chosen_by = "held_out" if "held_out" in exams else "val"
-    metrics: dict[str, float] = {}
-    ranks = np.empty(0)
-    for exam, suffix in (("held_out", ""), ("val", "_best_on_val")):
-        if exam not in exams:
-            continue
-        best = sweep.best[exam]
-        found = _ranks_of(best, sweep.heads[best["head"]].readout, exams["val"], session)
-        metrics |= {f"top1{suffix}": 100 * float((found == 0).mean()), f"top5{suffix}": 100 * float((found < 5).mean())}
-        ranks = found if exam == chosen_by else ranks
-        if distributed.rank() == 0:
-            says = {**dataclasses.asdict(sweep.heads[best["head"]]), "arch": session.backbone.arch, "backbone": session.backbone.digest}
-            save_head(folder / f"head{suffix or '_chosen'}.pth", best, {**says, "classes": list(train.classes)})
+    from dinoeval.models.linear_head import save_head
+
+    ranks: dict[str, np.ndarray] = {}
+    said = []
+    for exam, suffix, how in (("held_out", "", "chosen on held-out training images"), ("val", "_best_on_val", "best on val")):
+        if exam in exams:
+            best = sweep.best[exam]
+            head = sweep.heads[best["head"]]
+            ranks[suffix] = _ranks_of(best, head.readout, exams["val"], session)
+            said.append(f"{how}: {head.readout}, lr {head.lr:g}, weight decay {head.weight_decay:g}, epoch {best['epoch']}")
+            if distributed.rank() == 0:
+                says = {**dataclasses.asdict(head), "arch": session.backbone.arch, **_network(session), "classes": list(train.classes)}
+                save_head(folder / f"head{suffix or '_chosen'}.pth", best, says)
     if "held_out" not in exams and len(sweep.heads) == 1:
-        last = (sweep.ranks(exams["val"])[:, 0] == 0).mean()
-        metrics = {"top1": 100 * float(last), **metrics}
+        ranks = {"": sweep.ranks(exams["val"])[:, 0], **ranks}
         notes = [*notes, "top1 is of the last epoch: with one head and nothing held out there was nothing to choose"]
-    best = sweep.best[chosen_by]
-    head = sweep.heads[best["head"]]
-    how = "on held-out training images" if chosen_by == "held_out" else "on the validation images themselves"
-    chosen = f"chosen {how}: {head.readout}, lr {head.lr:g}, weight decay {head.weight_decay:g}, epoch {best['epoch']}; heads in {folder}"
-    if sweep.best["val"]["head"] != best["head"] or sweep.best["val"]["epoch"] != best["epoch"]:
-        other = sweep.heads[sweep.best["val"]["head"]]
-        chosen += (
-            f". Best on val: {other.readout}, lr {other.lr:g}, weight decay {other.weight_decay:g}, epoch {sweep.best['val']['epoch']}"
-        )
     if config.features == "cached":
         notes = [*notes, "trained on cached central crops: not the paper's protocol, which augments"]
-    return Probe(metrics, ranks, chosen, _table(sweep, list(exams)), list(bad.values()), notes)
+    return Probe(ranks, [f"{'; '.join(said)}; heads in {folder}"], _table(sweep, list(exams)), list(sweep.bad.values()), notes)
+
+
+def _network(session: Session) -> dict[str, Any]:
+    """What a head belongs to: tensors alone do not show the number of heads, nor how pictures come in."""
+    backbone = session.backbone
+    return {"backbone": backbone.digest, "network": dataclasses.asdict(backbone.config), "precision": backbone.precision,
+            "transform": session.transform.id}  # fmt: skip
 
 
 def _table(sweep: Sweep, exams: list[str]) -> list[dict[str, Any]]:
@@ -340,6 +330,7 @@ def _ranks_of(head: Mapping[str, Any], readout: str, exam: Any, session: Session
 
 def _score_head(config: Config, session: Session, name: str, notes: list[str], train: ImageSet, val: ImageSet, began: float) -> Result:
     """Score a head that was trained elsewhere or before."""
+    from dinoeval.models.linear_head import open_head
     from dinoeval.training.probing import Exam
 
     assert config.head is not None
@@ -355,24 +346,23 @@ def _score_head(config: Config, session: Session, name: str, notes: list[str], t
             f"the head {source} takes {dim} numbers and knows {classes} classes; {readout.id} of {session.backbone.arch} has {width}, "
             f"and {name} has {len(train.classes)} classes"
         )
-    if says and (says.get("backbone") != session.backbone.digest or says.get("classes") != list(train.classes)):
-        raise ConfigError(f"the head {source} was trained on another backbone ({says.get('backbone', '')[:12]}) or on other classes")
+    own = {**_network(session), "classes": list(train.classes)}
+    if others := [name for name, value in json.loads(json.dumps(own)).items() if name in says and says[name] != value]:
+        raise ConfigError(
+            f"the head {source} was trained with another {' and another '.join(others)}: it would score what it does not know"
+        )
     seen = session.features(val, readout)
-    exam = Exam(features={readout.id: seen.numpy()}, labels=_labels(seen.images))
+    exam = Exam(features={readout.id: seen.numpy()}, labels=labels_of(seen.images))
     ranks = _ranks_of({"weight": head.weight, "bias": head.bias}, readout.id, exam, session)
-    metrics, errors, _ = mean_of_runs([{"top1": 100 * float((ranks == 0).mean()), "top5": 100 * float((ranks < 5).mean())}], len(seen))
+    probe = Probe({"": ranks}, [], [], [], [])
+    metrics, errors, _ = mean_of_runs([probe.metrics], len(seen))
     paper = {row: dataclasses.replace(reference, metric="top1") for row, reference in PAPER.items()}
     sizes = {"train": len(train), "val": len(seen), "classes": classes}
-    own = source != f"{session.backbone.provenance.name}_linear"
-    references, why_not = published(paper, session, sizes, [(own, f"the head {source} is not the released one of this backbone")])
+    other = source != f"{session.backbone.provenance.name}_linear"
+    references, why_not = published(paper, session, sizes, [(other, f"the head {source} is not the released one of this backbone")])
     return result_of(
         "linear", VERSION, config, session, name, {"train": Half(train, []), "val": seen},
         settled={"readouts": (readout.id,), "head": source}, metrics=metrics, standard_errors=errors,
         seconds={"total": time.monotonic() - began}, references=references, not_comparable=why_not,
-        notes=[*notes, f"head {source} on {readout.id}"], samples=samples(seen.images, ranks),
+        notes=[*notes, f"head {source} on {readout.id}"], samples=samples(seen.images, probe.hits),
     )  # fmt: skip
-
-
-def _labels(images: ImageSet) -> np.ndarray:
-    assert images.labels is not None
-    return images.labels

@@ -222,7 +222,7 @@ class Run:
         self.val_loader = DataLoader(CentredImages(val, transform), sampler=mine, batch_size=4 * forward_images, **options)
         self.facts = {
             "arch": backbone.arch, "weights": backbone.digest, "precision": precision, "seed": settings.seed, "transform": transform.id,
-            "train images": train.fingerprint(), "val images": val.fingerprint(),
+            "train images": train.fingerprint(), "val images": val.fingerprint(), "place and times of the files": [train.stamp, val.stamp],
             "recipe": recipe.record(),
         }  # fmt: skip
         self.history: list[dict[str, Any]] = []

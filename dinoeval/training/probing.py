@@ -22,7 +22,7 @@ from tqdm import tqdm
 from dinoeval import distributed
 from dinoeval.data.images import ImageSet
 from dinoeval.data.transforms import CentralCrop, RandomCrop, normalise
-from dinoeval.errors import BadImage, ConfigError, DataError, DinoevalError
+from dinoeval.errors import BadImage, CheckpointError, ConfigError, DataError, DinoevalError
 from dinoeval.features.readout import Readout
 from dinoeval.files import write_whole
 from dinoeval.maths.heads import Heads
@@ -49,21 +49,36 @@ class Head:
 class Source(Protocol):
     """Where the features of training images come from."""
 
+    @property
+    def bad(self) -> Mapping[int, dict[str, Any]]:
+        """By row, the images that could not be read so far."""
+        ...
+
     def batches(self, epoch: int, steps: Sequence[np.ndarray]) -> Iterator[tuple[dict[str, Tensor], np.ndarray]]:
         """Yield for each step the features of its rows, (b, D) by readout, and the rows that could be read, in order."""
         ...
+
+
+class Rows(Protocol):
+    """Features that were made before; `features.extract.Features` is such."""
+
+    def take(self, positions: np.ndarray) -> np.ndarray: ...
 
 
 @dataclasses.dataclass(frozen=True)
 class Cached:
     """Features of central crops that were made before: the same ones in every epoch."""
 
-    rows: Mapping[str, np.ndarray]
-    """(N, D) by readout."""
+    features: Mapping[str, Rows]
+    """By readout."""
+    rows: np.ndarray
+    """Which row of the training set each feature is of, ascending."""
+    bad: dict[int, dict[str, Any]] = dataclasses.field(default_factory=dict)
 
     def batches(self, epoch: int, steps: Sequence[np.ndarray]) -> Iterator[tuple[dict[str, Tensor], np.ndarray]]:
         for step in steps:
-            yield {name: torch.from_numpy(rows[step]) for name, rows in self.rows.items()}, step
+            positions = np.searchsorted(self.rows, step)
+            yield {name: torch.from_numpy(features.take(positions)) for name, features in self.features.items()}, step
 
 
 class Augmented:
@@ -80,7 +95,7 @@ class Augmented:
 
     def batches(self, epoch: int, steps: Sequence[np.ndarray]) -> Iterator[tuple[dict[str, Tensor], np.ndarray]]:
         parts = [(number, step[first : first + self.together]) for number, step in enumerate(steps)
-                 for first in range(0, len(step), self.together)]  # fmt: skip
+                 for first in range(0, max(1, len(step)), self.together)]  # fmt: skip
         loader = DataLoader(
             _RandomCrops(self.images, RandomCrop(self.transform.crop), self.seed, epoch, [rows for _, rows in parts]),
             batch_size=None,
@@ -90,7 +105,10 @@ class Augmented:
         gathered: list[tuple[dict[str, Tensor], np.ndarray]] = []
         for place, ((number, _), (crops, good, bad)) in enumerate(zip(parts, loader, strict=True)):
             self._note(bad)
-            gathered.append((self.features(crops), good))
+            features = self.features(crops)
+            for rows in features.values():
+                self.backbone.check_finite(rows, [self.images.paths[row] for row in good])
+            gathered.append((features, good))
             if place + 1 == len(parts) or parts[place + 1][0] != number:
                 names = gathered[0][0]
                 yield {name: torch.cat([part[name] for part, _ in gathered]) for name in names}, np.concatenate([r for _, r in gathered])
@@ -99,7 +117,8 @@ class Augmented:
     def features(self, crops: Tensor) -> dict[str, Tensor]:
         """uint8 (b, 3, H, W) -> (b, D) by readout."""
         if not len(crops):
-            return {readout.id: torch.empty(0, readout.row_shape(self.backbone.dim, (0, 0))[0]) for readout in self.readouts}
+            widths = {readout.id: readout.row_shape(self.backbone.dim, (0, 0))[0] for readout in self.readouts}
+            return {name: torch.empty(0, width, device=self.backbone.device) for name, width in widths.items()}
         images = normalise(crops.to(self.backbone.device, non_blocking=True), self.transform.mean, self.transform.std)
         layers, patches = max(readout.layers for readout in self.readouts), any(readout.patches for readout in self.readouts)
         tokens = self.backbone(images, layers=layers, patches=patches)
@@ -173,6 +192,8 @@ class Sweep:
         self.losses = torch.zeros(len(self.heads), dtype=torch.float64)
         self.history: list[dict[str, Any]] = []
         """One row an epoch: lr factor, and by head the mean loss and each exam's top-1."""
+        self.bad: dict[int, dict[str, Any]] = {}
+        """By row, the training images that could not be read."""
         self.best: dict[str, dict[str, Any]] = {}
         """By exam: the head and the epoch of its best top-1 so far, with their weights."""
 
@@ -209,6 +230,8 @@ class Sweep:
 
     def close_epoch(self, exams: Mapping[str, Exam], steps: int) -> dict[str, Any]:
         """Score all heads, remember the best, and go on to the next epoch; returns the row of the history."""
+        for group in self.groups.values():
+            group.stop_broken()
         alive = self.alive()
         losses = (self.losses / steps).tolist()
         row: dict[str, Any] = {"epoch": self.epoch, "loss": [loss if good else None for loss, good in zip(losses, alive, strict=True)]}
@@ -232,13 +255,14 @@ class Sweep:
 
     def state(self) -> dict[str, Any]:
         groups = {name: group.state() for name, group in self.groups.items()}
-        return {"epoch": self.epoch, "step": self.step, "losses": self.losses, "history": self.history, "best": self.best, "groups": groups}
+        return {"epoch": self.epoch, "step": self.step, "losses": self.losses, "history": self.history, "best": self.best, "bad": self.bad,
+                "groups": groups}  # fmt: skip
 
     def restore(self, state: dict[str, Any]) -> None:
         for name, group in self.groups.items():
             group.restore(state["groups"][name])
         self.epoch, self.step, self.losses = state["epoch"], state["step"], state["losses"]
-        self.history, self.best = state["history"], state["best"]
+        self.history, self.best, self.bad = state["history"], state["best"], state["bad"]
 
 
 def train_heads(sweep: Sweep, source: Source, rows: np.ndarray, exams: Mapping[str, Exam], out: Path, recipe: dict[str, Any]) -> None:
@@ -266,6 +290,8 @@ def train_heads(sweep: Sweep, source: Source, rows: np.ndarray, exams: Mapping[s
                 if time.monotonic() - saved > SAVE_SECONDS and sweep.step < len(steps) and world == 1:
                     _save(sweep, out, recipe)
                     saved = time.monotonic()
+        for bad in distributed.gather(source.bad):
+            sweep.bad |= bad
         row = sweep.close_epoch(exams, len(steps))
         _save(sweep, out, recipe)
         saved = time.monotonic()
@@ -283,9 +309,8 @@ def _together(features: dict[str, Tensor], good: np.ndarray) -> tuple[dict[str, 
 
 def _announce(sweep: Sweep, source: Source, rows: np.ndarray) -> None:
     """Say how long it will take, by a few batches that are thrown away."""
-    if isinstance(source, Cached):
+    if not isinstance(source, Augmented):
         return
-    assert isinstance(source, Augmented)
     parts = [rows[first : first + source.together] for first in range(0, len(rows), source.together)][:_REHEARSED]
     began, done = time.monotonic(), 0
     for _, good in source.batches(sweep.epochs, parts):
@@ -317,9 +342,16 @@ def _resume(sweep: Sweep, out: Path, recipe: dict[str, Any]) -> None:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise DinoevalError(f"{out} cannot be written: {error.strerror}") from error
+    if distributed.rank() == 0:
+        for left in out.glob(f".*.{STATE}"):  # what a killed process was writing
+            left.unlink()
     distributed.barrier()
-    state = read_pickle(path) if path.exists() else None
-    distributed.barrier()
+    try:
+        state = read_pickle(path) if path.exists() else None
+    except CheckpointError as error:
+        raise ConfigError(f"{error} Delete it to start anew, or choose another --out.") from error
+    if len(set(distributed.gather((state["epoch"], state["step"]) if state else None))) > 1:
+        raise ConfigError(f"the processes do not see the same {path}: put --out on a disk that they share")
     if state is None:
         return
     saved = state.get("recipe") if isinstance(state, dict) else None

@@ -52,6 +52,15 @@ def test_a_head_that_diverges_stops_and_the_others_do_not_notice():
     torch.testing.assert_close(both.weight[1], alone.weight[0])
 
 
+def test_a_head_that_overflows_in_its_last_step_scores_nothing():
+    heads = Heads([0.1, 0.1], [0, 0], 6, 4, seed=0, device=CPU)
+    x, y = next(batches(1))
+    heads.weight[0, 0, 0] = float("nan")
+    assert (heads.ranks(x, y)[:, 0] > 4).all()
+    heads.stop_broken()
+    assert heads.alive.tolist() == [False, True]
+
+
 def test_ranks_count_the_classes_before_the_right_one_and_break_ties_by_class():
     heads = Heads([0.1, 0.1], [0, 0], 1, 3, seed=0, device=CPU)
     heads.weight[0] = torch.tensor([[3.0], [1.0], [2.0]])  # of x = 1: class 0, then 2, then 1

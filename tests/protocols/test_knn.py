@@ -2,10 +2,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from factories import TINY, class_folders
+from factories import class_folders, made_up_images
 
 import dinoeval
-from dinoeval.errors import ConfigError
+from dinoeval.cli import main
+from dinoeval.errors import ConfigError, DataError
+from dinoeval.features.cache import FeatureCache
 from dinoeval.maths.neighbors import normalise
 from dinoeval.models.zoo import ZOO
 from dinoeval.protocols import knn
@@ -54,10 +56,50 @@ def test_another_k_runs_no_forward_pass(backbone, pictures, monkeypatch):
 
 
 def test_one_query_and_one_bank_row_a_class(backbone, tmp_path):
-    folder = class_folders(tmp_path, classes=1, train=1, val=1)
+    folder = class_folders(tmp_path, classes=2, train=1, val=1)
     result = dinoeval.evaluate("knn", backbone, data=str(folder))
-    assert result.metrics == {"top1@1": 100.0, "top5@1": 100.0}
-    assert result.notes == ["k = 10, 20, 100, 200 left out: there are only 1 training images"]
+    assert result.metrics == {"top1@2": 100.0, "top5@2": 100.0}
+    assert result.notes == ["k = 10, 20, 100, 200 left out: there are only 2 training images"]
+
+
+def test_one_class_alone_is_no_question(backbone, tmp_path):
+    with pytest.raises(DataError, match="too few classes: class0; 2 are needed"):
+        dinoeval.evaluate("knn", backbone, data=str(class_folders(tmp_path, classes=1)))
+
+
+def test_k_has_to_fit_the_part_that_is_searched(backbone, pictures):
+    result = dinoeval.evaluate("knn", backbone, data=str(pictures), train_subset="50pct", subset_seeds=1)
+    assert (result.data["train"]["images"], result.config["k"]) == (12, [10])
+    assert result.samples["top1@10"]  # one run: its outcomes are there
+    assert result.deviations == {}
+    with pytest.raises(ConfigError, match="k = 13 is more than the 12 training images"):
+        dinoeval.evaluate("knn", backbone, data=str(pictures), train_subset="50pct", k=(13,))
+
+
+def test_parts_are_made_alone_and_taken_from_the_whole_where_that_is_there(backbone, pictures, monkeypatch):
+    made = dinoeval.evaluate("knn", backbone, data=str(pictures), train_subset="20pct", k=(2,))
+    assert {getattr(entry, "num_rows", None) for _, entry in FeatureCache().entries()} == {
+        4,
+        9,
+    }  # floor(24 / 5) of train three times, and val
+    dinoeval.evaluate("knn", backbone, data=str(pictures), k=(2,))
+    assert 24 in {getattr(entry, "num_rows", None) for _, entry in FeatureCache().entries()}
+    monkeypatch.setattr(backbone.network, "forward", None)  # a call would fail
+    other = dinoeval.evaluate("knn", backbone, data=str(pictures), train_subset="30pct", k=(2,))
+    again = dinoeval.evaluate("knn", backbone, data=str(pictures), train_subset="20pct", k=(2,))
+    assert again.metrics == made.metrics
+    assert other.data["train"]["images"] == 7
+
+
+def test_training_on_several_labels_an_image_wants_no_knn_score(tmp_path, capsys):
+    for number, picture in enumerate(made_up_images(4)):
+        picture.save(tmp_path / f"{number}.png")
+    (tmp_path / "t.csv").write_text("path,labels,split\n0.png,a;b,train\n1.png,,train\n2.png,a,val\n3.png,b,val\n")
+    with pytest.raises(SystemExit) as stopped:
+        main(["train", "--data", str(tmp_path / "t.csv"), "--arch", "vit_xs4_16", "--out", str(tmp_path / "run")])
+    assert stopped.value.code == 2
+    assert "--knn-every 0" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
 
 
 def test_the_default_list_is_cut_and_a_k_that_was_asked_for_is_not(backbone, pictures):

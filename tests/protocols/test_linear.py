@@ -23,6 +23,13 @@ from dinoeval.session import SessionConfig
 from dinoeval.training.probing import Augmented, Cached, Head, Sweep
 
 
+class Rows:
+    """Features in memory, where the protocol takes them from the cache."""
+
+    def __init__(self, rows: np.ndarray) -> None:
+        self.take = rows.__getitem__
+
+
 @pytest.fixture
 def backbone(tiny_weights):
     return dinoeval.load(weights=tiny_weights, device="cpu")
@@ -50,7 +57,7 @@ def test_an_epoch_equals_torch_on_the_same_features_in_the_same_order():
             losses.append(loss.item())
         scheduler.step()
         steps = sweep.steps(np.arange(50))
-        for block, rows in Cached({"cls": features}).batches(epoch, steps):
+        for block, rows in Cached({"cls": Rows(features)}, np.arange(50)).batches(epoch, steps):
             sweep.learn(block, labels[rows])
         assert sweep.close_epoch({}, len(steps))["loss"][0] == pytest.approx(np.mean(losses), rel=1e-5)
     torch.testing.assert_close(sweep.groups["cls"].weight[0], layer.weight.data)
@@ -108,7 +115,7 @@ def test_a_sweep_reports_every_head_and_chooses_on_held_out_images(backbone, pic
     lost = [row["diverged_in_epoch"] is not None for row in result.table]
     assert lost == [False, True, False, True]
     best = max((row for row, gone in zip(result.table, lost, strict=True) if not gone), key=lambda row: row["held_out_best"])
-    assert f"{best['readout']}, lr 0.1" in result.notes[-1]
+    assert f"chosen on held-out training images: {best['readout']}, lr 0.1" in result.notes[-1]
     assert result.metrics["top1_best_on_val"] == max(row["val_best"] for row in result.table if row["val_best"] is not None)
     assert result.metrics["top1"] <= result.metrics["top1_best_on_val"]
     assert result.metrics["top1"] == pytest.approx(100 * np.mean(result.samples["top1"]))
@@ -123,7 +130,7 @@ def test_a_saved_head_scores_what_the_run_said_and_goes_with_its_backbone_only(b
     assert again.metrics == {"top1": result.metrics["top1"], "top5": result.metrics["top5"]}
     assert again.config["readouts"] == ("clsavg",)
     other = dinoeval.load("vit_xs8_16", weights="random", device="cpu")
-    with pytest.raises(ConfigError, match="trained on another backbone"):
+    with pytest.raises(ConfigError, match=r"was trained with another backbone and another network"):
         dinoeval.evaluate("linear", other, data=str(pictures), head=head)
     with pytest.raises(ConfigError, match=r"takes 192 numbers and knows 3 classes; cls of .* has 96"):
         dinoeval.evaluate("linear", backbone, data=str(pictures), head=head, readouts=("cls",))
@@ -148,7 +155,8 @@ def test_nothing_held_out_and_several_heads_leave_only_the_papers_way(backbone, 
     result = dinoeval.evaluate("linear", backbone, data=str(pictures), lrs=(0.1, 0.5), epochs=2, held_out=0.0, readouts=("cls",))
     assert set(result.metrics) == {"top1_best_on_val", "top5_best_on_val"}
     one = dinoeval.evaluate("linear", backbone, data=str(pictures), lrs=(0.1,), epochs=2, held_out=0.0, readouts=("cls",))
-    assert one.metrics["top1"] == one.table[0]["val_last"]
+    assert one.metrics["top1"] == one.table[0]["val_last"] == pytest.approx(100 * np.mean(one.samples["top1"]))
+    assert one.metrics["top1_best_on_val"] == pytest.approx(100 * np.mean(one.samples["top1_best_on_val"]))
     assert any("cut to 24" in note for note in one.notes)
 
 
@@ -157,7 +165,23 @@ def test_subsets_are_averaged_with_their_deviation(backbone, pictures):
         "linear", backbone, data=str(pictures), lrs=(0.5,), epochs=2, train_subset="50pct", subset_seeds=2, readouts=("cls",), held_out=0.0
     )
     assert set(result.deviations) == set(result.metrics)
-    assert "top1" not in result.samples
+    assert set(result.samples) == {"path", "label"}
+    assert result.data["train"]["images"] == 12
+    assert [row["seed"] for row in result.table] == [0, 1]
+
+
+def test_a_finished_run_is_not_taken_for_that_of_another_network_or_of_other_pictures(tmp_path):
+    """Heads of attention do not show in tensors, and pictures that were replaced may have the size they had."""
+    folder = class_folders(tmp_path, ending="bmp")
+    tables = []
+    for arch in ("vit_xs4_16", "vit_xs4_16_h6"):
+        network = dinoeval.load(arch, weights="random", device="cpu")
+        tables.append(dinoeval.evaluate("linear", network, data=str(folder), lrs=(0.5,), epochs=2, readouts=("cls",)).table)
+    for path in folder.glob("*/*/*.bmp"):
+        content = path.read_bytes()
+        path.write_bytes(content[:54] + bytes(255 - value for value in content[54:]))
+    tables.append(dinoeval.evaluate("linear", network, data=str(folder), lrs=(0.5,), epochs=2, readouts=("cls",)).table)
+    assert len({json.dumps(table) for table in tables}) == 3
 
 
 def test_the_same_command_finds_its_finished_run(backbone, pictures):
@@ -209,6 +233,32 @@ def test_bad_images_are_named_or_left_out(backbone, tmp_path):
         dinoeval.evaluate("linear", backbone, **options)
     result = dinoeval.evaluate("linear", backbone, session=SessionConfig(bad_images="skip"), **options)
     assert result.data["train"]["bad_images"] == ["class1/3.png"]
+    again = dinoeval.evaluate("linear", backbone, session=SessionConfig(bad_images="skip"), **options)
+    assert (again.data, again.metrics) == (result.data, result.metrics)
+    cached = dinoeval.evaluate("linear", backbone, session=SessionConfig(bad_images="skip"), features="cached", **options)
+    assert cached.data["train"]["bad_images"] == ["class1/3.png"]
+
+
+def test_features_that_are_no_numbers_name_the_image_and_not_the_rate(pictures):
+    backbone = dinoeval.load("vit_xs4_16", weights="random", device="cpu")
+    backbone.network.norm.bias[0] = float("nan")
+    source = Augmented(backbone, open_splits(str(pictures))[0], [Cls()], CentralCrop(16, 16), seed=0)
+    with pytest.raises(DataError, match=r"features of class0/0.png by vit_xs4_16 are NaN"):
+        list(source.batches(0, [np.arange(4)]))
+
+
+@pytest.mark.parametrize("features", ["augmented", "cached"])
+def test_two_processes_end_with_the_numbers_of_one(features, tiny_weights, pictures, tmp_path):
+    """21 images in steps of 4: the last step holds one, so that one of the processes has none."""
+    words = ["linear", "--weights", str(tiny_weights), "--data", str(pictures), "--device", "cpu", "--readouts", "cls", "--lrs", "0.5"]
+    words += ["--epochs", "3", "--train-batch-size", "4", "--held-out", "0.13", "--features", features]
+    runs = []
+    for name, launcher in (("one", ["-m"]), ("two", ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"])):
+        out = ["--out", str(tmp_path / name), "--json", str(tmp_path / f"{name}.json")]
+        subprocess.run([sys.executable, *launcher, "dinoeval", *words, *out], check=True, capture_output=True)
+        runs.append(json.loads((tmp_path / f"{name}.json").read_text()))
+    assert runs[0]["metrics"] == runs[1]["metrics"]
+    assert runs[0]["table"][0]["train_loss"] == pytest.approx(runs[1]["table"][0]["train_loss"], rel=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -222,6 +272,7 @@ def test_bad_images_are_named_or_left_out(backbone, tmp_path):
         ({"held_out": 1.0}, "less than 1"),
         ({"head": "vit_s16"}, "is no linear head"),
         ({"head": "nowhere.pth"}, "no file nowhere.pth"),
+        ({"head": __file__}, "is truncated or no checkpoint"),
         ({"lrs": (3e38,), "epochs": 3, "train_batch_size": 4}, "every head diverged"),
     ],
 )

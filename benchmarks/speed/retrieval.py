@@ -1,0 +1,140 @@
+"""Features of pictures of their own sizes: batches of equal size against one by one, and a million distractors in bounded memory.
+
+    python benchmarks/speed/retrieval.py PICTURES FRAMES [--images 96] [--rounds 3] [--whole WEIGHTS]
+
+PICTURES is a folder of images, FRAMES one with a folder of frames a video. 1: JPEG files to [CLS] of ViT-S/16 at 224, the
+same files in turn with batches of equal size (the default) and of one. 2: the rank of 4,993 database rows of 384 dims for 70
+queries among 1,000,000 made-up distractors, and what that adds to the memory of the process. 3, with --whole: both
+protocols by their command lines on made-up sets of the published size, with a checkpoint.
+Writes benchmarks/results/speed_retrieval.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+sys.path[:0] = [str(ROOT / "tests")]
+from factories import made_up_state  # noqa: E402
+from set_factories import copydays_tree, frames_below, revisited_set  # noqa: E402
+
+import dinoeval  # noqa: E402
+from dinoeval.data.retrieval import PUBLISHED, open_retrieval  # noqa: E402
+from dinoeval.data.transforms import Thumbnail  # noqa: E402
+from dinoeval.environment import describe_machine  # noqa: E402
+from dinoeval.features.cache import FeatureCache  # noqa: E402
+from dinoeval.features.extract import extract  # noqa: E402
+from dinoeval.features.readout import Cls  # noqa: E402
+from dinoeval.maths.neighbors import normalise  # noqa: E402
+from dinoeval.maths.ranks import closer_strangers  # noqa: E402
+from dinoeval.models.checkpoints import save_backbone  # noqa: E402
+
+DATABASE, QUERIES = PUBLISHED["roxford5k"]
+
+
+def batches(work: Path, root: Path, count: int, rounds: int) -> dict:
+    """Images a second, the median of rounds in turn."""
+    save_backbone(work / "vit_s16.safetensors", made_up_state("vit_s16"), arch="vit_s16")
+    backbone = dinoeval.load(weights=work / "vit_s16.safetensors")
+    images = open_retrieval(root, "roxford5k").database
+    images = images.subset(np.linspace(0, len(images) - 1, count).astype(int))
+    speeds: dict[str, list[float]] = {"batches of equal size": [], "one by one": []}
+    rows = {}
+    for number in range(rounds):
+        for name, batch_size in (("batches of equal size", None), ("one by one", 1)):
+            cache = FeatureCache(work / f"cache {name} {number}")
+            began = time.monotonic()
+            rows[name] = extract(backbone, images, Cls(), Thumbnail(224), cache, batch_size=batch_size).numpy()
+            speeds[name].append(count / (time.monotonic() - began))
+    gap = np.abs(np.subtract(*rows.values())).max()
+    return {
+        "images": count,
+        "images a second": {name: round(statistics.median(found), 2) for name, found in speeds.items()},
+        "rounds": {name: [round(one, 2) for one in found] for name, found in speeds.items()},
+        "largest difference": float(gap),
+    }
+
+
+def strangers(count: int = 1_000_000, dim: int = 384) -> dict:
+    """Seconds and memory of ranking among made-up distractors."""
+    random = np.random.default_rng(0)
+
+    def blocks() -> Iterator[np.ndarray]:
+        for first in range(0, count, 40_000):  # as large as Features.blocks gives
+            yield normalise(random.standard_normal((min(40_000, count - first), dim), np.float32))
+
+    queries, database = (normalise(random.standard_normal((rows, dim), np.float32)) for rows in (QUERIES, DATABASE))
+    began = time.monotonic()
+    for _ in blocks():
+        pass
+    making, before = time.monotonic() - began, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    began = time.monotonic()
+    closer = closer_strangers(queries, queries @ database.T, blocks())
+    seconds = time.monotonic() - began - making
+    assert closer.max() <= count
+    after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return {
+        "distractors": count,
+        "dims": dim,
+        "seconds": round(seconds, 1),
+        "seconds to make them": round(making, 1),
+        "added peak memory, MB": round((after - before) / 1e3),
+        "size of the distractors, MB": round(4 * count * dim / 1e6),
+    }
+
+
+def whole(work: Path, root: Path, pictures: list[Path], weights: Path) -> dict:
+    """Both protocols on sets of the published size."""
+    copydays_tree(work / "copydays", pictures)
+    commands = {
+        "retrieval": ["--data", str(root)],
+        "copydays": ["--data", str(work / "copydays")],
+    }
+    found = {}
+    for name, words in commands.items():
+        target = work / f"{name}.json"
+        subprocess.run([sys.executable, "-m", "dinoeval", name, *words, "--weights", str(weights), "--cache", str(work / "cache"),
+                        "--json", str(target)], check=True)  # fmt: skip
+        result = json.loads(target.read_text())
+        counts = {kind: facts["images"] for kind, facts in result["data"].items() if isinstance(facts, dict)}
+        metrics = {metric: round(value, 2) for metric, value in result["metrics"].items()}
+        found[name] = {"images": counts, "metrics": metrics, "seconds": round(result["seconds"]["total"], 1),
+                       "weights": result["backbone"]["weights"], "transform": result["transform"]}  # fmt: skip
+        found[name]["weights"] = Path(found[name]["weights"]).name
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("pictures", type=Path)
+    parser.add_argument("frames", type=Path)
+    parser.add_argument("--images", type=int, default=96)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--whole", type=Path, metavar="WEIGHTS", help="also sets of the published size, with this checkpoint")
+    args = parser.parse_args()
+    pictures = sorted(path for path in args.pictures.iterdir() if path.suffix.lower() in (".jpg", ".jpeg"))
+    with tempfile.TemporaryDirectory() as folder:
+        work = Path(folder)
+        database = DATABASE if args.whole else 600
+        root = revisited_set(work / "sets", frames_below(args.frames), queries=QUERIES, database=database, others=pictures)
+        facts = {"distractors": strangers(), "ViT-S/16 at 224": batches(work, root, args.images, args.rounds)}
+        if args.whole:
+            facts["made-up sets of the published size"] = whole(work, root, pictures, args.whole)
+    facts |= {"command": "python benchmarks/speed/retrieval.py PICTURES FRAMES --whole WEIGHTS", "machine": describe_machine()}
+    (ROOT / "benchmarks/results/speed_retrieval.json").write_text(json.dumps(facts, indent=1) + "\n")
+    print(json.dumps(facts, indent=1))
+
+
+if __name__ == "__main__":
+    main()

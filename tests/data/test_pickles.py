@@ -1,0 +1,86 @@
+from __future__ import annotations
+
+import os
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dinoeval.data.pickles import open_pickle
+from dinoeval.errors import DataError
+
+CONTENT = {
+    "plain": [1, 2.5, "name", b"bytes", b"", None, True, (1, {3, 4})],
+    "matrix": np.arange(6).reshape(2, 3),
+    "columns first": np.asfortranarray(np.arange(6.0).reshape(2, 3)),
+    "big-endian": np.arange(3, dtype=">i4"),
+    "names": np.array(["a", "bcd"]),
+    "empty": np.zeros(0),
+    "scalar": np.int64(4),
+    "nothing-dimensional": np.array(2.5, np.float32),
+}
+
+
+class Shell:
+    def __init__(self, target: Path) -> None:
+        self.target = target
+
+    def __reduce__(self):
+        return os.system, (f"touch {self.target}",)
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+def test_data_come_back_as_they_were(tmp_path, protocol):
+    path = tmp_path / "data.pkl"
+    path.write_bytes(pickle.dumps(CONTENT, protocol))
+    found = open_pickle(path)
+    assert found["plain"] == CONTENT["plain"]
+    for name, value in list(CONTENT.items())[1:]:
+        assert type(found[name]) is type(value)
+        assert found[name].dtype == value.dtype
+        np.testing.assert_array_equal(found[name], value)
+
+
+def test_what_python_2_wrote(tmp_path):
+    # pickle.dumps({'imlist': ['a'], 'rows': numpy.array([1, 258])}, 2) of Python 2: strings and bytes are one type there.
+    dtype = b"cnumpy\ndtype\n(U\x02i8K\x00K\x01tR(K\x03U\x01<NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb"
+    array = b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n(K\x00tU\x01btR(K\x01(K\x02t" + dtype
+    content = np.array([1, 258], "<i8").tobytes()
+    path = tmp_path / "old.pkl"
+    path.write_bytes(b"\x80\x02}(U\x06imlist](U\x01aeU\x04rows" + array + b"\x89U" + bytes([len(content)]) + content + b"tbu.")
+    found = open_pickle(path)
+    assert found["imlist"] == ["a"]
+    assert found["rows"].tolist() == [1, 258]
+
+
+@pytest.mark.parametrize("hide", [lambda x: x, lambda x: {"gnd": [x]}, lambda x: np.array([x], object)])
+def test_code_is_refused_by_name_and_not_run(tmp_path, hide):
+    path, trace = tmp_path / "bad.pkl", tmp_path / "trace"
+    path.write_bytes(pickle.dumps(hide(Shell(trace))))
+    with pytest.raises(DataError, match=r"system.*nothing in it was run|array of O"):
+        open_pickle(path)
+    assert not trace.exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"", "no pickle of plain data"),
+        (b"<html>", "no pickle of plain data"),
+        (pickle.dumps(CONTENT)[:-30], "no pickle of plain data"),
+        (pickle.dumps(np.ndarray), "a class"),
+        (pickle.dumps(Path("x")), "asks for pathlib"),
+        (b"c__builtin__\neval\n(V1+1\ntR.", "asks for __builtin__.eval"),
+        (b"c__builtin__\nbytes\n(I100000000000\ntR.", "bytes made of something else"),
+        (b"Pid\n.", "an object kept elsewhere"),
+        (b"(" * 100_000, "no pickle of plain data"),
+        (b"]" + b"](" * 500 + b"a" * 500 + b".", "no pickle of plain data"),
+        (pickle.dumps(np.arange(4), 2).replace(b"K\x04\x85", b"K\x09\x85"), "do not fill its shape"),
+    ],
+)
+def test_what_is_no_data(tmp_path, content, says):
+    path = tmp_path / "bad.pkl"
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=says):
+        open_pickle(path)

@@ -1,0 +1,105 @@
+"""Pictures that keep sizes of their own: the thumbnail, batches of equal size, several scales."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from factories import made_up_images
+from PIL import Image
+
+import dinoeval
+from dinoeval.data.images import in_memory, open_images
+from dinoeval.data.transforms import MULTISCALE, Thumbnail, normalise
+from dinoeval.errors import DataError
+from dinoeval.features.cache import FeatureCache
+from dinoeval.features.extract import extract, forward
+from dinoeval.features.readout import Cls
+
+SIZES = [(90, 60), (60, 90), (90, 60), (64, 64), (90, 60), (40, 33), (60, 90)]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for number, size in enumerate(SIZES):
+        made_up_images(1, size, seed=number)[0].save(tmp_path / f"{number}.png")
+    return tmp_path
+
+
+@pytest.fixture
+def backbone(tiny_weights):
+    return dinoeval.load(weights=tiny_weights)
+
+
+def test_a_thumbnail_is_that_of_pillow_and_never_larger():
+    large, small = made_up_images(2, (400, 300))[0], made_up_images(1, (50, 40))[0]
+    pixels = Thumbnail(64)(large)
+    assert pixels.shape == (3, 48, 64)
+    # 400 is more than four times 64: blocks of 3 x 3 pixels are averaged first, then Lanczos.
+    expected = large.reduce(3).resize((64, 48), Image.Resampling.LANCZOS, box=(0, 0, 400 / 3, 300 / 3))
+    assert np.abs(pixels.permute(1, 2, 0).numpy().astype(int) - np.asarray(expected).astype(int)).max() <= 1
+    assert (pixels.permute(1, 2, 0).numpy() != np.asarray(large.resize((64, 48), Image.Resampling.LANCZOS))).any()
+    assert Thumbnail(64)(small).shape == (3, 40, 50)
+    assert large.size == (400, 300)
+
+
+def test_ids_tell_all_that_changes_the_features():
+    ids = {Thumbnail().id, Thumbnail(512).id, Thumbnail(224, MULTISCALE).id, Thumbnail(mean=(0.5, 0.5, 0.5)).id}
+    assert ids == {
+        "thumbnail@1:224", "thumbnail@1:512", "thumbnail@1:224:x1+0.7071+0.5", "thumbnail@1:224:0.5/0.5/0.5:0.229/0.224/0.225",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("scales", [(1.0,), MULTISCALE])
+@pytest.mark.parametrize("batch_size", [1, 2, 32])
+def test_batches_of_equal_size_give_the_features_of_one_by_one(folder, backbone, scales, batch_size):
+    images, transform = open_images(folder), Thumbnail(80, scales)
+    cached = extract(backbone, images, Cls(), transform, FeatureCache(), batch_size=batch_size)
+    for row, features in enumerate(cached.numpy()):
+        pixels = normalise(transform(images.open(row))[None])
+        seen = [torch.nn.functional.interpolate(pixels, scale_factor=scale, mode="bilinear") if scale < 1 else pixels for scale in scales]
+        total = sum(backbone(one).cls[0] for one in seen)
+        expected = total if len(scales) == 1 else total / 3 / torch.linalg.vector_norm(total / 3)
+        np.testing.assert_allclose(features, expected.numpy(), atol=2e-5)
+    np.testing.assert_allclose(forward(backbone, images, Cls(), transform), cached.numpy(), atol=2e-5)
+
+
+def test_features_of_either_scale_are_kept_apart(folder, backbone, monkeypatch):
+    images = open_images(folder)
+    for transform in (Thumbnail(80), Thumbnail(80, MULTISCALE), Thumbnail(64)):
+        assert not extract(backbone, images, Cls(), transform, FeatureCache()).cached
+    monkeypatch.setattr(backbone.network, "forward", None)  # a call would fail
+    assert extract(backbone, images, Cls(), Thumbnail(80, MULTISCALE), FeatureCache()).cached
+
+
+def test_a_run_that_was_killed_goes_on_to_the_same_bits(folder, backbone, tmp_path, monkeypatch):
+    images, transform = open_images(folder), Thumbnail(80)
+    whole = extract(backbone, images, Cls(), transform, FeatureCache(tmp_path / "whole"), batch_size=1)
+    calls, network = [], backbone.network.forward
+
+    def failing(batch):
+        calls.append(len(batch))
+        if len(calls) > 5:
+            raise KeyboardInterrupt
+        return network(batch)
+
+    monkeypatch.setattr(backbone.network, "forward", failing)
+    with pytest.raises(KeyboardInterrupt):
+        extract(backbone, images, Cls(), transform, FeatureCache(tmp_path / "killed"), batch_size=1)
+    monkeypatch.setattr(backbone.network, "forward", network)
+    # Another batch size now: the passes stay those of the run that began it.
+    resumed = extract(backbone, images, Cls(), transform, FeatureCache(tmp_path / "killed"), batch_size=3)
+    np.testing.assert_array_equal(resumed.numpy(), whole.numpy())
+
+
+def test_pictures_too_flat_for_a_patch_are_named_once_they_are_resized(folder, backbone):
+    made_up_images(1, (320, 20))[0].save(folder / "flat.png")  # 80 x 5 when resized: one row of patches
+    images = open_images(folder)
+    assert len(extract(backbone, images, Cls(), Thumbnail(80), FeatureCache(), batch_size=2)) == 8
+    with pytest.raises(DataError, match=r"flat\.png \(80 x 5 pixels once it is resized; a side of 8"):
+        extract(backbone, images, Cls(), Thumbnail(80, MULTISCALE), FeatureCache())
+    kept = extract(backbone, images, Cls(), Thumbnail(80, MULTISCALE), FeatureCache(), bad_images="skip")
+    assert kept.cached  # what was computed is kept
+    assert "flat.png" not in kept.images.paths
+    with pytest.raises(DataError, match="once it is resized"):
+        forward(backbone, in_memory([images.open(7)]), Cls(), Thumbnail(80, MULTISCALE))

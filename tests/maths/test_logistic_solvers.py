@@ -1,0 +1,125 @@
+from __future__ import annotations
+
+import importlib.util
+
+import numpy as np
+import pytest
+from scipy.optimize import minimize
+
+from dinoeval.maths.logistic import Logistic, fit, fit_each
+from dinoeval.maths.neighbors import normalise
+
+SOLVERS = [
+    pytest.param("cyanure", marks=pytest.mark.skipif(importlib.util.find_spec("cyanure") is None, reason="no cyanure for this Python")),
+    "sklearn",
+]
+
+
+def clusters(rows: int, dim: int, classes: int, apart: float = 0.5) -> tuple[np.ndarray, np.ndarray]:
+    """Overlapping classes on the sphere."""
+    random = np.random.default_rng(0)
+    labels = np.concatenate((np.arange(classes), random.integers(0, classes, rows - classes)))
+    return normalise(random.standard_normal((classes, dim))[labels] * apart + random.standard_normal((rows, dim))), labels
+
+
+def objective(weights: np.ndarray, features: np.ndarray, labels: np.ndarray, strength: float) -> float:
+    """The formula, one image at a time; weights (D, C), labels 0 .. C-1."""
+    losses = []
+    for row, label in zip(features.astype(np.float64), labels, strict=True):
+        scores = row @ weights
+        losses.append(np.log(np.exp(scores).sum()) - scores[label])
+    return float(np.mean(losses) + strength / (2 * len(labels)) * (weights**2).sum())
+
+
+def minimum(features: np.ndarray, labels: np.ndarray, strength: float) -> np.ndarray:
+    """The weights (D, C) of the smallest objective, by a general minimiser that is told the function alone."""
+    shape = features.shape[1], labels.max() + 1
+    found = minimize(lambda flat: objective(flat.reshape(shape), features, labels, strength), np.zeros(np.prod(shape)), tol=1e-9)
+    return found.x.reshape(shape)
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize(("classes", "strength"), [(2, 0.1), (2, 3.0), (3, 0.1), (4, 1.0)])
+def test_both_solvers_end_at_the_minimum_of_the_formula(solver, classes, strength):
+    features, labels = clusters(40, 5, classes)
+    best = minimum(features, labels, strength)
+    model = fit(features, labels, strength=strength, solver=solver, tolerance=1e-9)
+    assert model.objective == pytest.approx(objective(best, features, labels, strength), rel=1e-6)
+    assert model.objective == pytest.approx(objective(model.weights.astype(float), features, labels, strength), rel=1e-6)
+    np.testing.assert_allclose(model.weights, best, atol=2e-3)
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("labels", [[3, 7], [0, 5, 9], ["b", "a", "c", "z"], [1, 2, 3], [-4, 2, 900, 901, 902, 77]])
+def test_labels_of_any_kind_come_back(solver, labels):
+    features, numbers = clusters(60, 8, len(labels), apart=2)
+    given = np.array(labels)[numbers]  # a class of its own cluster each
+    model = fit(features, given, strength=0.1, solver=solver)
+    ranked = model.rank(features)
+    assert ranked.shape == (60, min(5, len(labels)))
+    assert set(ranked.ravel()) == set(labels)
+    assert (ranked[:, 0] == given).mean() > 0.95
+    assert all(len(set(row)) == len(row) for row in ranked.tolist())
+    order = np.argsort(-model.scores(features), axis=1, kind="stable")
+    assert (ranked == np.sort(np.array(labels))[order[:, :5]]).all()
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize(("rows", "classes", "passes"), [(300, 4, 1), (300, 2, 1), (1200, 4, 3), (1200, 2, 1)])
+def test_a_fit_that_ends_early_says_by_how_much(solver, rows, classes, passes):
+    """The gap bounds how far the objective is above its minimum, and with enough passes it is below the tolerance."""
+    features, labels = clusters(rows, 16, classes)
+    early = fit(features, labels, strength=0.01, solver=solver, tolerance=1e-6, max_passes=passes)
+    whole = fit(features, labels, strength=0.01, solver=solver, tolerance=1e-6)
+    assert early.gap > 1e-6
+    assert whole.gap <= 1e-6
+    assert whole.passes > early.passes
+    assert whole.objective <= early.objective
+    assert early.objective - whole.objective <= early.gap * early.objective
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_many_rows_and_classes_converge_to_the_tolerance(solver):
+    """Single precision would end cyanure's fit with a gap of a percent, scikit-learn's own tolerance after two steps."""
+    features, labels = clusters(6000, 24, 30)
+    assert fit(features, labels, strength=0.1, solver=solver).gap <= 1e-3
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_nothing_is_edited_or_said(solver, capfd):
+    for classes in (2, 3):
+        features, labels = clusters(50, 8, classes)
+        features.flags.writeable = labels.flags.writeable = False  # an edit would raise
+        fit(features, labels + 5, strength=0.1, solver=solver, max_passes=1)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_of_equal_scores_the_earlier_class_is_first():
+    model = Logistic(np.array([[1, 2, 2, 0, 2, 1, 1]], np.float32), np.array(list("abcdefg")), 0, 0, 1)
+    assert model.rank(np.ones((2, 1), np.float32)).tolist() == [list("bceaf")] * 2
+
+
+def test_one_class_is_no_question():
+    with pytest.raises(ValueError, match="two classes"):
+        fit(np.eye(3, dtype=np.float32), np.array([4, 4, 4]), strength=0.1, solver="sklearn")
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_each_class_is_fitted_against_all_others_without_its_difficult_rows(solver):
+    random = np.random.default_rng(0)
+    features = normalise(random.standard_normal((60, 6)))
+    marks = random.choice([1, 0, -1], (60, 4)).astype(np.int8)
+    marks[:, 3] = 1
+    model = fit_each(features, marks, strength=0.5, solver=solver, tolerance=1e-9)
+    for column in range(3):
+        known = marks[:, column] >= 0
+        rows, signs = features[known].astype(np.float64), np.where(marks[known, column] == 1, 1, -1)
+
+        def logistic_loss(weights, rows=rows, signs=signs):
+            return np.log1p(np.exp(-signs * (rows @ weights))).mean() + 0.5 / (2 * len(signs)) * (weights**2).sum()
+
+        best = minimize(logistic_loss, np.zeros(6), tol=1e-10)
+        np.testing.assert_allclose(model.weights[:, column], best.x, atol=2e-3)
+    assert not model.weights[:, 3].any()  # of all: nothing to tell apart
+    assert model.gap <= 1e-9
+    assert model.scores(features).shape == (60, 4)
