@@ -134,7 +134,7 @@ def probe(checkout: Path, data: Path) -> list[dict]:
                           epochs=100, batch=BATCH, seed=0, device=torch.device("cpu"))  # fmt: skip
             first = sweep.weights(0)
             steps = sweep.steps(np.arange(len(train)))
-            for features, good in Cached({name: bank}).batches(0, steps):
+            for features, good in Cached({name: types.SimpleNamespace(take=bank.__getitem__)}, np.arange(len(train))).batches(0, steps):
                 sweep.learn(features, train.labels[good])
             exam = Exam(features={name: held}, labels=val.labels)
             ranks = sweep.ranks(exam)

@@ -88,10 +88,7 @@ def parity_classification() -> list[str]:
         "",
         "| network | to torchvision's, or facebookresearch/xcit's | to timm's |",
         "|---|---|---|",
-        *(
-            f"| {row['arch']} | {row['to the released network']:.1e} | {row.get(timms, '-')} |"
-            for row in facts["backbones"]
-        ),
+        *(f"| {row['arch']} | {row['to the released network']:.1e} | {row.get(timms, '-')} |" for row in facts["backbones"]),
         "",
         "One epoch of the linear probe (central crops, same head, order and batches), and a made-up released head file:",
         "",
@@ -105,9 +102,39 @@ def parity_classification() -> list[str]:
     return [*lines, "", *parity_logistic(logistic), ""]
 
 
+def parity_logistic(facts: dict) -> list[str]:
+    lines = [
+        f"Logistic regression (`{facts['command']}`): cyanure against scikit-learn on the {facts['dims']} features of {facts['network']}, CIFAR-10:",
+        "",
+        "| training images | top-1 cyanure | top-1 scikit-learn | difference |",
+        "|---|---|---|---|",
+    ]
+    for row in facts["rows"]:
+        tops = [f"{row[solver]['top1']:.2f}" for solver in ("cyanure", "sklearn")]
+        lines.append(f"| {row['images']:,} ({row['runs']} draws) | {' | '.join(tops)} | {row['difference']:+.2f} |")
+    return lines
+
+
+def speed_logistic(facts: dict) -> list[str]:
+    lines = [
+        f"**Logistic regression** (`{facts['command']}`): {facts['what']}.",
+        "",
+        "| solver | seconds | relative duality gap | top-1 |",
+        "|---|---|---|---|",
+    ]
+    for way, seconds in facts["median seconds"].items():
+        lines.append(f"| {way} | {seconds:.1f} | {facts['duality gap'][way]:.1e} | {facts['top1'][way]:.2f} |")
+    return lines
+
+
 def classification() -> list[str]:
     """Every protocol on the same images and checkpoint."""
-    lines = ["## Classification of CIFAR-10 by every protocol", "", "| protocol | training images | metric | percent | deviation between subsets | command |", "|---|---|---|---|---|---|"]
+    lines = [
+        "## Classification of CIFAR-10 by every protocol",
+        "",
+        "| protocol | training images | metric | percent | deviation between subsets | command |",
+        "|---|---|---|---|---|---|",
+    ]
     for path in sorted((HERE / "results").glob("*_cifar10*_vit_xs8_32.json")):
         facts = json.loads(path.read_text())
         for metric in ("top1@20", "top1", "top1_best_on_val"):
@@ -191,7 +218,9 @@ def reliability_training() -> list[str]:
     for protocol in ("linear", "finetune"):
         row = facts[protocol]
         saved = "; ".join(row["saved when killed"])
-        lines.append(f"- {protocol}: {row['equal to an undisturbed run']} of {facts['runs']} ended with all numbers of an undisturbed run (on disk when killed: {saved}).")
+        lines.append(
+            f"- {protocol}: {row['equal to an undisturbed run']} of {facts['runs']} ended with all numbers of an undisturbed run (on disk when killed: {saved})."
+        )
     return [*lines, ""]
 
 
@@ -219,7 +248,16 @@ def main() -> None:
         "dinoeval on the same machine. This page is written by `python benchmarks/scoreboard.py` from `results/`.",
         "",
     ]
-    parts = [*parity(), *parity_classification(), *scores(), *classification(), *speed(), *speed_of_classification(), *reliability(), *reliability_training()]
+    parts = [
+        *parity(),
+        *parity_classification(),
+        *scores(),
+        *classification(),
+        *speed(),
+        *speed_of_classification(),
+        *reliability(),
+        *reliability_training(),
+    ]
     (HERE / "README.md").write_text("\n".join([*head, *parts]).rstrip() + "\n")
 
 

@@ -76,7 +76,7 @@ def fit(
     weights, passes = solve(rows, targets, strength / 2 if two else strength, tolerance, max_passes)
     if two:
         weights = weights * [-0.5, 0.5]
-    objective, gap = _certificate(rows, targets, weights, strength)
+    objective, gap = certificate(rows, targets, weights, strength)
     return Logistic(weights.astype(np.float32), classes, objective, gap, passes)
 
 
@@ -139,7 +139,7 @@ def _sklearn(features: np.ndarray, targets: np.ndarray, strength: float, toleran
     return model.coef_.T, int(model.n_iter_.max())
 
 
-def _certificate(features: np.ndarray, targets: np.ndarray, weights: np.ndarray, strength: float) -> tuple[float, float]:
+def certificate(features: np.ndarray, targets: np.ndarray, weights: np.ndarray, strength: float) -> tuple[float, float]:
     """The objective, and its relative duality gap.
 
     With the softmax's probabilities less the targets as dual variables, primal less dual is the gradient's squared length

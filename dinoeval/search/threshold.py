@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 _QUALITIES = (75, 50)  # of JPEG
-_BETA_SQUARED = 0.25  # F0.5: a wrong duplicate costs more than one that is missed, as most images have none
+_BETA_SQUARED = 0.25**2  # F0.25: a wrong duplicate costs more than one that is missed, as most images have none
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +42,7 @@ def copies(picture: Image.Image) -> list[Image.Image]:
 
 
 def choose(of_copies: np.ndarray, of_others: np.ndarray, images: int) -> Threshold:
-    """Choose the threshold of largest F0.5 between cosines of copies with their originals and of images with their nearest others.
+    """Choose the threshold of largest F0.25 between cosines of copies with their originals and of images with their nearest others.
 
     Both are one-dimensional. Real duplicates that are in the set count as wrong ones, against every threshold alike.
     """
