@@ -6,6 +6,7 @@ Q queries, N database rows, D dims.
 from __future__ import annotations
 
 import dataclasses
+import logging
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
     from dinoeval.features.extract import Features
     from dinoeval.features.readout import Readout
     from dinoeval.session import Session
+
+_log = logging.getLogger(__name__)
 
 
 def choose_root(data: str | None, inside: str, wanted: str) -> Path:
@@ -75,6 +78,13 @@ class Vectors:
         if len(images) < 2:
             raise DataError(f"whitening cannot be learned from {len(images)} image; the paper used 20,000")
         features = self.extract("whitening", images)
+        dims = int(np.prod(features.entry.row_shape))
+        if len(features) < 2:
+            raise DataError(f"whitening cannot be learned from {len(features)} image that can be read; the paper used 20,000")
+        if len(features) < dims:
+            _log.warning(
+                "whitening is learned from %d images, fewer than the %d dims: it stretches what it has not seen", len(features), dims
+            )
         with np.errstate(divide="ignore", invalid="ignore"):
             self.whitening = learn_whitening(features.blocks(), centred)
         if not np.isfinite(self.whitening.projection).all():
@@ -101,9 +111,13 @@ class Vectors:
 
 
 def network_name(session: Session) -> str:
-    """What published numbers of this network go by: a name of the zoo, or the architecture without timm's tag."""
-    backbone = session.backbone
-    name = backbone.provenance.name if backbone.provenance.name in ZOO else backbone.arch
+    """What published numbers of this network go by: a name of the zoo, or what timm publishes, without its tag.
+
+    A file goes by the released file's name that it has, and otherwise by its own: one architecture has several rows here.
+    """
+    source = session.backbone.provenance.name
+    names = {row.filename: row.name for row in ZOO.values()}
+    name = source if source in ZOO else names.get(Path(source).name, source)
     return name.removesuffix("_full").split(".")[0] if name.startswith("timm/") else name.removesuffix("_full")
 
 

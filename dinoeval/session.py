@@ -82,15 +82,15 @@ class Session:
         transform = transform or self.transform
         if rows is not None:
             cached = distributed.rank() == 0 and is_cached(self.backbone, images, readout, transform, self.cache)
-            if distributed.share(cached):
-                return self.features(images, readout, transform=transform).pick(rows)
-            images = images.subset(rows)
+            if not distributed.share(cached):
+                images, rows = images.subset(rows), None
         return extract(
             self.backbone,
             images,
             readout,
             transform,
             self.cache,
+            rows,
             bad_images=self.config.bad_images,
             batch_size=self.config.batch_size,
             workers=self.config.workers,

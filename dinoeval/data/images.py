@@ -73,7 +73,9 @@ class ImageSet:
             return picture.convert("RGB")
         except Image.UnidentifiedImageError as error:
             raise BadImage("no image in a format that is known") from error
-        except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
+        except MemoryError:
+            raise
+        except Exception as error:  # Pillow's readers raise whatever a broken file leads them to
             raise BadImage(str(error).strip() or type(error).__name__) from error
 
     def fingerprint(self) -> str:
@@ -199,6 +201,7 @@ def _walk(folder: Path) -> list[str]:
             folders.clear()
             continue
         seen.add(real)
+        folders.sort()  # of two links to one folder the first by name counts, on every disk
         found.append((base, sorted(file for file in files if file.lower().endswith(EXTENSIONS))))
     prefix = len(str(folder)) + 1
     return [f"{base[prefix:]}/{file}".lstrip("/") for base, files in sorted(found) for file in files]

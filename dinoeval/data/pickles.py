@@ -41,7 +41,14 @@ class _Refused(Exception):  # noqa: N818
     """str() is the name that the pickle asked for."""
 
 
-class _Dtype:
+class _Sealed(type):
+    """Classes that a pickle cannot write to: the BUILD opcode sets attributes of whatever it is given."""
+
+    def __setattr__(cls, name: str, value: object) -> None:
+        raise _Refused(f"a change of {cls.__name__}")
+
+
+class _Dtype(metaclass=_Sealed):
     """Stands in for numpy.dtype: numbers and fixed strings only."""
 
     def __init__(self, code: str, *_: object) -> None:
@@ -54,7 +61,7 @@ class _Dtype:
             self.value = self.value.newbyteorder(state[1])
 
 
-class _Array:
+class _Array(metaclass=_Sealed):
     """Stands in for numpy.ndarray while it is put together."""
 
     value: np.ndarray
@@ -74,21 +81,21 @@ def _array(content: bytes | str, dtype: _Dtype, shape: tuple[int, ...], order: s
     return np.frombuffer(content, dtype.value).reshape(shape, order="F" if order == "F" else "C")
 
 
-class _Buffer:
+class _Buffer(metaclass=_Sealed):
     """Stands in for numpy's _frombuffer."""
 
     def __init__(self, content: bytes, dtype: _Dtype, shape: tuple[int, ...], order: str, *_: object) -> None:
         self.value = _array(content, dtype, shape, order)
 
 
-class _Scalar:
+class _Scalar(metaclass=_Sealed):
     """Stands in for numpy's scalar."""
 
     def __init__(self, dtype: _Dtype, content: bytes | str) -> None:
         self.value = _array(content, dtype, (), "C")[()]
 
 
-class _Encoded:
+class _Encoded(metaclass=_Sealed):
     """Stands in for _codecs.encode, by which old protocols write bytes."""
 
     def __new__(cls, text: str, encoding: str = "latin1") -> bytes:
@@ -97,7 +104,7 @@ class _Encoded:
         return text.encode("latin1")
 
 
-class _Bytes:
+class _Bytes(metaclass=_Sealed):
     """Stands in for bytes and bytearray, which would also fill as much memory as they are told to."""
 
     def __new__(cls, content: bytes = b"") -> bytes:
@@ -132,16 +139,20 @@ class _DataUnpickler(pickle.Unpickler):
         raise _Refused("an object kept elsewhere")
 
 
-def _plain(value: Any, depth: int = 0) -> Any:
-    """Replace what stands in for arrays by the arrays, all the way down."""
+def _plain(value: Any, depth: int = 0, done: dict[int, Any] | None = None) -> Any:
+    """Replace what stands in for arrays by the arrays, all the way down; what is shared stays shared."""
+    done = {} if done is None else done
     if depth > min(100, sys.getrecursionlimit() // 4):
         raise ValueError("it is nested too deeply")
     if isinstance(value, (_Array, _Buffer, _Scalar, _Dtype)):
         return value.value
-    if isinstance(value, dict):
-        return {key: _plain(inside, depth + 1) for key, inside in value.items()}
-    if isinstance(value, (list, tuple)):
-        return type(value)(_plain(inside, depth + 1) for inside in value)
+    if isinstance(value, (dict, list, tuple)):
+        if id(value) not in done:
+            if isinstance(value, dict):
+                done[id(value)] = {key: _plain(inside, depth + 1, done) for key, inside in value.items()}
+            else:
+                done[id(value)] = type(value)(_plain(inside, depth + 1, done) for inside in value)
+        return done[id(value)]
     if isinstance(value, type):
         raise _Refused("a class")
     return value

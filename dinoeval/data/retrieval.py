@@ -16,6 +16,7 @@ from PIL import Image
 
 from dinoeval.data.images import ImageSet, from_files
 from dinoeval.data.pickles import open_pickle
+from dinoeval.data.transforms import MOST_PIXELS
 from dinoeval.errors import BadImage, DataError, some
 from dinoeval.files import expand
 
@@ -77,6 +78,8 @@ class _Cropped:
         left, top, right, bottom = map(round, box)
         if min(right, picture.width) <= max(left, 0) or min(bottom, picture.height) <= max(top, 0):
             raise BadImage(f"the box {_told(box)} holds no pixel of its {picture.width} x {picture.height}")
+        if (right - left) * (bottom - top) > MOST_PIXELS:
+            raise BadImage(f"the box {_told(box)} is of more than {MOST_PIXELS:,} pixels")
         return picture.crop((left, top, right, bottom))
 
 
@@ -162,7 +165,7 @@ def _query(path: Path, number: int, entry: Any, database: int) -> Query:
             rows = np.asarray(entry[name])
             rows = rows.reshape(-1) if rows.size else np.zeros(0, np.int64)
             whole = rows.astype(np.int64)
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, OverflowError) as error:
             raise DataError(f"{where}: {name} is no list of numbers") from error
         if rows.dtype.kind not in "iuf" or (whole != rows).any() or (whole < 0).any() or (whole >= database).any():
             raise DataError(f"{where}: {name} must be numbers of database images, from 0 to {database - 1}")
@@ -175,7 +178,7 @@ def _box(where: str, box: Any) -> tuple[float, float, float, float] | None:
         return None
     try:
         left, top, right, bottom = np.asarray(box, np.float64).reshape(-1).tolist()
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise DataError(f"{where}: bbx must be four numbers") from error
     if not np.isfinite([left, top, right, bottom]).all():
         raise DataError(f"{where}: bbx holds {_told((left, top, right, bottom))}")

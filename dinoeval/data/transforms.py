@@ -22,7 +22,7 @@ from dinoeval.errors import BadImage, ConfigError
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
 VERSION = 1
-_MOST_PIXELS = 178_956_970  # where Pillow, too, refuses a picture
+MOST_PIXELS = 178_956_970  # where Pillow, too, refuses a picture
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,7 +67,7 @@ class CentralCrop:
             new_width, new_height = int(self.resize * width / height), self.resize
         # torchvision's CenterCrop rounds half to even.
         left, top = round((new_width - self.crop) / 2.0), round((new_height - self.crop) / 2.0)
-        if new_width * new_height > _MOST_PIXELS:
+        if new_width * new_height > MOST_PIXELS:
             raise BadImage(f"{width} x {height} pixels would be resized to {new_width} x {new_height}")
         # Whole image first, then the crop: PIL can resample the cropped box alone, but its pixels are not the same.
         resized = image.resize((new_width, new_height), Image.Resampling[self.interpolation.upper()])

@@ -47,6 +47,8 @@ class Features:
     """The images that have a row here, in order: those that did not decode are left out."""
     rows: np.ndarray
     """(N,) int64, which row of the entry belongs to each image."""
+    bad: list[dict[str, Any]]
+    """The images asked for that did not decode: `row`, `path`, `reason`."""
     cached: bool
     """Whether the rows were there already, so that no forward pass ran."""
     seconds: float
@@ -57,11 +59,8 @@ class Features:
     def pick(self, rows: np.ndarray) -> Features:
         """Keep the images that are among `rows` of the set that was extracted; those that could not be read are not here."""
         kept = np.flatnonzero(np.isin(self.rows, rows))
-        return dataclasses.replace(self, images=self.images.subset(kept), rows=self.rows[kept])
-
-    @property
-    def bad(self) -> list[dict[str, Any]]:
-        return self.entry.bad
+        bad = [one for one in self.bad if one["row"] in set(rows.tolist())]
+        return dataclasses.replace(self, images=self.images.subset(kept), rows=self.rows[kept], bad=bad)
 
     def numpy(self) -> np.ndarray:
         """All rows in memory, (N, *row_shape) float32."""
@@ -118,12 +117,13 @@ def extract(
     readout: Readout,
     transform: Transform,
     cache: FeatureCache,
+    rows: np.ndarray | None = None,
     *,
     bad_images: BadImages = "error",
     batch_size: int | None = None,
     workers: int | None = None,
 ) -> Features:
-    """Return the features of `images` from the cache, making them first where they are not there.
+    """Return the features of `images`, or of some `rows` of them, from the cache, making all of them first where they are not there.
 
     Under torchrun every process makes its share. Raises DataError where an image does not decode and `bad_images` is
     `error`: the others' rows are kept, so that a second run with `skip` has nothing to do.
@@ -146,21 +146,23 @@ def extract(
         assert transform.one_size or shape == readout.row_shape(backbone.dim, (1, 1)), "a map of patches needs images of one size"
         chunk_rows = (batch_size or backbone.fast_batch(side)) * (1 if transform.one_size else _PASSES)
         entry = _make(backbone, pixels, readout, cache, key, recipe, shape, chunk_rows, workers)
-    if entry.bad and bad_images == "error":
-        named = "; ".join(f"{bad['path']} ({bad['reason']})" for bad in entry.bad)
+    rows = np.arange(len(images)) if rows is None else rows
+    asked = set(rows.tolist())
+    bad_rows = [bad for bad in entry.bad if bad["row"] in asked]
+    if bad_rows and bad_images == "error":
+        named = "; ".join(f"{bad['path']} ({bad['reason']})" for bad in bad_rows)
         raise DataError(
-            f"{len(entry.bad)} of {len(images)} images of {images.name} ({images.split}) cannot be read: {named}. "
+            f"{len(bad_rows)} of {len(rows)} images of {images.name} ({images.split}) cannot be read: {named}. "
             "Mend or remove them, or say --bad-images skip; what was computed is kept."
         )
-    rows = np.arange(len(images))
-    if entry.bad:
-        rows = np.setdiff1d(rows, [bad["row"] for bad in entry.bad])
-        _log.warning("%d of %d images of %s (%s) cannot be read and are left out: %s", len(entry.bad), len(images), images.name,
-                     images.split, some([f"{bad['path']} ({bad['reason']})" for bad in entry.bad], 1_000_000))  # fmt: skip
+    if bad_rows:
+        _log.warning("%d of %d images of %s (%s) cannot be read and are left out: %s", len(bad_rows), len(rows), images.name,
+                     images.split, some([f"{bad['path']} ({bad['reason']})" for bad in bad_rows], 1_000_000))  # fmt: skip
+        rows = np.setdiff1d(rows, [bad["row"] for bad in bad_rows])
         if not len(rows):
             raise DataError(f"no image of {images.name} ({images.split}) can be read")
-        images = images.subset(rows)
-    return Features(entry, images, rows, cached, time.monotonic() - began)
+    images = images.subset(rows) if len(rows) < len(images) else images
+    return Features(entry, images, rows, bad_rows, cached, time.monotonic() - began)
 
 
 def _whole(cache: FeatureCache, key: str, pixels: _Pixels, report: bool = True) -> Entry | None:
@@ -248,11 +250,15 @@ def _least_side(backbone: Backbone, transform: Transform) -> int:
     return math.ceil((backbone.patch_size or 1) / min(transform.scales))
 
 
-def _passes(groups: list[tuple[list[int], Tensor]] | DataError, most: int) -> Iterator[tuple[list[int], Tensor]]:
+def _passes(decoded: _Decoded | DataError, most: int) -> Iterator[tuple[list[int], Tensor]]:
     """Cut the pictures of each size into batches of at most `most`, with their places in the chunk."""
-    if isinstance(groups, DataError):
-        raise groups
-    for places, batch in groups:
+    if isinstance(decoded, DataError):
+        raise decoded
+    pixels, groups = decoded
+    begin = 0
+    for places, shape in groups:
+        end = begin + len(places) * math.prod(shape)
+        batch, begin = pixels[begin:end].view(len(places), *shape), end
         for start in range(0, len(places), most):
             yield places[start : start + most], batch[start : start + most]
 
@@ -314,8 +320,13 @@ class _Pixels:
         return pixels
 
 
+# The uint8 pixels of all pictures of a chunk, those of one size together, then for each size their places and its shape.
+# One tensor, however many sizes: each would cost a worker process a file descriptor.
+_Decoded = tuple[Tensor, list[tuple[list[int], tuple[int, ...]]]]
+
+
 class _Chunks(Dataset):
-    """Chunk number -> (number, uint8 images of those that decode with their places in the chunk by size, what is wrong with the others).
+    """Chunk number -> (number, the pictures that decode, what is wrong with the others).
 
     A DataError is returned as a value: PyTorch would wrap a worker's exception in its traceback.
     """
@@ -323,7 +334,7 @@ class _Chunks(Dataset):
     def __init__(self, pixels: _Pixels, chunk_rows: int) -> None:
         self.pixels, self.chunk_rows = pixels, chunk_rows
 
-    def __getitem__(self, chunk: int) -> tuple[int, list[tuple[list[int], Tensor]] | DataError, list[dict[str, Any]]]:
+    def __getitem__(self, chunk: int) -> tuple[int, _Decoded | DataError, list[dict[str, Any]]]:
         sizes: dict[torch.Size, tuple[list[int], list[Tensor]]] = {}
         bad, first, images = [], chunk * self.chunk_rows, self.pixels.images
         for row in range(first, min(first + self.chunk_rows, len(images))):
@@ -337,4 +348,6 @@ class _Chunks(Dataset):
                 places, pictures = sizes.setdefault(picture.shape, ([], []))
                 places.append(row - first)
                 pictures.append(picture)
-        return chunk, [(places, torch.stack(pictures)) for places, pictures in sizes.values()], bad
+        pixels = [picture.flatten() for _, pictures in sizes.values() for picture in pictures]
+        groups = [(places, tuple(shape)) for shape, (places, _) in sizes.items()]
+        return chunk, (torch.cat(pixels) if pixels else torch.empty(0, dtype=torch.uint8), groups), bad

@@ -35,6 +35,7 @@ from dinoeval.classification import (
     score_predictions,
     training_parts,
 )
+from dinoeval.data.images import ImageSet
 from dinoeval.data.subsets import hold_out
 from dinoeval.errors import ConfigError, DataError, some
 from dinoeval.maths.logistic import Logistic, fit, fit_each, memory_needed
@@ -101,6 +102,7 @@ def run(config: Config, session: Session) -> Result:
     name, notes = choose_data(config.data, session.backbone.arch)
     train_images, val_images = open_labelled(name)
     parts = training_parts(train_images, config.train_subset, config.subset_seeds)
+    _announce(config, max(map(len, parts)), session.backbone.dim, train_images)
     opened = time.monotonic()
     trains, val = part_features(session, train_images, parts, val_images)
     extracted = time.monotonic()
@@ -159,12 +161,17 @@ def _check(config: Config) -> None:
             ) from error
 
 
+def _announce(config: Config, size: int, dim: int, images: ImageSet) -> None:
+    """Say the memory that the fit will take, before hours of extraction."""
+    classes = len(images.classes)
+    needed = memory_needed(size, dim, 2 if images.multi_label else classes)
+    rows = 4 * size * dim * (2 if len(config.lambdas) > 1 else 1)  # of several lambdas a part is held out, and the rest copied
+    _log.info("%s will fit %s rows of %d numbers to %d classes, in about %.2f GB of memory beside the %.2f GB of the rows",
+              config.solver, f"{size:,}", dim, classes, needed / 1e9, rows / 1e9)  # fmt: skip
+
+
 def _fit_parts(config: Config, trains: Sequence[Features], val: Features) -> list[Fitted]:
     queries = normalise(val.numpy())
-    size, dim, classes = max(map(len, trains)), queries.shape[1], len(val.images.classes)
-    needed = memory_needed(size, dim, 2 if val.images.multi_label else classes)
-    _log.info("%s fits %s rows of %d numbers to %d classes, in about %.2f GB of memory beside the %.2f GB of the rows",
-              config.solver, f"{size:,}", dim, classes, needed / 1e9, 4 * size * dim / 1e9)  # fmt: skip
     several = len(trains) > 1
     return [_fit_part(config, seed, train, queries, val, {"seed": seed} if several else {}) for seed, train in enumerate(trains)]
 

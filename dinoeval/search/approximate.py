@@ -14,7 +14,7 @@ from typing import Any, Literal, assert_never
 
 import numpy as np
 
-from dinoeval.errors import ConfigError
+from dinoeval.errors import ConfigError, DataError
 from dinoeval.maths.neighbors import faiss, nearest
 from dinoeval.search.rows import Rows, sample
 
@@ -144,7 +144,10 @@ def save(index: Any, path: Path) -> None:
 def load(path: Path, *, mapped: bool = True) -> Any:
     """Read an index, memory-mapped where it is only searched."""
     library = faiss()
-    return library.read_index(str(path), library.IO_FLAG_MMAP_IFC if mapped else 0)
+    try:
+        return library.read_index(str(path), library.IO_FLAG_MMAP_IFC if mapped else 0)
+    except RuntimeError as error:
+        raise DataError(f"{path} cannot be read: {str(error).splitlines()[0]}. Open the index again, or build it.") from error
 
 
 def tune(kind: Kind, index: Any, rows: Rows) -> tuple[Approximate, dict[str, Any]]:

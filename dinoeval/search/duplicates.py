@@ -8,6 +8,7 @@ import numpy as np
 
 from dinoeval.search.rows import Rows
 
+_ROUNDING = 1e-6  # of a cosine of rows of length 1: that of equal ones falls on both sides of 1
 _BLOCK = 2048  # rows; cosines of a pair of blocks take 16 MB
 _PENDING = 1 << 20
 
@@ -28,8 +29,9 @@ def linked(rows: Rows, threshold: float) -> tuple[list[np.ndarray], np.ndarray]:
 
     Exact: N * N / 2 products in blocks of bounded memory, whatever the threshold. Returns the row numbers of each
     component of two or more, ascending, surest first; and for each row its largest cosine with another one where
-    that is at least the threshold, else -inf, (N,).
+    that is at least the threshold, else -inf, (N,). A cosine that is below it by float32's rounding alone counts.
     """
+    threshold -= _ROUNDING
     count = len(rows)
     labels, best = np.arange(count), np.full(count, -np.inf, np.float32)
     pending: list[np.ndarray] = []

@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 from dinoeval.data.images import in_memory, open_images
-from dinoeval.errors import BadImage, CheckpointError, ConfigError, DataError
+from dinoeval.errors import BadImage, CheckpointError, ConfigError, DataError, some
 from dinoeval.features.extract import forward
 from dinoeval.features.readout import parse_readout
 from dinoeval.maths.neighbors import nearest, normalise
@@ -26,7 +26,7 @@ from dinoeval.search import approximate
 from dinoeval.search.approximate import Approximate
 from dinoeval.search.duplicates import Group, linked
 from dinoeval.search.rows import sample
-from dinoeval.search.store import NEIGHBOURS, Stored, find, resolve
+from dinoeval.search.store import NEIGHBOURS, Record, Stored, find, resolve
 from dinoeval.search.threshold import Threshold, choose, copies
 from dinoeval.session import Session, SessionConfig
 
@@ -54,6 +54,7 @@ class Library:
         self._stored, self._session, self._config = stored, session, config or SessionConfig()
         self.manifest: dict[str, Any] = stored.manifest
         """What is known of the index: backbone, readout, transform, counts, kind, parameters, recall."""
+        self._approximate = self._neighbours()  # now: a build meanwhile may take the file away, but not what is open
         if session is not None:
             check_same(stored, session)
 
@@ -84,8 +85,7 @@ class Library:
             check_same(self._stored, self._session)
         return self._session
 
-    @functools.cached_property
-    def _approximate(self) -> Approximate | None:
+    def _neighbours(self) -> Approximate | None:
         kind, parameters = self.manifest["kind"], self.manifest["parameters"]
         if kind == "exact":
             return None
@@ -123,6 +123,9 @@ class Library:
         sources, features = self._embed(images)
         cosines, rows = self.nearest(features, k + 1)
         found = [self._others(*one, k) for one in zip(sources, features, cosines, rows, strict=True)]
+        if changed := sorted({path for one in found for row, path in zip(one.rows, one.paths, strict=True) if self._changed(row)}):
+            _log.warning("%d images of the answer changed or went away since the index was built, which knows them as they were: %s. "
+                         "Build it again.", len(changed), some(changed))  # fmt: skip
         fewest = min(len(matches.rows) for matches in found)
         if fewest < k:
             _log.warning("k = %d, and there are %d other images in the index: all of them are listed", k, fewest)
@@ -150,17 +153,30 @@ class Library:
         chosen = sample(count, min(_COPIED, max(8, count // 10)))
         try:
             images = open_images([self.paths[row] for row in chosen])
-            pictures = [copy for row in range(len(images)) for copy in copies(images.open(row))]
-        except (BadImage, DataError) as fault:
+            if changed := [self.paths[row] for row in chosen if self._changed(row)]:
+                raise DataError(f"{len(changed)} of {len(chosen)} images changed since the index was built: {some(changed)}")
+            session, readout = self.session, parse_readout(self.manifest["readout"])
+            parts = []
+            for row in range(len(images)):  # one at a time: photographs are large
+                made = forward(session.backbone, in_memory(copies(images.open(row))), readout, session.transform)
+                parts.append(normalise(made))
+        except (BadImage, DataError, OSError) as fault:
             raise DataError(f"no threshold can be measured: {fault}. Build the index again, or name a threshold") from fault
-        session, readout = self.session, parse_readout(self.manifest["readout"])
-        made = normalise(forward(session.backbone, in_memory(pictures), readout, session.transform))
+        made = np.concatenate(parts)
         originals = np.repeat(rows.take(chosen), len(made) // len(chosen), axis=0)
         compared = sample(count, _COMPARED)
         cosines, found = nearest(rows.take(compared), rows.blocks(), 2)
         itself = np.where((found == compared[:, None]).any(1), (found == compared[:, None]).argmax(1), 1)
         others = np.take_along_axis(cosines, 1 - itself[:, None], 1)[:, 0]
         return choose(np.einsum("nd,nd->n", made, originals), others, len(chosen))
+
+    def _changed(self, row: int) -> bool:
+        """Whether the file of a row is no longer the one that the row was made of."""
+        record = self._stored.records[row]
+        try:
+            return Record.of(Path(self.manifest["folder"]), record.name) != record
+        except OSError:
+            return True
 
     def _others(self, source: str, features: np.ndarray, cosines: np.ndarray, rows: np.ndarray, k: int) -> Matches:
         """The k nearest that are not the picture's own file; several links to it may lie in the index."""

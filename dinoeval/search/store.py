@@ -24,7 +24,7 @@ from dinoeval.search.rows import Rows
 
 FORMAT = 1
 MANIFEST, ROWS, IMAGES, NEIGHBOURS, LOCK = "manifest.json", "rows.faiss", "images.json", "neighbours.faiss", ".lock"
-_OURS = re.compile(r"[0-9a-f]{8}\.(rows\.faiss|images\.json|neighbours\.faiss)")
+_OURS = re.compile(r"[0-9a-f]{8}\.(rows\.faiss|images\.json|neighbours\.faiss)|\.\d+\.manifest\.json")
 _PIECE = 64 << 20  # bytes a checksum
 
 
@@ -74,7 +74,14 @@ def find(folder: Path) -> Stored | None:
     """Open the index in `folder`, checking every byte; None where there is none. Raises DataError where it is damaged."""
     try:
         check_place(folder)
-        return _read(folder) if (folder / MANIFEST).exists() else None
+        while (folder / MANIFEST).exists():
+            before = (folder / MANIFEST).read_bytes()
+            try:
+                return _read(folder)
+            except (DataError, OSError):
+                if (folder / MANIFEST).read_bytes() == before:  # else a build has replaced the index while it was read
+                    raise
+        return None
     except OSError as error:
         raise DataError(f"the index {folder} cannot be read: {error.strerror or error}") from error
 
@@ -111,6 +118,11 @@ def _checksums(path: Path) -> list[int]:
         return list(pool.map(lambda start: crc32_of(path, start, _PIECE), starts))
 
 
+def _to_disk(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
 class Draft:
     """The files of an index to come, beside those of the one that is there. Leaving it without `publish` removes them."""
 
@@ -137,13 +149,20 @@ class Draft:
         lists = {part: [dataclasses.astuple(one) for one in files] for part, files in (("images", records), ("bad", bad))}
         self.write(IMAGES, lambda path: path.write_text(json.dumps(lists)))
         files = {}
-        for part in self._parts:
-            path = self.path(part)
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
-            files[part] = {"name": path.name, "bytes": path.stat().st_size, "crc32": _checksums(path)}
+        try:
+            for part in self._parts:
+                path = self.path(part)
+                _to_disk(path)
+                files[part] = {"name": path.name, "bytes": path.stat().st_size, "crc32": _checksums(path)}
+        except OSError as error:
+            raise DataError(f"the index {self.folder} cannot be written: {error.strerror or error}") from error
         body = json.dumps({"format": FORMAT, **manifest, "files": files}, indent=1).encode()
-        write_whole(self.folder / MANIFEST, lambda path: path.write_bytes(body + b"\n" + hashlib.sha256(body).hexdigest().encode()))
+
+        def write(path: Path) -> None:
+            path.write_bytes(body + b"\n" + hashlib.sha256(body).hexdigest().encode())
+            _to_disk(path)
+
+        write_whole(self.folder / MANIFEST, write)
         self._published = True
         self._sweep(keep={self.path(part).name for part in self._parts})
 
