@@ -104,7 +104,7 @@ def run(config: Config, session: Session) -> Result:
         str(root),
         outcomes,
         found[0].images.paths,
-        settled={"image_size": size, "multiscale": scales != (1.0,), "ground_truth": _digest(opened.truth, config.query_crop)},
+        settled={"image_size": size, "multiscale": scales != (1.0,), "ground_truth": _digest(opened.truth)},
         notes=notes,
         references=[] if reason else [PAPER[network_name(session), config.dataset, level] for level in ("medium", "hard")],
         not_comparable=reason,
@@ -177,8 +177,8 @@ def _told(size: int, several: bool) -> str:
     return f"{size} pixels at {'several scales' if several else 'one scale'}"
 
 
-def _digest(truth: tuple[Query, ...], cropped: bool) -> str:
-    """16 hex digits of the ground truth's lists, and of its boxes where they are used."""
+def _digest(truth: tuple[Query, ...]) -> str:
+    """16 hex digits of the ground truth's lists and boxes."""
     lists = b";".join(rows.astype("<i8").tobytes() for query in truth for _, rows in sorted(query.lists.items()))
-    boxes = repr([query.box for query in truth]).encode() if cropped else b""
+    boxes = repr([query.box for query in truth]).encode()
     return hashlib.sha256(lists + boxes).hexdigest()[:16]

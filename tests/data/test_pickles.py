@@ -84,3 +84,23 @@ def test_what_is_no_data(tmp_path, content, says):
     path.write_bytes(content)
     with pytest.raises(DataError, match=says):
         open_pickle(path)
+
+
+def test_a_pickle_cannot_write_to_the_classes_that_read_it(tmp_path):
+    """GLOBAL, then BUILD with a slot state, which sets attributes of whatever lies on the stack: here of a class."""
+    path = tmp_path / "set.pkl"
+    path.write_bytes(b"c_codecs\nencode\n(N}X\x07\x00\x00\x00__new__cbuiltins\nset\nstb0}.")
+    with pytest.raises(DataError):
+        open_pickle(path)
+    path.write_bytes(pickle.dumps({"a": b"bytes"}, protocol=2))
+    assert open_pickle(path) == {"a": b"bytes"}
+
+
+def test_lists_that_share_their_parts_stay_small(tmp_path):
+    shared = [1]
+    for _ in range(60):
+        shared = [shared, shared]
+    path = tmp_path / "set.pkl"
+    path.write_bytes(pickle.dumps({"a": shared}))
+    opened = open_pickle(path)["a"]
+    assert opened[0] is opened[1]

@@ -18,7 +18,7 @@ import torch
 from factories import TINY, class_folders, made_up_images, made_up_state
 
 import dinoeval
-from dinoeval.data.images import open_images
+from dinoeval.data.images import open_images, open_splits
 from dinoeval.data.transforms import CentralCrop
 from dinoeval.errors import CacheError, ConfigError, DataError
 from dinoeval.features.cache import FeatureCache
@@ -26,6 +26,7 @@ from dinoeval.features.entry import INDEX, MANIFEST
 from dinoeval.features.extract import Features, extract
 from dinoeval.features.readout import Cls, ClsAvg, LastCls, Patches
 from dinoeval.maths.neighbors import faiss
+from dinoeval.session import Session, SessionConfig
 
 CROP = CentralCrop(16, 16)
 
@@ -311,3 +312,19 @@ def test_the_manifest_tells_people_what_the_entry_is(tiny_weights, pictures):
     assert manifest["recipe"]["readout"] == "cls"
     assert manifest["about"]["arch"] == "vit_xs4_16"
     assert manifest["rows"] == 33
+
+
+def test_a_part_of_a_set_does_not_mind_the_bad_images_of_the_rest(tiny_weights, tmp_path):
+    """Whether the whole set is in the cache or not."""
+    folder = class_folders(tmp_path / "data")
+    (folder / "train/class2/7.png").write_text("text")
+    images = open_splits(str(folder))[0]
+    rows = np.arange(10)
+    backbone = dinoeval.load(weights=tiny_weights, device="cpu")
+    fresh = Session(SessionConfig(cache=str(tmp_path / "one")), backbone).features(images, Cls(), rows)
+    Session(SessionConfig(cache=str(tmp_path / "two"), bad_images="skip"), backbone).features(images, Cls())
+    picked = Session(SessionConfig(cache=str(tmp_path / "two")), backbone).features(images, Cls(), rows)
+    assert (fresh.bad, picked.bad) == ([], [])
+    np.testing.assert_allclose(fresh.numpy(), picked.numpy(), atol=1e-5)
+    with pytest.raises(DataError, match=r"1 of 24 images.*class2/7.png"):
+        Session(SessionConfig(cache=str(tmp_path / "two")), backbone).features(images, Cls())

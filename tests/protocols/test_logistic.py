@@ -275,7 +275,7 @@ def test_the_command_prints_metrics_deviations_and_every_lambda(capsys, overlapp
         main(words)
     out, err = capsys.readouterr()
     assert stopped.value.code == 0
-    assert f"{SOLVER} fits 60 rows of 96 numbers to 4 classes, in about 0.00 GB of memory" in err
+    assert f"{SOLVER} will fit 60 rows of 96 numbers to 4 classes, in about 0.00 GB of memory" in err
     result = Result.load(tmp_path / "r.json")
     lines = [line.split() for line in out.splitlines()]
     shown = ["top1", f"{result.metrics['top1']:.2f}", "±", f"{result.standard_errors['top1']:.2f}", f"({result.deviations['top1']:.2f})"]
