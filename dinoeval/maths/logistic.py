@@ -112,11 +112,13 @@ def _cyanure(features: np.ndarray, targets: np.ndarray, strength: float, toleran
     from sklearn.exceptions import ConvergenceWarning
 
     logging.getLogger("Cyanure").setLevel(logging.WARNING)
+    # One thread: after a fit on several, FAISS's OpenBLAS waits for ever in its next search in this process (cyanure 1.2.2,
+    # faiss-cpu 1.15.1, both on the same libgomp).
     classifier: Any = estimators.Classifier  # it annotates its floats as integers
     model = classifier(
         loss="multiclass-logistic" if targets.max() > 1 else "logistic", penalty="l2", fit_intercept=False,
         lambda_1=strength / len(features), solver="auto", tol=tolerance, max_iter=max_passes,
-        duality_gap_interval=min(_GAP_INTERVAL, max_passes), n_threads=-1, random_state=0, verbose=False,
+        duality_gap_interval=min(_GAP_INTERVAL, max_passes), n_threads=1, random_state=0, verbose=False,
     )  # fmt: skip
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # the gap tells

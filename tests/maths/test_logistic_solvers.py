@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import importlib.util
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -123,3 +126,15 @@ def test_each_class_is_fitted_against_all_others_without_its_difficult_rows(solv
     assert not model.weights[:, 3].any()  # of all: nothing to tell apart
     assert model.gap <= 1e-9
     assert model.scores(features).shape == (60, 4)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("cyanure") is None, reason="no cyanure for this Python")
+def test_a_search_after_a_fit_comes_to_an_end():
+    """cyanure on several threads leaves FAISS's OpenBLAS waiting for ever; in a process of its own, so that it can be stopped."""
+    code = (
+        "import numpy as np; from dinoeval.maths.logistic import fit; from dinoeval.maths.neighbors import nearest\n"
+        "x = np.random.default_rng(0).standard_normal((3000, 64)).astype('f4')\n"
+        "nearest(x[:50], [x], 5); fit(x, np.arange(3000) % 5, strength=0.1, solver='cyanure'); nearest(x[:1000], [x], 20)"
+    )
+    environment = {name: value for name, value in os.environ.items() if not name.endswith("_NUM_THREADS")}
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120, env=environment)
