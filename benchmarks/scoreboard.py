@@ -117,7 +117,7 @@ def parity_logistic(facts: dict) -> list[str]:
 
 def speed_logistic(facts: dict) -> list[str]:
     lines = [
-        f"**Logistic regression** (`{facts['command']}`): {facts['what']}. Measured on two threads, before cyanure was held to one.",
+        f"**Logistic regression** (`{facts['command']}`): {facts['what']}.",
         "",
         "| solver | seconds | relative duality gap | top-1 |",
         "|---|---|---|---|",
