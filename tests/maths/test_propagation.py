@@ -1,0 +1,77 @@
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from dinoeval.maths import propagation
+from dinoeval.maths.propagation import propagate
+
+
+def slowly(target, context, maps, radius, top, temperature):
+    """The formula token by token, with the affinities of the released code: exp(cosine / temperature), 0 out of reach."""
+    height, width, _ = target.shape
+    result = torch.empty_like(maps[0])
+    for y in range(height):
+        for x in range(width):
+            affinities, labels = [], []
+            for frame, one in zip(context, maps, strict=True):
+                for v in range(max(0, y - radius), min(height, y + radius + 1)):
+                    for u in range(max(0, x - radius), min(width, x + radius + 1)):
+                        affinities.append(torch.exp(target[y, x] @ frame[v, u] / temperature))
+                        labels.append(one[:, v, u])
+            affinities = torch.stack(affinities)
+            least = affinities.sort(descending=True).values[:top][-1]
+            affinities[affinities < least] = 0
+            result[:, y, x] = (affinities[:, None] * torch.stack(labels)).sum(0) / affinities.sum()
+    return result
+
+
+def unit(*shape, seed=0):
+    return F.normalize(torch.randn(*shape, generator=torch.Generator().manual_seed(seed)), dim=-1)
+
+
+@pytest.mark.parametrize(("height", "width", "frames", "radius", "top"), [
+    (7, 5, 1, 2, 5), (5, 23, 3, 3, 5), (12, 11, 2, 12, 1), (3, 3, 2, 0, 5), (1, 2, 1, 1, 5),
+])  # fmt: skip
+def test_it_equals_the_formula_whatever_the_shape(height, width, frames, radius, top):
+    tokens = unit(frames + 1, height, width, 8)
+    maps = list(torch.rand(frames, 3, height, width, generator=torch.Generator().manual_seed(1)))
+    result = propagate(tokens[0], list(tokens[1:]), maps, radius=radius, top=top)
+    torch.testing.assert_close(result, slowly(tokens[0], tokens[1:], maps, radius, top, 0.1), rtol=0, atol=1e-6)
+
+
+def test_the_size_of_a_tile_does_not_matter(monkeypatch):
+    tokens, maps = unit(3, 13, 17, 8), list(torch.rand(2, 2, 13, 17))
+    results = []
+    for tile in (1, 4, 100):
+        monkeypatch.setattr(propagation, "_TILE", tile)
+        results.append(propagate(tokens[0], list(tokens[1:]), maps, radius=3))
+    torch.testing.assert_close(results[0], results[1], rtol=0, atol=2e-6)
+    torch.testing.assert_close(results[0], results[2], rtol=0, atol=2e-6)
+
+
+def test_all_that_are_equal_to_the_last_one_kept_are_kept():
+    """One row of four equal tokens, each with a label of its own: top 2 keeps all four, so each has a quarter."""
+    tokens = torch.zeros(1, 4, 2)
+    tokens[..., 0] = 1
+    maps = [torch.eye(4)[:, None]]  # channel c marks column c
+    result = propagate(tokens, [tokens], maps, radius=3, top=2)
+    torch.testing.assert_close(result, torch.full((4, 1, 4), 0.25))
+    # With one column of reach the outer targets see two tokens, the inner ones three.
+    near = propagate(tokens, [tokens], maps, radius=1, top=2)[:, 0]
+    third = 1 / 3
+    torch.testing.assert_close(near, torch.tensor(
+        [[0.5, third, 0, 0], [0.5, third, third, 0], [0, third, third, 0.5], [0, 0, third, 0.5]]))  # fmt: skip
+
+
+def test_labels_come_from_the_most_similar_token_in_reach():
+    """A spot moves by two columns: its label follows where the radius allows it, and stays unknown where it does not."""
+    before, after = torch.zeros(1, 6, 2), torch.zeros(1, 6, 2)
+    before[..., 0] = after[..., 0] = 1
+    before[0, 1] = after[0, 3] = torch.tensor([0.0, 1.0])
+    label = torch.zeros(1, 1, 6)
+    label[0, 0, 1] = 1
+    assert propagate(after, [before], [label], radius=2, top=1)[0, 0].tolist() == [0, 0, 0, 1, 0, 0]
+    lost = propagate(after, [before], [label], radius=1, top=1)[0, 0]  # all in reach are equally unlike it
+    assert lost.tolist() == [0, 0, 0, 0, 0, 0]
