@@ -22,10 +22,10 @@ _WHERE = {
     "Result": "dinoeval.results",
     "DinoevalError": "dinoeval.errors",
 }
-__all__ = ["Backbone", "DinoevalError", "Features", "Result", "Tokens", "__version__", "embed", "evaluate", "load", "search"]
+__all__ = ["Backbone", "DinoevalError", "Features", "Result", "Tokens", "__version__", "embed", "evaluate", "figures", "load", "search"]
 
 if TYPE_CHECKING:
-    from dinoeval import search
+    from dinoeval import figures, search
     from dinoeval.api import embed, evaluate
     from dinoeval.errors import DinoevalError
     from dinoeval.features.extract import Features
@@ -36,8 +36,8 @@ if TYPE_CHECKING:
 def __getattr__(name: str):
     if name in _WHERE:
         return getattr(importlib.import_module(_WHERE[name]), name)
-    if name == "search":
-        return importlib.import_module("dinoeval.search")
+    if name in ("figures", "search"):
+        return importlib.import_module(f"dinoeval.{name}")
     raise AttributeError(f"module 'dinoeval' has no attribute '{name}'")
 
 

@@ -19,7 +19,7 @@ from dinoeval.environment import data_folder
 from dinoeval.errors import ConfigError
 from dinoeval.features.readout import Cls
 from dinoeval.files import expand
-from dinoeval.maths.ranking import mean_average_precision
+from dinoeval.maths.precision import mean_average_precision
 from dinoeval.models.zoo import ZOO
 from dinoeval.results import Reference, Result, proportion_error
 from dinoeval.session import describe_data

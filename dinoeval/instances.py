@@ -66,6 +66,7 @@ class Vectors:
     features: dict[str, Features] = dataclasses.field(default_factory=dict)
     seconds: dict[str, float] = dataclasses.field(default_factory=dict)
     whitening: Whitening | None = None
+    notes: list[str] = dataclasses.field(default_factory=list)
 
     def extract(self, kind: str, images: ImageSet) -> Features:
         """The features of `images`; they go into the Result as `kind`."""
@@ -82,9 +83,9 @@ class Vectors:
         if len(features) < 2:
             raise DataError(f"whitening cannot be learned from {len(features)} image that can be read; the paper used 20,000")
         if len(features) < dims:
-            _log.warning(
-                "whitening is learned from %d images, fewer than the %d dims: it stretches what it has not seen", len(features), dims
-            )
+            note = f"whitening is learned from {len(features):,} images, fewer than the {dims:,} dims: it stretches what it has not seen"
+            _log.warning(note)
+            self.notes.append(note)
         with np.errstate(divide="ignore", invalid="ignore"):
             self.whitening = learn_whitening(features.blocks(), centred)
         if not np.isfinite(self.whitening.projection).all():
@@ -174,6 +175,7 @@ def result_of(
         machine=session.machine,
         notes=[
             *notes,
+            *vectors.notes,
             f"errors, and the {LEVEL:.0%} from low to high, are of {DRAWS:,} draws of the queries with replacement, seed {SEED}",
             *([f"without a query that has a right image, and left out: {', '.join(lacking)}"] if lacking else []),
         ],

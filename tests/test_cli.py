@@ -103,6 +103,27 @@ def test_cache_commands(capsys, tiny_weights, pictures, tmp_path):
     assert "0.0 MB" in call(capsys, "cache", "list")[1]
 
 
+def test_runs_are_listed_and_deleted_only_when_asked(capsys, tiny_weights, pictures, tmp_path):
+    probe = ("linear", "--weights", tiny_weights, "--data", pictures, "--epochs", "1", "--train-batch-size", "8", "--readouts", "cls")
+    for rate in ("0.1", "1"):
+        assert call(capsys, *probe, "--lrs", rate)[0] == 0
+    root = Path(call(capsys, "cache", "path")[1].strip())
+    stopped, kept = sorted((root / "runs").iterdir())
+    for head in stopped.glob("head_*.pth"):  # as a run leaves it that was stopped
+        head.unlink()
+    (root / "runs/mine").mkdir()
+    _, out, _ = call(capsys, "cache", "list")
+    lines = {line.split()[0]: line for line in out.splitlines()}
+    assert lines[stopped.name].endswith("MB  unfinished run: the same command goes on with it")
+    assert lines[kept.name].endswith("MB  finished run")
+    assert "mine" not in out
+    assert call(capsys, "cache", "prune", "--everything")[0] == 0
+    assert kept.is_dir()
+    assert call(capsys, "cache", "prune", "--runs")[1] == f"deleted {kept.name}\n"
+    assert call(capsys, "cache", "prune", stopped.name[:12])[1] == f"deleted {stopped.name}\n"
+    assert [path.name for path in (root / "runs").iterdir()] == ["mine"]
+
+
 def test_models_lists_and_converts(capsys, tmp_path):
     code, out, _ = call(capsys, "models")
     row = next(line for line in out.splitlines() if line.startswith("vit_s8 "))

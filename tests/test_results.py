@@ -32,12 +32,22 @@ def test_standard_error_by_hand():
 
 
 def test_against_the_paper_the_tolerance_is_two_errors_and_half_a_digit():
-    """75 of 100 right: error sqrt(.75 * .25 / 100) = 4.33, tolerance 2 * 4.33 + 0.05 = 8.71."""
-    outcomes = [1] * 75 + [0] * 25
-    for value, expected in ((83.7, "same"), (83.8, "worse"), (66.3, "same"), (66.2, "better")):
+    """7,500 of 10,000 right: error sqrt(.75 * .25 / 10000) = 0.433, tolerance 2 * 0.433 + 0.05 = 0.916."""
+    outcomes = [1] * 7500 + [0] * 2500
+    for value, expected in ((75.9, "same"), (76.0, "worse"), (74.1, "same"), (74.0, "better")):
         (verdict,), reason = compare(result(outcomes, references=[reference(value)]), None)
         assert (verdict.outcome, reason) == (expected, None)
-        assert verdict.tolerance == pytest.approx(8.71, abs=0.005)
+        assert verdict.tolerance == pytest.approx(0.916, abs=0.0005)
+        assert verdict.method == "2.00 x SE 0.433 + rounding 0.05 (Table 2)"
+
+
+def test_of_few_queries_the_tolerance_is_one_point_since_the_paper_has_the_same_queries():
+    """56 of 70 right: two errors would be 9.56 points, in which a model that lost 6 points would hide."""
+    outcomes = [1] * 56 + [0] * 14
+    for value, expected in ((86.0, "worse"), (81.1, "worse"), (81.0, "same"), (79.0, "same"), (78.9, "better")):
+        (verdict,), _ = compare(result(outcomes, references=[reference(value)]), None)
+        assert (verdict.outcome, verdict.tolerance) == (expected, 1.05)
+    assert verdict.method == "2.00 x SE 4.781, at most 1, + rounding 0.05 (Table 2)"
 
 
 def test_results_on_the_same_images_are_compared_pair_by_pair():

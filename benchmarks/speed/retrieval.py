@@ -1,18 +1,21 @@
 """Features of pictures of their own sizes: batches of equal size against one by one, and a million distractors in bounded memory.
 
-    python benchmarks/speed/retrieval.py PICTURES FRAMES [--images 96] [--rounds 3] [--whole WEIGHTS]
+    python benchmarks/speed/retrieval.py PICTURES FRAMES [--parts ...] [--images 96] [--rounds 5]
+        [--weights FILE --distractors FOLDER --whitening FOLDER --square 96]
 
-PICTURES is a folder of images, FRAMES one with a folder of frames a video. 1: JPEG files to [CLS] of ViT-S/16 at 224, the
-same files in turn with batches of equal size (the default) and of one. 2: the rank of 4,993 database rows of 384 dims for 70
-queries among 1,000,000 made-up distractors, and what that adds to the memory of the process. 3, with --whole: both
-protocols by their command lines on made-up sets of the published size, with a checkpoint.
-Writes benchmarks/results/speed_retrieval.json.
+PICTURES is a folder of images, FRAMES one with a folder of frames a video. The parts, by default all: `batches`, JPEG files to
+[CLS] of ViT-S/16 at 224, the same files in turn with batches of equal size (the default) and of one. `strangers`, the rank of
+4,993 database rows of 384 dims for 70 queries among 1,000,000 made-up distractors, and what that adds to the memory of the
+process. `whole`, both protocols by their command lines on made-up sets of the published size, with a checkpoint: alone, and with
+distractors and a whitening; Copydays' pictures are squashed to squares of --square pixels.
+Writes benchmarks/results/speed_retrieval.json, in which parts that were not run stay as they were.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import resource
 import statistics
 import subprocess
@@ -58,10 +61,12 @@ def batches(work: Path, root: Path, count: int, rounds: int) -> dict:
             rows[name] = extract(backbone, images, Cls(), Thumbnail(224), cache, batch_size=batch_size).numpy()
             speeds[name].append(count / (time.monotonic() - began))
     gap = np.abs(np.subtract(*rows.values())).max()
+    ratios = [batched / single for batched, single in zip(*speeds.values(), strict=True)]
     return {
         "images": count,
         "images a second": {name: round(statistics.median(found), 2) for name, found in speeds.items()},
         "rounds": {name: [round(one, 2) for one in found] for name, found in speeds.items()},
+        "batches over one by one, median of the rounds": round(statistics.median(ratios), 2),
         "largest difference": float(gap),
     }
 
@@ -94,46 +99,72 @@ def strangers(count: int = 1_000_000, dim: int = 384) -> dict:
     }
 
 
-def whole(work: Path, root: Path, pictures: list[Path], weights: Path) -> dict:
+def whole(work: Path, root: Path, pictures: list[Path], args: argparse.Namespace) -> dict:
     """Both protocols on sets of the published size."""
     copydays_tree(work / "copydays", pictures)
-    commands = {
-        "retrieval": ["--data", str(root)],
-        "copydays": ["--data", str(work / "copydays")],
-    }
+    sets = {"retrieval": ["--data", str(root)], "copydays": ["--data", str(work / "copydays"), "--image-size", str(args.square)]}
+    more = ["--distractors", str(args.distractors), "--whitening", str(args.whitening)]
+    both = bool(args.distractors and args.whitening)
     found = {}
-    for name, words in commands.items():
-        target = work / f"{name}.json"
-        subprocess.run([sys.executable, "-m", "dinoeval", name, *words, "--weights", str(weights), "--cache", str(work / "cache"),
-                        "--json", str(target)], check=True)  # fmt: skip
-        result = json.loads(target.read_text())
-        counts = {kind: facts["images"] for kind, facts in result["data"].items() if isinstance(facts, dict)}
-        metrics = {metric: round(value, 2) for metric, value in result["metrics"].items()}
-        found[name] = {"images": counts, "metrics": metrics, "seconds": round(result["seconds"]["total"], 1),
-                       "weights": result["backbone"]["weights"], "transform": result["transform"]}  # fmt: skip
-        found[name]["weights"] = Path(found[name]["weights"]).name
+    for protocol, words in sets.items():
+        for name, added in ((protocol, []), *([(f"{protocol} with distractors and whitening", more)] if both else [])):
+            target = work / "result.json"
+            subprocess.run([sys.executable, "-m", "dinoeval", protocol, *words, *added, "--weights", str(args.weights),
+                            "--cache", str(work / "cache"), "--json", str(target)], check=True)  # fmt: skip
+            result = json.loads(target.read_text())
+            found[name] = {
+                "images": {kind: facts["images"] for kind, facts in result["data"].items() if isinstance(facts, dict)},
+                "metrics": {metric: round(value, 2) for metric, value in result["metrics"].items()},
+                "seconds": round(result["seconds"]["total"], 1),
+                "seconds by stage": {stage: round(seconds, 1) for stage, seconds in result["seconds"].items()},
+                "load average of the machine": round(os.getloadavg()[0], 1),
+                "weights": Path(result["backbone"]["weights"]).name,
+                "digest": result["backbone"]["digest"],
+                "transform": result["transform"],
+                "not comparable": result["not_comparable"].replace(str(args.weights), args.weights.name),
+                "notes": result["notes"],
+            }
     return found
+
+
+PARTS = {"batches": "ViT-S/16 at 224", "strangers": "distractors", "whole": "made-up sets of the published size"}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("pictures", type=Path)
     parser.add_argument("frames", type=Path)
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--images", type=int, default=96)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--whole", type=Path, metavar="WEIGHTS", help="also sets of the published size, with this checkpoint")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--weights", type=Path, help="the checkpoint of `whole`")
+    parser.add_argument("--distractors", type=Path)
+    parser.add_argument("--whitening", type=Path)
+    parser.add_argument("--square", type=int, default=96)
     args = parser.parse_args()
     pictures = sorted(path for path in args.pictures.iterdir() if path.suffix.lower() in (".jpg", ".jpeg"))
+    target = ROOT / "benchmarks/results/speed_retrieval.json"
+    facts = json.loads(target.read_text()) if target.exists() else {}
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
-        database = DATABASE if args.whole else 600
-        root = revisited_set(work / "sets", frames_below(args.frames), queries=QUERIES, database=database, others=pictures)
-        facts = {"distractors": strangers(), "ViT-S/16 at 224": batches(work, root, args.images, args.rounds)}
-        if args.whole:
-            facts["made-up sets of the published size"] = whole(work, root, pictures, args.whole)
-    facts |= {"command": "python benchmarks/speed/retrieval.py PICTURES FRAMES --whole WEIGHTS", "machine": describe_machine()}
-    (ROOT / "benchmarks/results/speed_retrieval.json").write_text(json.dumps(facts, indent=1) + "\n")
-    print(json.dumps(facts, indent=1))
+        if {"batches", "whole"} & set(args.parts):
+            database = DATABASE if "whole" in args.parts else 600
+            root = revisited_set(work / "sets", frames_below(args.frames), queries=QUERIES, database=database, others=pictures)
+        for part in args.parts:
+            match part:
+                case "batches":
+                    found = batches(work, root, args.images, args.rounds)
+                case "strangers":
+                    found = strangers()
+                case _:
+                    found = whole(work, root, pictures, args)
+            facts[PARTS[part]] = found
+            print(PARTS[part], json.dumps(found, indent=1), flush=True)
+    facts |= {
+        "command": "python benchmarks/speed/retrieval.py PICTURES FRAMES --weights WEIGHTS --distractors CIFAR10/test --whitening 20000/",
+        "machine": describe_machine(),
+    }
+    target.write_text(json.dumps(facts, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -79,7 +79,7 @@ def embed(
 
 
 def cache_list(cache: str | None = None) -> int:
-    """List the entries of the feature cache.
+    """List the entries of the feature cache, and the runs of linear probes that lie beside them.
 
     Args:
         cache: Its folder; by default $DINOEVAL_CACHE, or one of the user's cache.
@@ -101,6 +101,10 @@ def cache_list(cache: str | None = None) -> int:
         )
     for folder in store.partials():
         print(f"{folder.name.removesuffix('.partial')}  unfinished: the same command goes on with it")
+    for folder, finished in store.runs():
+        size = sum(path.stat().st_size for path in folder.iterdir())
+        total += size
+        print(f"{folder.name}  {size / 1e6:.1f} MB  {'finished run' if finished else 'unfinished run: the same command goes on with it'}")
     print(f"{total / 1e6:.1f} MB in {store.root}")
     return 0
 
@@ -121,25 +125,38 @@ def cache_verify(cache: str | None = None) -> int:
     return 1 if damaged else 0
 
 
-def cache_prune(keys: Annotated[tuple[str, ...], tyro.conf.Positional] = (), /, everything: bool = False, cache: str | None = None) -> int:
+def cache_prune(
+    keys: Annotated[tuple[str, ...], tyro.conf.Positional] = (),
+    /,
+    everything: bool = False,
+    runs: bool = False,
+    cache: str | None = None,
+) -> int:
     """Delete unfinished and damaged entries; and those that are named.
 
     Args:
-        keys: Entries to delete too, by name or the beginning of one.
+        keys: Entries and runs to delete too, by name or the beginning of one.
         everything: Delete all entries.
+        runs: Delete the finished runs of linear probes, with their heads.
         cache: The cache's folder; by default $DINOEVAL_CACHE, or one of the user's cache.
     """
     from dinoeval.features.cache import FeatureCache
+    from dinoeval.features.partial import delete
 
     store = FeatureCache(cache)
-    entries = list(store.entries())
-    strangers = [name for name in keys if not any(key.startswith(name) for key, _ in entries)]
+    entries, ran = list(store.entries()), store.runs()
+    names = [*(key for key, _ in entries), *(folder.name for folder, _ in ran)]
+    strangers = [asked for asked in keys if not any(name.startswith(asked) for name in names)]
     if strangers:
         raise ConfigError(f"no entry {', '.join(strangers)} in {store.root}; see `dinoeval cache list`")
     wanted = [key for key, _ in entries if everything or key.startswith(tuple(keys))]
     for folder in [*store.partials(), *(store.root / key for key, _ in entries)]:
         if said := store.remove(folder, only_if_damaged=not (folder.suffix or folder.name in wanted)):
             print(said)
+    for folder, finished in ran:
+        if (runs and finished) or folder.name.startswith(tuple(keys)):
+            delete(folder)
+            print(f"deleted {folder.name}")
     return 0
 
 

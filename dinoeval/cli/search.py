@@ -123,8 +123,8 @@ def duplicates(
 
     Args:
         index: What `dinoeval search build` made.
-        threshold: The least cosine of two duplicates; by default measured: copies of some images are made, re-encoded and halved,
-            and told from images that are merely alike.
+        threshold: The least cosine of two duplicates; by default measured: copies of some images are made, re-encoded, halved
+            and cropped by 5 %, and told from images that are merely alike.
         json: Write the groups to this file.
         sheet: Write a contact sheet to this file, .html or .png.
         session: To measure the threshold; by default the weights, precision and transform of the index.
@@ -146,8 +146,10 @@ def duplicates(
     images = sum(len(group.paths) for group in groups)
     print(f"{len(groups):,} groups, {images:,} of {len(library):,} images, at a cosine of {least:g} or more")
     if measured:
-        print(f"measured on copies of {measured.images} of the images, re-encoded or halved: {measured.recall:.0%} are that near to")
-        print(f"their original, and {measured.alike:.1%} of the images have another that near. For crops, try a lower --threshold")
+        print(
+            f"measured on copies of {measured.images} of the images, re-encoded, halved or cropped by 5 %: {measured.recall:.0%} are that"
+        )
+        print(f"near to their original, and {measured.alike:.1%} of the images have another that near. For larger crops, lower --threshold")
     if sheet:
         from dinoeval.search.sheet import Strip, write_sheet
 

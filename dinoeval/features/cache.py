@@ -27,7 +27,9 @@ from dinoeval.features.entry import MANIFEST, Damaged, Entry, read_entry
 from dinoeval.features.partial import Partial, create, delete, reason, resume
 from dinoeval.files import expand
 
+RUNS = "runs"
 _NAME = re.compile(r"[0-9a-f]{32}(\.partial)?")  # nothing else in the folder is ours
+_RUN = re.compile(r"[a-z]+-[0-9a-f]{32}")
 _log = logging.getLogger(__name__)
 
 
@@ -73,6 +75,11 @@ class FeatureCache:
     def partials(self) -> list[Path]:
         """The folders of unfinished entries."""
         return [folder for folder in self._folders() if folder.suffix == ".partial"]
+
+    def runs(self) -> list[tuple[Path, bool]]:
+        """The folders of linear probes that were given no other place, each with whether its run came to its end."""
+        inside = sorted((self.root / RUNS).iterdir()) if (self.root / RUNS).is_dir() else []
+        return [(folder, any(folder.glob("head_*.pth"))) for folder in inside if _RUN.fullmatch(folder.name) and folder.is_dir()]
 
     def _folders(self) -> list[Path]:
         inside = sorted(self.root.iterdir()) if self.root.is_dir() else []

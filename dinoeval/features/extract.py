@@ -138,31 +138,46 @@ def extract(
     entry = distributed.share(_whole(cache, key, pixels) if leader else None)
     cached = entry is not None
     if entry is None:
-        side = transform.side
-        grid = backbone.grid(side, side)
-        if backbone.patch_size and min(grid) < 1:
-            raise ConfigError(f"images of {side} pixels are smaller than a patch of {backbone.patch_size}")
-        shape = readout.row_shape(backbone.dim, grid)
-        assert transform.one_size or shape == readout.row_shape(backbone.dim, (1, 1)), "a map of patches needs images of one size"
-        chunk_rows = (batch_size or backbone.fast_batch(side)) * (1 if transform.one_size else _PASSES)
+        shape, chunk_rows = _shape_of(backbone, readout, transform), _chunk_rows(backbone, transform, batch_size)
         entry = _make(backbone, pixels, readout, cache, key, recipe, shape, chunk_rows, workers)
     rows = np.arange(len(images)) if rows is None else rows
     asked = set(rows.tolist())
     bad_rows = [bad for bad in entry.bad if bad["row"] in asked]
-    if bad_rows and bad_images == "error":
-        named = "; ".join(f"{bad['path']} ({bad['reason']})" for bad in bad_rows)
-        raise DataError(
-            f"{len(bad_rows)} of {len(rows)} images of {images.name} ({images.split}) cannot be read: {named}. "
-            "Mend or remove them, or say --bad-images skip; what was computed is kept."
-        )
-    if bad_rows:
-        _log.warning("%d of %d images of %s (%s) cannot be read and are left out: %s", len(bad_rows), len(rows), images.name,
-                     images.split, some([f"{bad['path']} ({bad['reason']})" for bad in bad_rows], 1_000_000))  # fmt: skip
-        rows = np.setdiff1d(rows, [bad["row"] for bad in bad_rows])
-        if not len(rows):
-            raise DataError(f"no image of {images.name} ({images.split}) can be read")
+    rows = _without(images, rows, bad_rows, bad_images, "; what was computed is kept")
     images = images.subset(rows) if len(rows) < len(images) else images
     return Features(entry, images, rows, bad_rows, cached, time.monotonic() - began)
+
+
+def _shape_of(backbone: Backbone, readout: Readout, transform: Transform) -> tuple[int, ...]:
+    """The shape of a row. Raises ConfigError where images are smaller than a patch."""
+    grid = backbone.grid(transform.side, transform.side)
+    if backbone.patch_size and min(grid) < 1:
+        raise ConfigError(f"images of {transform.side} pixels are smaller than a patch of {backbone.patch_size}")
+    shape = readout.row_shape(backbone.dim, grid)
+    assert transform.one_size or shape == readout.row_shape(backbone.dim, (1, 1)), "a map of patches needs images of one size"
+    return shape
+
+
+def _chunk_rows(backbone: Backbone, transform: Transform, batch_size: int | None) -> int:
+    return (batch_size or backbone.fast_batch(transform.side)) * (1 if transform.one_size else _PASSES)
+
+
+def _without(images: ImageSet, rows: np.ndarray, bad: list[dict[str, Any]], bad_images: BadImages, kept: str = "") -> np.ndarray:
+    """The rows that are left without the bad ones; raises DataError where `bad_images` is `error`, or none is left."""
+    if bad and bad_images == "error":
+        named = "; ".join(f"{one['path']} ({one['reason']})" for one in bad)
+        raise DataError(
+            f"{len(bad)} of {len(rows)} images of {images.name} ({images.split}) cannot be read: {named}. "
+            f"Mend or remove them, or say --bad-images skip{kept}."
+        )
+    if not bad:
+        return rows
+    _log.warning("%d of %d images of %s (%s) cannot be read and are left out: %s", len(bad), len(rows), images.name,
+                 images.split, some([f"{one['path']} ({one['reason']})" for one in bad], 1_000_000))  # fmt: skip
+    rows = np.setdiff1d(rows, [one["row"] for one in bad])
+    if not len(rows):
+        raise DataError(f"no image of {images.name} ({images.split}) can be read")
+    return rows
 
 
 def _whole(cache: FeatureCache, key: str, pixels: _Pixels, report: bool = True) -> Entry | None:
@@ -281,19 +296,35 @@ def _scaled(images: Tensor, scale: float) -> Tensor:
     return torch.nn.functional.interpolate(images, scale_factor=scale, mode="bilinear", align_corners=False)
 
 
-def forward(backbone: Backbone, images: ImageSet, readout: Readout, transform: Transform, *, batch_size: int = 32) -> np.ndarray:
-    """The features of pictures in memory, (N, *row_shape) float32, without the cache. Raises DataError for a bad image."""
-    blocks = []
-    chunks = _Chunks(_Pixels(images, transform, _least_side(backbone, transform)), batch_size)
-    for _, groups, bad in DataLoader(chunks, sampler=range(-(-len(images) // batch_size)), batch_size=None):
-        if bad:
-            raise DataError(f"{bad[0]['path']} cannot be read: {bad[0]['reason']}")
-        found = [(places, _forward(backbone, batch, readout, transform)) for places, batch in _passes(groups, batch_size)]
-        order = np.argsort(np.concatenate([places for places, _ in found]))
-        blocks.append(np.concatenate([rows for _, rows in found])[order])
-    rows = np.concatenate(blocks)
+def forward(backbone: Backbone, images: ImageSet, readout: Readout, transform: Transform, *, batch_size: int | None = None) -> np.ndarray:
+    """The features of images, (N, *row_shape) float32, without the cache. Raises DataError for a bad image."""
+    return forward_readable(backbone, images, readout, transform, batch_size=batch_size)[0]
+
+
+def forward_readable(
+    backbone: Backbone,
+    images: ImageSet,
+    readout: Readout,
+    transform: Transform,
+    *,
+    bad_images: BadImages = "error",
+    batch_size: int | None = None,
+) -> tuple[np.ndarray, ImageSet]:
+    """The features of the images that decode, (N, *row_shape) float32, and these images; nothing is kept in the cache.
+
+    The batches, and so the bits, are those of `extract`, as are the errors.
+    """
+    backbone.check_offers(readout.layers, readout.patches)
+    rows = np.zeros((len(images), *_shape_of(backbone, readout, transform)), np.float32)
+    chunk_rows, faults = _chunk_rows(backbone, transform, batch_size), []
+    chunks = _Chunks(_Pixels(images, transform, _least_side(backbone, transform)), chunk_rows)
+    for chunk, groups, bad in DataLoader(chunks, sampler=range(-(-len(images) // chunk_rows)), batch_size=None):
+        faults += bad
+        for places, batch in _passes(groups, chunk_rows // (1 if transform.one_size else _PASSES)):
+            rows[chunk * chunk_rows + np.array(places)] = _forward(backbone, batch, readout, transform)
+    kept = _without(images, np.arange(len(images)), faults, bad_images)
     _refuse_nan(rows.reshape(len(rows), -1), images.paths, backbone)
-    return rows
+    return (rows, images) if len(kept) == len(rows) else (rows[kept], images.subset(kept))
 
 
 def _refuse_nan(rows: np.ndarray, paths: Sequence[str], backbone: Backbone) -> None:

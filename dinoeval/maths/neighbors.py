@@ -55,12 +55,13 @@ def normalise(rows: np.ndarray) -> np.ndarray:
     return rows
 
 
-def nearest(queries: np.ndarray, bank: Iterable[np.ndarray], k: int) -> tuple[np.ndarray, np.ndarray]:
+def nearest(queries: np.ndarray, bank: Iterable[np.ndarray], k: int, *, unit: bool = False) -> tuple[np.ndarray, np.ndarray]:
     """Find the k bank rows of largest cosine for each query.
 
     `queries` (Q, D); `bank` yields blocks (b, D) of it in order, so that it need never be in memory whole. Neither needs
-    to be normalised. Returns cosines (Q, k) float32 in descending order and bank rows (Q, k) int64; equal cosines come in
-    ascending order of row. The bank must hold at least k rows.
+    to be normalised; `unit` says that the bank's rows are of length 1, which saves most of the time that few queries take.
+    Returns cosines (Q, k) float32 in descending order and bank rows (Q, k) int64; equal cosines come in ascending order of
+    row. The bank must hold at least k rows.
     """
     queries = normalise(queries)
     cosines = np.full((len(queries), k), -np.inf, np.float32)
@@ -74,7 +75,7 @@ def nearest(queries: np.ndarray, bank: Iterable[np.ndarray], k: int) -> tuple[np
         for block in bank:
             if len(block) == 0:
                 continue
-            block = normalise(block)
+            block = block if unit else normalise(block)
             for first in range(0, len(queries), _QUERIES):
                 some = slice(first, first + _QUERIES)
                 found = _search(queries[some], block, k)

@@ -27,6 +27,7 @@ Key = Literal["teacher", "student"]
 RANDOM, _PUBLISHED = "random", "published"
 _DTYPES: dict[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _CPU_TOKENS, _GPU_TOKENS, _TRAINING_TOKENS = 6_400, 65_536, 25_600  # a forward pass; 32 images of 197 tokens on a CPU
+_MUCH_ATTENTION = 2**30  # bytes of which a warning tells
 _CONVNET_STRIDE = 16  # a network without patches is batched like a ViT of such patches
 _log = logging.getLogger(__name__)
 
@@ -143,12 +144,35 @@ class Backbone:
         return Tokens(cls=cls.float(), patches=patch_tokens.float(), layers=tuple(block.float() for block in blocks))
 
     @torch.inference_mode()
-    def attention(self, images: Tensor) -> Tensor:
-        """Return the last block's softmax attention, (N, heads, T, T) with T = 1 + h*w tokens, [CLS] first."""
+    def attention(self, images: Tensor, queries: Sequence[int] | None = None) -> Tensor:
+        """Return the last block's softmax attention, (N, heads, T, T) with T = 1 + h*w tokens, [CLS] first; rows sum to 1.
+
+        `queries` asks for the rows of some tokens only, (N, heads, Q, T): 0 is [CLS], 1 + r*w + c the patch in row r and
+        column c. Registers and distillation tokens of timm's networks are left out, so that rows of those sum to less.
+        Raises ConfigError where there is no such token, or the network's attention cannot be read.
+        """
         self._check(images)
-        if not isinstance(self.network, VisionTransformer):
-            raise ConfigError(f"the attention of {self.arch} cannot be read; that of DINO's own vision transformers can")
-        return self.network.last_attention(images.to(self.device))
+        own = isinstance(self.network, VisionTransformer)
+        if not own and not library.has_attention(self.network):
+            raise ConfigError(
+                f"the attention of {self.arch} cannot be read; that of DINO's own vision transformers can, and that of timm's "
+                "plain ones with a [CLS] token, such as timm/deit_small_patch16_224"
+            )
+        rows, columns = self.grid(*images.shape[-2:])
+        tokens = 1 + rows * columns
+        if queries is None:
+            heads = self.network.config.num_heads if own else self.network.blocks[-1].attn.num_heads
+            size = 4 * len(images) * heads * tokens**2
+            if size > _MUCH_ATTENTION:
+                _log.warning("the attention of all %s tokens takes %.1f GB, and as much again on the way: ask for the tokens you need "
+                             "by queries, as in queries=(0,) for [CLS]", f"{tokens:,}", size / 1e9)  # fmt: skip
+        elif wrong := [query for query in queries if not 0 <= query < tokens]:
+            raise ConfigError(f"no token {wrong[0]}: the image has {tokens}, of which 0 is [CLS] and 1 to {tokens - 1} are patches")
+        images = images.to(self.device)
+        if own:
+            return self.network.last_attention(images, queries)
+        with self._precisely(images):
+            return library.attention(self.network, images, queries)
 
     def check_offers(self, layers: int = 1, patches: bool = False) -> None:
         """Raise ConfigError where this network has no patch tokens, or fewer blocks than `layers`."""

@@ -10,6 +10,7 @@ import dataclasses
 import difflib
 import logging
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -142,6 +143,38 @@ def tokens(network: Any, images: Tensor, layers: int) -> tuple[Tensor, Tensor, t
     )
     blocks = tuple(torch.cat((prefix[:, :1], patches), dim=1) for patches, prefix in blocks)
     return network.forward_head(features), blocks[-1][:, 1:].unflatten(1, grid), blocks
+
+
+def has_attention(network: Any) -> bool:
+    """Whether `attention` can read this network: a ViT of timm with [CLS] and plain softmax attention in its last block."""
+    import timm
+    from timm.layers.attention import Attention
+
+    if not isinstance(network, timm.models.vision_transformer.VisionTransformer) or network.cls_token is None:
+        return False
+    # Its children (differential attention, rotary positions, ...) compute other things from the same parts.
+    return type(getattr(network.blocks[-1], "attn", None)) is Attention
+
+
+def attention(network: Any, images: Tensor, queries: Sequence[int] | None) -> Tensor:
+    """Return the last block's softmax attention, (N, heads, Q, 1 + h*w) float32; queries are 0 for [CLS], then patches row by row.
+
+    All tokens share the softmax, but the columns of registers and distillation tokens are left out.
+    """
+    last = network.blocks[-1].attn
+    seen: list[Tensor] = []
+    hook = last.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    try:
+        network.forward_features(images)
+    finally:
+        hook.remove()
+    (x,) = seen
+    q, k, _ = last.qkv(x).unflatten(-1, (3, last.num_heads, -1)).permute(2, 0, 3, 1, 4)  # each (N, heads, tokens, d)
+    kept = [0, *range(network.num_prefix_tokens, x.shape[1])]
+    asked = kept if queries is None else [kept[query] for query in queries]
+    q, k = last.q_norm(q[:, :, asked]), last.k_norm(k)
+    logits = (q * last.scale) @ k.transpose(-2, -1)
+    return logits.float().softmax(dim=-1)[..., kept]
 
 
 def published(network: Any) -> tuple[dict[str, Tensor], str]:

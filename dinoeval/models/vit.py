@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -226,14 +227,16 @@ class VisionTransformer(nn.Module):
                 outputs.append(self.norm(x))
         return outputs
 
-    def last_attention(self, images: Tensor) -> Tensor:
-        """Return the softmax attention of the last block, (N, A, T, T); rows sum to 1."""
+    def last_attention(self, images: Tensor, queries: Sequence[int] | None = None) -> Tensor:
+        """Return the softmax attention of the last block, (N, A, T, T), or its rows of chosen tokens, (N, A, Q, T); rows sum to 1."""
         x = self._embed(images)
         for block in self.blocks[:-1]:
             x = block(x)
         last: Block = self.blocks[-1]  # type: ignore[assignment]
         normed = last.norm1(x)
         q, k, _ = last.attn.project(normed.to(last.attn.qkv.weight.dtype))
+        if queries is not None:
+            q = q[:, :, list(queries)]  # (N, A, Q, d)
         logits = (q @ k.transpose(-2, -1)) * q.shape[-1] ** -0.5
         return logits.float().softmax(dim=-1)
 

@@ -207,7 +207,7 @@ def _probe(
     config: Config, session: Session, train: ImageSet, rows: np.ndarray, readouts: dict[str, Readout], val: dict[str, Any], seed: int
 ) -> Probe:
     """One training run on some rows of the training set."""
-    from dinoeval.features.cache import key_of
+    from dinoeval.features.cache import RUNS, key_of
     from dinoeval.training.probing import Exam, Head, Sweep, train_heads
 
     assert train.labels is not None
@@ -235,7 +235,7 @@ def _probe(
         "features": config.features, "heads": [dataclasses.astuple(head) for head in heads], "epochs": config.epochs, "batch": batch,
     }  # fmt: skip
     recipe = json.loads(json.dumps(recipe))
-    folder = expand(config.out) if config.out else session.cache.root / "runs" / f"linear-{key_of(recipe)}"
+    folder = expand(config.out) if config.out else session.cache.root / RUNS / f"linear-{key_of(recipe)}"
     folder = folder / f"subset{seed}" if config.out and config.train_subset else folder
     sweep = Sweep(
         heads, dims, train.labels, len(train.classes), epochs=config.epochs, batch=batch, seed=SEED, device=session.backbone.device

@@ -158,7 +158,7 @@ def tune(kind: Kind, index: Any, rows: Rows) -> tuple[Approximate, dict[str, Any
     chosen = sample(len(rows), _SAMPLE)
     queries = rows.take(chosen)
     at = min(RECALL_AT, len(rows) - 1)
-    cosines, found = nearest(queries, rows.blocks(), at + 1)
+    cosines, found = nearest(queries, rows.blocks(), at + 1, unit=True)
     others = found != chosen[:, None]
     others[others.all(1), -1] = False  # a row with many exact copies is not among its own nearest: any copy stands for it
     last = cosines[others].reshape(-1, at)[:, -1:]

@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from dinoeval.data.images import in_memory, open_images
+from dinoeval.data.images import ImageSet, in_memory, open_images
 from dinoeval.errors import BadImage, CheckpointError, ConfigError, DataError, some
-from dinoeval.features.extract import forward
-from dinoeval.features.readout import parse_readout
+from dinoeval.features.extract import forward, forward_readable
+from dinoeval.features.readout import Readout, parse_readout
 from dinoeval.maths.neighbors import nearest, normalise
 from dinoeval.models.backbone import RANDOM, Backbone
 from dinoeval.models.zoo import ZOO
@@ -31,6 +31,7 @@ from dinoeval.search.threshold import Threshold, choose, copies
 from dinoeval.session import Session, SessionConfig
 
 _COPIED, _COMPARED = 64, 1000  # images, to measure a threshold
+_FEW = 32  # pictures of a query whose features are made again sooner than an entry of the cache is looked after
 Pictures = str | Path | Image.Image | Iterable[str | Path] | Iterable[Image.Image]
 _log = logging.getLogger(__name__)
 
@@ -105,11 +106,11 @@ class Library:
         k = min(k, len(self))
         queries = normalise(features)
         if self._approximate is None:
-            return nearest(queries, self._stored.rows.blocks(), k)
+            return nearest(queries, self._stored.rows.blocks(), k, unit=True)
         cosines, rows = self._approximate.search(queries, k)
         short = np.flatnonzero((rows < 0).any(1))  # fewer than k were looked at
         if len(short):
-            cosines[short], rows[short] = nearest(queries[short], self._stored.rows.blocks(), k)
+            cosines[short], rows[short] = nearest(queries[short], self._stored.rows.blocks(), k, unit=True)
         return cosines, rows
 
     def query(self, images: Pictures, k: int = 10) -> list[Matches]:
@@ -146,8 +147,8 @@ class Library:
     def threshold(self) -> Threshold:
         """Measure from which cosine on two images of this set, by this network, are duplicates.
 
-        Makes copies of up to 64 of the images, re-encoded and halved, and compares them with the nearest others of up to
-        1,000. Raises DataError where the images are no longer there.
+        Makes copies of up to 64 of the images, re-encoded, halved and cropped a little, and compares them with the nearest
+        others of up to 1,000. Raises DataError where the images are no longer there.
         """
         count, rows = len(self), self._stored.rows
         chosen = sample(count, min(_COPIED, max(8, count // 10)))
@@ -165,7 +166,7 @@ class Library:
         made = np.concatenate(parts)
         originals = np.repeat(rows.take(chosen), len(made) // len(chosen), axis=0)
         compared = sample(count, _COMPARED)
-        cosines, found = nearest(rows.take(compared), rows.blocks(), 2)
+        cosines, found = nearest(rows.take(compared), rows.blocks(), 2, unit=True)
         itself = np.where((found == compared[:, None]).any(1), (found == compared[:, None]).argmax(1), 1)
         others = np.take_along_axis(cosines, 1 - itself[:, None], 1)[:, 0]
         return choose(np.einsum("nd,nd->n", made, originals), others, len(chosen))
@@ -202,10 +203,21 @@ class Library:
                     raise DataError("a query takes paths or PIL images, not both at once")
                 return [""] * len(pictures), forward(session.backbone, in_memory(pictures), readout, session.transform)
             images = several  # type: ignore[assignment]
-        features = session.features(open_images(images), readout)  # type: ignore[arg-type]
+        rows, found = self._features(open_images(images), readout)  # type: ignore[arg-type]
         where = resolve(images) if isinstance(images, (str, Path)) else Path()
         base = where if where.is_dir() else where.parent if where.suffix.lower() in (".csv", ".tsv") else Path()
-        return [str(base / path) for path in features.images.paths], features.numpy()
+        return [str(base / path) for path in found.paths], rows
+
+    def _features(self, images: ImageSet, readout: Readout) -> tuple[np.ndarray, ImageSet]:
+        """The features of pictures that are asked about, and those that can be read; only of many are they kept in the cache."""
+        session, config = self.session, self.session.config
+        if len(images) > _FEW:
+            features = session.features(images, readout)
+            return features.numpy(), features.images
+        session.backbone.check_unchanged()
+        return forward_readable(
+            session.backbone, images, readout, session.transform, bad_images=config.bad_images, batch_size=config.batch_size
+        )
 
 
 def _is(facts: os.stat_result, path: str) -> bool:

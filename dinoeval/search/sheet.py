@@ -17,7 +17,7 @@ from dinoeval.files import check_writable, expand, write_whole
 _THUMB, _GAP, _LINE, _ACROSS = 160, 12, 18, 8  # pixels; tiles a line of a PNG
 _MOST_TILES = {".html": 5_000, ".png": 600}  # beyond, nobody looks, and pages and pictures no longer open
 _QUALITY = 85
-_GREY, _INK, _FAINT, _PAPER = (225, 225, 225), (20, 20, 20), (110, 110, 110), (255, 255, 255)
+_GREY, _MAT, _INK, _FAINT, _PAPER = (225, 225, 225), (240, 240, 240), (20, 20, 20), (110, 110, 110), (255, 255, 255)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,9 +139,10 @@ def _picture(title: str, note: str, strips: Sequence[Strip]) -> Image.Image:
     sheet = Image.new("RGB", (_ACROSS * cell + _GAP, tops[-1] + 2 * _LINE * bool(note)), _PAPER)
     draw = ImageDraw.Draw(sheet)
     draw.text((_GAP, _LINE), _fitting(title, bold, _ACROSS * cell - _GAP), _INK, bold)
-    for strip, (column, shelf) in zip(strips, placed, strict=True):
+    for order, (strip, (column, shelf)) in enumerate(zip(strips, placed, strict=True)):
         left, top, width = _GAP + column * cell, tops[shelf], _width(strip) * cell - _GAP
-        draw.line((left, top, left + width, top), _GREY)
+        last = order + 1 == len(strips) or placed[order + 1][1] > shelf
+        draw.line((left, top, sheet.width - _GAP if last else left + width, top), _GREY)
         draw.text((left, top + _LINE // 2), _fitting(strip.heading, font, width), _INK, font)
         for number, tile in enumerate(strip.tiles):
             corner = left + number % _ACROSS * cell, top + 2 * _LINE + number // _ACROSS * line_height
@@ -172,8 +173,8 @@ def _laid_out(strips: Sequence[Strip]) -> tuple[list[tuple[int, int]], list[int]
 def _draw_tile(sheet: Image.Image, draw: ImageDraw.ImageDraw, tile: Tile, corner: tuple[int, int], font) -> None:
     left, top = corner
     picture = _thumbnail(tile.path)
+    draw.rectangle((left, top, left + _THUMB - 1, top + _THUMB - 1), _MAT)
     if picture is None:
-        draw.rectangle((left, top, left + _THUMB - 1, top + _THUMB - 1), _GREY)
         draw.text((left + 8, top + _THUMB // 2 - 8), "cannot be read", _FAINT, font)
     else:
         sheet.paste(picture, (left + (_THUMB - picture.width) // 2, top + (_THUMB - picture.height) // 2))

@@ -13,7 +13,7 @@ from dinoeval.data.images import in_memory, open_images
 from dinoeval.data.transforms import MULTISCALE, Thumbnail, normalise
 from dinoeval.errors import DataError
 from dinoeval.features.cache import FeatureCache
-from dinoeval.features.extract import extract, forward
+from dinoeval.features.extract import extract, forward, forward_readable
 from dinoeval.features.readout import Cls
 
 SIZES = [(90, 60), (60, 90), (90, 60), (64, 64), (90, 60), (40, 33), (60, 90)]
@@ -61,7 +61,7 @@ def test_batches_of_equal_size_give_the_features_of_one_by_one(folder, backbone,
         total = sum(backbone(one).cls[0] for one in seen)
         expected = total if len(scales) == 1 else total / 3 / torch.linalg.vector_norm(total / 3)
         np.testing.assert_allclose(features, expected.numpy(), atol=2e-5)
-    np.testing.assert_allclose(forward(backbone, images, Cls(), transform), cached.numpy(), atol=2e-5)
+    np.testing.assert_array_equal(forward(backbone, images, Cls(), transform, batch_size=batch_size), cached.numpy())
 
 
 def test_features_of_either_scale_are_kept_apart(folder, backbone, monkeypatch):
@@ -101,5 +101,8 @@ def test_pictures_too_flat_for_a_patch_are_named_once_they_are_resized(folder, b
     kept = extract(backbone, images, Cls(), Thumbnail(80, MULTISCALE), FeatureCache(), bad_images="skip")
     assert kept.cached  # what was computed is kept
     assert "flat.png" not in kept.images.paths
+    rows, seen = forward_readable(backbone, images, Cls(), Thumbnail(80, MULTISCALE), bad_images="skip")
+    np.testing.assert_array_equal(rows, kept.numpy())
+    assert seen.paths == kept.images.paths
     with pytest.raises(DataError, match="once it is resized"):
         forward(backbone, in_memory([images.open(7)]), Cls(), Thumbnail(80, MULTISCALE))

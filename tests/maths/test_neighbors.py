@@ -43,6 +43,18 @@ def test_nearest_equals_the_sorted_list_of_all_cosines(num_queries, block):
     np.testing.assert_array_equal(rows, expected[1])
 
 
+@pytest.mark.parametrize("num_queries", [1, 30])
+def test_rows_of_length_one_need_no_pass_of_their_own(num_queries):
+    random = np.random.default_rng(num_queries)
+    queries, bank = random.standard_normal((num_queries, 24)) * 3, normalise(random.standard_normal((150, 24)))
+    bank.flags.writeable = False  # as the memory map of an index
+    cosines, rows = nearest(queries, blocks(bank, 64), 30, unit=True)
+    expected = slow_nearest(queries, bank, 30)
+    np.testing.assert_allclose(cosines, expected[0], atol=1e-6)
+    np.testing.assert_array_equal(rows, expected[1])
+    np.testing.assert_array_equal(nearest(queries, [2 * bank], 1, unit=True)[0], 2 * cosines[:, :1])  # it is believed
+
+
 def test_equal_cosines_come_in_order_of_row_within_and_across_blocks():
     """Rows 0, 2, 3, 5 and 6 are the same direction at other lengths; 1 and 4 are further off."""
     east, north = np.array([1.0, 0]), np.array([0, 1.0])

@@ -61,6 +61,7 @@ def test_scores_equal_the_formulas(backbone, root, frames, pictures):
         assert found == pytest.approx(expected)
         assert result.metrics[metric] == pytest.approx(100 * np.mean(expected))
     assert result.metrics["mAP_full_strong"] > result.metrics["mAP_strong"]
+    assert any("learned from 33 images, fewer than the 192 dims" in note for note in result.notes)
 
 
 def test_what_departs_from_the_paper_is_said(backbone, root):

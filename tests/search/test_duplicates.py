@@ -2,12 +2,14 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from factories import made_up_images
+from PIL import Image
 
 from dinoeval.maths.neighbors import normalise
 from dinoeval.search import duplicates
 from dinoeval.search.duplicates import linked
 from dinoeval.search.rows import Rows, write_rows
-from dinoeval.search.threshold import choose
+from dinoeval.search.threshold import choose, copies
 
 
 def on_disk(path, rows: np.ndarray) -> Rows:
@@ -48,6 +50,17 @@ def test_groups_are_those_of_a_walk_over_all_pairs(tmp_path, monkeypatch, count,
     assert {tuple(group.tolist()) for group in groups} == expected
     nearest = cosines.max(1) if count > 1 else np.array([-9.0])
     np.testing.assert_allclose(best, np.where(nearest >= threshold, nearest, -np.inf), atol=1e-6)
+
+
+def test_copies_are_as_people_make_them():
+    picture = made_up_images(1, (400, 200))[0]
+    made = copies(picture)
+    assert [one.size for one in made] == [(400, 200), (400, 200), (200, 100), (380, 190)]
+    pixels = [np.asarray(one, np.int16) for one in (picture, *made)]
+    lost = [np.abs(one - pixels[0]).mean() for one in pixels[1:3]]
+    assert 0 < lost[0] < lost[1] < 20
+    np.testing.assert_array_equal(pixels[4], pixels[0][5:195, 10:390])
+    assert [one.size for one in copies(Image.new("RGB", (1, 3)))] == [(1, 3), (1, 3), (1, 1), (1, 3)]
 
 
 def test_threshold_lies_between_copies_and_others_where_they_part():

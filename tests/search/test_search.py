@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -163,6 +166,27 @@ def test_query_on_the_command_line(photos, tiny_weights, tmp_path, capsys):
     assert (code, "there are 23 other images in the index: all of them are listed" in err) == (0, True)
 
 
+def test_few_pictures_that_are_asked_about_leave_nothing_in_the_cache(photos, backbone, tmp_path):
+    library = search.build(photos, tmp_path / "index", backbone, session=SessionConfig(bad_images="skip"))
+    cache = Path(os.environ["DINOEVAL_CACHE"])
+    before = sorted(cache.iterdir())
+    for number, picture in enumerate(made_up_images(33, seed=3)):
+        picture.save(tmp_path / f"asked{number:02}.png")
+    asked = sorted(tmp_path.glob("asked*.png"))
+    (tmp_path / "text.png").write_text("text")
+    found = library.query([asked[0], tmp_path / "text.png", asked[1]], k=24)
+    assert [matches.query for matches in found] == [str(path) for path in asked[:2]]
+    assert sorted(cache.iterdir()) == before
+    with pytest.raises(DinoevalError, match=r"1 of 1 images .*text\.png"):
+        search.open(tmp_path / "index").query(tmp_path / "text.png")
+    rows = dinoeval.embed(backbone, asked[:2])  # by the cache
+    for matches, features in zip(found, rows, strict=True):
+        np.testing.assert_array_equal(matches.cosines, library.nearest(features[None], 24)[0][0])
+    before = sorted(cache.iterdir())
+    library.query(asked)  # many: the next time they need no forward pass
+    assert len(list(cache.iterdir())) > len(before)
+
+
 def test_what_does_not_fit_an_index_is_refused(photos, tiny_weights, tmp_path, capsys):
     index, weights = tmp_path / "index", ("--weights", tiny_weights)
     call(capsys, "search", "build", photos, "--out", index, *weights)
@@ -221,6 +245,35 @@ def test_an_index_whose_weights_went_away_says_where_they_were(photos, tiny_weig
     query = ("search", "query", tmp_path / "index", photos / "class0/1.png")
     one_paragraph(call(capsys, *query), str(weights), "by --weights")
     assert call(capsys, *query, "--weights", moved)[0] == 0
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_a_build_that_was_killed_ends_as_an_undisturbed_one(photos, tiny_weights, backbone, tmp_path, there):
+    """Killed between the rows and the manifest; an index that was there answers on. benchmarks/reliability_search.py kills anywhere."""
+    whole, index = tmp_path / "whole", tmp_path / "index"
+    if there:
+        search.build(photos, index, backbone)
+        for number, picture in enumerate(made_up_images(9, seed=8)):
+            picture.save(photos / f"class1/more{number}.png")
+        shutil.copytree(index, whole)
+    old = search.open(index).rows() if there else None
+    kill = (
+        "import os, signal, sys\nimport dinoeval.search.store as store\nfrom dinoeval.cli import main\n"
+        "store.write_whole = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\nmain()"
+    )
+    words = ["search", "build", str(photos), "--out", str(index), "--weights", str(tiny_weights)]
+    assert subprocess.run([sys.executable, "-c", kill, *words], capture_output=True, check=False).returncode == -signal.SIGKILL
+    assert any(path.name.endswith(".rows.faiss") for path in index.iterdir())
+    if there:
+        np.testing.assert_array_equal(search.open(index).rows(), old)
+    else:
+        with pytest.raises(DinoevalError, match="no index"):
+            search.open(index)
+    subprocess.run([sys.executable, "-m", "dinoeval", *words], capture_output=True, check=True)
+    expected = search.build(photos, whole, backbone, session=SessionConfig(cache=str(tmp_path / "own cache")))
+    library = search.open(index)
+    np.testing.assert_allclose(library.rows(), expected.rows(), atol=2e-6)
+    assert (library.paths, len(list(index.iterdir()))) == (expected.paths, len(list(whole.iterdir())))
 
 
 def test_an_open_index_outlives_its_replacement(photos, backbone, tmp_path):

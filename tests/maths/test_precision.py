@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score
 
-from dinoeval.maths.ranking import average_precision, mean_average_precision
+from dinoeval.maths.precision import average_precision, mean_average_precision
 
 
 def slow_11_points(scores: list[float], present: list[bool]) -> float:

@@ -1,0 +1,146 @@
+"""`dinoeval propagate`."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import logging
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import tyro
+
+from dinoeval.distributed import world
+from dinoeval.errors import ConfigError, DataError, some
+from dinoeval.files import expand
+from dinoeval.session import SessionConfig
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import numpy as np
+
+    from dinoeval.video import Propagation
+
+_log = logging.getLogger("dinoeval.video")
+
+
+def propagate(
+    frames: Annotated[str, tyro.conf.Positional],
+    first_mask: Annotated[str, tyro.conf.Positional],
+    /,
+    out: str,
+    overlay: str | None = None,
+    image_size: int = 480,
+    reading: Literal["opencv", "pil", "torchvision"] = "opencv",
+    context: int = 7,
+    radius: int = 12,
+    top: int = 5,
+    temperature: float = 0.1,
+    failures: Literal["released", "mended"] = "released",
+    session: Annotated[SessionConfig, tyro.conf.arg(name="")] = SessionConfig(),  # noqa: B008  frozen
+) -> int:
+    """Carry the objects of a first mask through a video, as DINO does on DAVIS; a mask a frame, as indexed PNG files.
+
+    Args:
+        frames: A folder of frames in the order of the numbers in their names, or an animated picture such as a GIF.
+        first_mask: Of the first frame and of its size: an indexed or grey PNG, 0 for background and a number an object; or black and white.
+        out: Folder of the masks, one by each frame's name; absent or empty.
+        overlay: Folder for an animated GIF and a contact sheet of the masks over the frames.
+        image_size: Pixels of the short side in the network; a smaller one is faster and sees less.
+        reading: Whose bilinear filter resizes frames; the released code's is OpenCV's.
+        context: Frames looked at besides the first.
+        radius: Rows and columns of tokens that a token looks away.
+        top: Tokens that count.
+        temperature: They count with weight exp(cosine / temperature).
+        failures: As released, objects that are lost when the first mask is shrunk to tokens are in no mask; mended keeps them.
+        session: Which network.
+    """
+    import numpy as np
+
+    from dinoeval.data.frames import frame_transform, frames_in, missing_frames, open_frames
+    from dinoeval.data.mask_folders import fill, finished
+    from dinoeval.data.masks import VOID, read_mask
+    from dinoeval.figures.overlay import make_folder
+    from dinoeval.session import Session
+    from dinoeval.video import Propagation, Rule
+
+    if world() > 1:
+        raise ConfigError("one process propagates one video: start it without torchrun")
+    rule = Rule(context=context, radius=radius, top=top, temperature=temperature, failures=failures)
+    folder, source = expand(out), expand(first_mask)
+    where = expand(frames)
+    names, pictures = open_frames(where)
+    if left_out := missing_frames(frames_in(where)) if where.is_dir() else []:
+        _log.warning("the numbers of the frames leave out %s: labels go from one frame to the next", some(left_out))
+    first = read_mask(source)
+    first[first == VOID] = 0
+    if not first.any():
+        raise DataError(f"the first mask, {source}, holds no object: there is nothing to propagate")
+    if overlay is not None:
+        make_folder(expand(overlay))
+    loaded = Session(session)
+    if session.bad_images == "skip":
+        raise ConfigError("no frame of a video can be skipped: leave out --bad-images skip")
+    backbone = loaded.backbone
+    backbone.check_offers(patches=True)
+    transform = frame_transform(image_size, reading, backbone.patch_size or 1, *loaded.colours())
+    recipe = {
+        "backbone": backbone.digest, "network": dataclasses.asdict(backbone.config), "precision": backbone.precision,
+        "transform": transform.id, **dataclasses.asdict(rule), "frames": _stamp(where, names),
+        "first mask": hashlib.sha256(first.tobytes()).hexdigest()[:16],
+    }  # fmt: skip
+    objects = np.count_nonzero(np.unique(first))
+    _log.info("%d frames, %d objects", len(names), objects)
+    if record := finished(folder, recipe):
+        print(f"{folder} has all {len(record['masks'])} masks already")
+    else:
+        propagation = Propagation(backbone, first, transform, rule)
+        record = fill(
+            folder,
+            recipe,
+            _made(propagation, names, pictures),
+            lambda: {"lost": propagation.lost, "constant": propagation.constant},
+        )
+        print(f"{len(names)} masks of {objects} objects written to {folder}")
+    _say(record, failures)
+    if overlay is not None:
+        _draw(expand(overlay), folder, where)
+    return 0
+
+
+def _made(propagation: Propagation, names: list[str], pictures) -> Iterator[tuple[str, np.ndarray]]:
+    from tqdm import tqdm
+
+    shown = tqdm(pictures, "frames", len(names), unit="frame", disable=None, leave=False)
+    return zip((f"{name}.png" for name in names), propagation.masks(names, shown), strict=True)
+
+
+def _stamp(frames: Path, names: list[str]) -> str:
+    """A digest of the contents of all frames."""
+    from dinoeval.data.frames import frames_in
+
+    digest = hashlib.sha256("\0".join(names).encode(errors="surrogateescape"))
+    for path in frames_in(frames) if frames.is_dir() else [frames]:
+        digest.update(hashlib.sha256(path.read_bytes()).digest())
+    return digest.hexdigest()[:16]
+
+
+def _say(record: dict, failures: str) -> None:
+    lost = some(map(str, record["lost"]))
+    if lost and failures == "released":
+        print(f"note: no token has the objects {lost}, which are too small: no mask has them. --failures mended keeps them")
+    elif lost:
+        print(f"note: the objects {lost} are smaller than a token, and were given the token that holds most of them")
+    if record["constant"]:
+        print(f"note: a soft map is the same everywhere in {len(record['constant'])} frames: {some(record['constant'])}")
+
+
+def _draw(overlay: Path, masks: Path, frames: Path) -> None:
+    from dinoeval.data.frames import open_frames
+    from dinoeval.data.masks import read_mask
+    from dinoeval.figures.overlay import draw_video
+
+    names, pictures = open_frames(frames)
+    written = draw_video(overlay, frames.stem, names, pictures, (read_mask(masks / f"{name}.png") for name in names))
+    print(f"written to {' and '.join(map(str, written))}")

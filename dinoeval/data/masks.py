@@ -1,0 +1,89 @@
+"""Masks of objects: indexed PNG files with the palette of VOC and DAVIS, and whatever else people keep masks in.
+
+A mask is (H, W) uint8: 0 background, 1 to 254 objects, 255 void.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from dinoeval.errors import DataError, some
+
+VOID = 255
+MOST_OBJECTS = VOID - 1
+
+
+def palette() -> np.ndarray:
+    """The colours of VOC, (256, 3) uint8: bits 0, 3, 6 of a label are the upper bits of red, 1, 4, 7 of green, 2, 5 of blue."""
+    labels = np.arange(256)
+    colours = np.zeros((256, 3), np.uint8)
+    for channel in range(3):
+        for place in range(3):
+            colours[:, channel] |= ((labels >> (3 * place + channel) & 1) << (7 - place)).astype(np.uint8)
+    return colours
+
+
+def write_mask(path: Path, mask: np.ndarray) -> None:
+    """Write a mask as an indexed PNG."""
+    assert mask.dtype == np.uint8
+    picture = Image.fromarray(mask)
+    picture.putpalette(palette().tobytes())
+    picture.save(path, "PNG")
+
+
+def open_mask(path: Path) -> Image.Image:
+    """Open a mask without decoding it. Raises DataError."""
+    try:
+        return Image.open(path)
+    except Image.UnidentifiedImageError as error:
+        raise DataError(f"{path} is no image in a format that is known") from error
+    except OSError as error:
+        raise DataError(f"mask {path} cannot be read: {error.strerror or error}") from error
+
+
+def read_mask(path: Path) -> np.ndarray:
+    """Read a mask (H, W): indexed, grey, black and white, or in the colours of VOC.
+
+    Where the file has no palette and holds black and white alone, white is object 1, as in DAVIS-2016. Raises DataError
+    where a label is above 255 or a colour stands for none.
+    """
+    with open_mask(path) as picture:
+        try:
+            picture.load()
+        except (OSError, SyntaxError, ValueError) as error:
+            raise DataError(f"mask {path} cannot be decoded: {error}") from error
+        if picture.mode == "P":
+            return np.array(picture)
+        if picture.mode in ("1", "L") or picture.mode.startswith("I"):
+            return _of_numbers(path, np.array(picture))
+        if picture.mode in ("RGB", "RGBA", "LA"):
+            return _of_colours(path, np.array(picture.convert("RGB")))
+        raise DataError(f"mask {path} has the mode {picture.mode}: masks are indexed or grey PNG files")
+
+
+def _of_numbers(path: Path, numbers: np.ndarray) -> np.ndarray:
+    labels = np.unique(numbers)
+    if set(labels.tolist()) in ({0, 1}, {0, 255}, {255}, {0, 65535}, {65535}):
+        return (numbers > 0).astype(np.uint8)
+    if labels[0] < 0 or labels[-1] > VOID:
+        raise DataError(
+            f"mask {path} holds labels from {labels[0]} to {labels[-1]}: 0 is background, objects are 1 to {MOST_OBJECTS}, {VOID} is void"
+        )
+    return numbers.astype(np.uint8)
+
+
+def _of_colours(path: Path, pixels: np.ndarray) -> np.ndarray:
+    colours, places = np.unique(pixels.reshape(-1, 3), axis=0, return_inverse=True)
+    if (colours == colours[:, :1]).all():
+        return _of_numbers(path, pixels[..., 0])
+    known = {tuple(colour): label for label, colour in enumerate(palette().tolist())}
+    if strangers := [str(colour) for colour in map(tuple, colours.tolist()) if colour not in known]:
+        raise DataError(
+            f"mask {path} has {len(strangers)} colours that are not in the palette of VOC and DAVIS: {some(strangers, 3)}. "
+            "Save it as an indexed PNG whose numbers are the objects, without smoothing."
+        )
+    labels = np.array([known[tuple(colour)] for colour in colours.tolist()], np.uint8)
+    return labels[places].reshape(pixels.shape[:2])

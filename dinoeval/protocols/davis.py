@@ -1,0 +1,352 @@
+"""Label propagation on DAVIS (Table 5): the objects of the first frame are carried through a video by patch tokens alone.
+
+Frames at 480 pixels, their long side cut to a multiple of 64; final-norm patch tokens, L2-normalised; every token takes
+the labels of the 5 tokens most like it, with weight exp(cosine / 0.1), among those at most 12 rows and columns away in
+the first frame and in the last 7. Source: eval_video_segmentation.py of facebookresearch/dino; the paper only says that
+it follows Jabri et al., whose code has other values.
+
+Region similarity J and contour accuracy F are those of davis2017-evaluation, semi-supervised: first and last frame left
+out, void counted as background, and the mean is over the objects of all sequences, not over sequences.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from dinoeval import distributed
+from dinoeval.data.davis import PUBLISHED, Video, open_davis
+from dinoeval.data.images import from_files
+from dinoeval.data.masks import read_mask
+from dinoeval.errors import ConfigError, DataError, some
+from dinoeval.files import expand
+from dinoeval.instances import choose_root, departures, first_reason, network_name, spreads_of
+from dinoeval.maths.bootstrap import DRAWS, SEED
+from dinoeval.results import Reference, Result
+from dinoeval.session import Half, describe_data
+
+if TYPE_CHECKING:
+    from dinoeval.data.frames import FrameTransform
+    from dinoeval.session import Session
+    from dinoeval.video import Rule
+
+VERSION = 1
+METRICS = ("J&F", "J", "F", "J_recall", "J_decay", "F_recall", "F_decay")
+_TABLE5 = {"vit_s16": (61.8, 60.2, 63.4), "vit_b16": (62.3, 60.7, 63.9), "vit_s8": (69.9, 66.6, 73.1), "vit_b8": (71.4, 67.9, 74.9)}
+# The supervised ViT-S/8 of the table was never released.
+PAPER = {
+    (name, metric): Reference(metric=metric, value=value, decimals=1, source="Table 5")
+    for name, values in _TABLE5.items()
+    for metric, value in zip(METRICS, values, strict=False)
+}
+_log = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+    """Label propagation on DAVIS."""
+
+    data: str | None = None
+    """The folder that holds JPEGImages/480p, Annotations/480p and ImageSets; by default $DINOEVAL_DATA/DAVIS. A tree of 2016, with one
+    object a sequence, goes too; where only first frames have annotations, masks are made and nothing is scored."""
+    sequences: tuple[str, ...] = ()
+    """Names of sequences, or one file that lists them; by default ImageSets/2017/val.txt, or else that of 2016."""
+    out: str | None = None
+    """Write masks to OUT/<sequence>/NNNNN.png, and go on from the sequences that are finished there; by default a folder beside the
+    feature cache."""
+    masks: str | None = None
+    """Only score masks that were made elsewhere, MASKS/<sequence>/NNNNN.png; no network is used."""
+    overlay: str | None = None
+    """A folder for pictures: an animated GIF and a contact sheet of each sequence, its masks over its frames."""
+    image_size: int = 480
+    """Pixels of the short side."""
+    reading: Literal["opencv", "pil", "torchvision"] = "opencv"
+    """Whose bilinear filter resizes frames; the released code's is OpenCV's."""
+    context: int = 7
+    """Frames looked at besides the first."""
+    radius: int = 12
+    """Rows and columns of tokens that a token looks away."""
+    top: int = 5
+    """Tokens that count."""
+    temperature: float = 0.1
+    """They count with weight exp(cosine / temperature)."""
+    failures: Literal["released", "mended"] = "released"
+    """Of the released code: objects that are lost when the first mask is shrunk are never predicted, and a soft map that is the same
+    everywhere becomes NaN, which wins, or noise. mended gives a lost object the token that holds most of it, and leaves such a map."""
+
+
+@dataclasses.dataclass
+class _Outcome:
+    """What became of one sequence."""
+
+    scores: dict[str, np.ndarray]
+    """(objects,) fractions by metric; empty where nothing is scored."""
+    lost: list[int]
+    constant: dict[str, list[int]]
+    seconds: dict[str, float]
+
+
+def run(config: Config, session: Session) -> Result:
+    """Propagate the first masks of all sequences and score them, in percent; sequences that are finished are not done again.
+
+    Several processes share the sequences.
+    """
+    began = time.monotonic()
+    root = choose_root(config.data, "DAVIS", "the folder that holds JPEGImages/ and Annotations/")
+    rule, transform = _settle(config, session)
+    if config.overlay is not None:
+        from dinoeval.figures.overlay import make_folder
+
+        make_folder(expand(config.overlay))
+    videos = open_davis(root, config.sequences)
+    if config.masks is not None and not videos[0].annotated:
+        raise DataError(f"{root} has annotations of first frames alone: the masks in {config.masks} cannot be scored")
+    seconds = {"open": time.monotonic() - began}
+    work = _Scoring(expand(config.masks)) if config.masks is not None else _Making(config, session, videos, rule, transform)
+    own = [(number, work.do(videos[number])) for number in distributed.shard(len(videos))]
+    if config.overlay is not None:
+        drawing = time.monotonic()
+        _draw(expand(config.overlay), [videos[number] for number, _ in own], work.folder)
+        seconds["overlay"] = time.monotonic() - drawing
+    outcomes = [outcome for _, outcome in sorted(pair for share in distributed.gather(own) for pair in share)]
+    for outcome in outcomes:
+        for stage, took in outcome.seconds.items():
+            seconds[stage] = seconds.get(stage, 0.0) + took
+    seconds["total"] = time.monotonic() - began
+    return _result(config, session, transform, root, videos, outcomes, seconds)
+
+
+def _settle(config: Config, session: Session) -> tuple[Rule, FrameTransform]:
+    """Check the options."""
+    from dinoeval.data.frames import frame_transform
+    from dinoeval.video import Rule
+
+    settings = session.config
+    if config.masks is not None and (config.out or settings.arch or settings.weights):
+        raise ConfigError("--masks scores masks made elsewhere: leave out --out, --arch and --weights")
+    if settings.bad_images == "skip":
+        raise ConfigError("no frame of a video can be skipped: leave out --bad-images skip")
+    if config.masks is None:
+        session.backbone.check_offers(patches=True)
+    names = [field.name for field in dataclasses.fields(Rule)]
+    rule = Rule(**{name: getattr(config, name) for name in names})
+    return rule, frame_transform(config.image_size, config.reading, session.backbone.patch_size or 1, *session.colours())
+
+
+@dataclasses.dataclass
+class _Scoring:
+    """Scores masks that are there."""
+
+    folder: Path
+
+    def do(self, video: Video) -> _Outcome:
+        if not (self.folder / video.name).is_dir():
+            raise DataError(f"{self.folder} has no folder {video.name}: masks lie at <sequence>/NNNNN.png")
+        began = time.monotonic()
+        scores = score(video, self.folder / video.name)
+        return _Outcome(scores, [], {}, {"scores": time.monotonic() - began})
+
+
+class _Making:
+    """Makes masks, then scores them."""
+
+    def __init__(self, config: Config, session: Session, videos: list[Video], rule: Rule, transform: FrameTransform) -> None:
+        from dinoeval.data.mask_folders import finished
+        from dinoeval.features.cache import RUNS, key_of
+
+        self.session, self.rule, self.transform, self.done = session, rule, transform, 0
+        prints = {video.name: video.fingerprint() for video in videos}
+        common = {
+            "version": VERSION, "backbone": session.backbone.digest, "network": dataclasses.asdict(session.backbone.config),
+            "precision": session.backbone.precision, "transform": transform.id, **dataclasses.asdict(rule),
+        }  # fmt: skip
+        self.recipes = {name: {**common, "frames and first mask": print_} for name, print_ in prints.items()}
+        runs = session.cache.root / RUNS
+        self.folder = expand(config.out) if config.out else runs / f"davis-{key_of({**common, 'videos': prints})}"
+        for name, recipe in self.recipes.items():
+            finished(self.folder / name, recipe)  # refuses masks of another run before any work
+        self.count = len(videos)
+        _log.info("masks go to %s", self.folder)
+
+    def do(self, video: Video) -> _Outcome:
+        from dinoeval.data.mask_folders import finished
+
+        began = time.monotonic()
+        earlier = finished(self.folder / video.name, self.recipes[video.name])
+        record = earlier or self._make(video)
+        made = time.monotonic()
+        self.done += 1
+        how = "were made by an earlier run" if earlier else f"took {made - began:.1f} s"
+        _log.info("%s: its %d masks %s (%d of %d sequences)", video.name, len(video.frames), how, self.done, self.count)
+        scores = score(video, self.folder / video.name) if video.annotated else {}
+        return _Outcome(scores, record["lost"], record["constant"], {"masks": made - began, "scores": time.monotonic() - made})
+
+    def _make(self, video: Video) -> dict[str, Any]:
+        from tqdm import tqdm
+
+        from dinoeval.data.frames import open_frame
+        from dinoeval.data.mask_folders import fill
+        from dinoeval.video import Propagation
+
+        propagation = Propagation(self.session.backbone, video.first, self.transform, self.rule)
+        names = [path.stem for path in video.frames]
+        quiet = None if distributed.rank() == 0 else True
+        frames = tqdm(map(open_frame, video.frames), video.name, len(names), unit="frame", disable=quiet, leave=False)
+        masks = zip((f"{name}.png" for name in names), propagation.masks(names, frames), strict=True)
+        return fill(
+            self.folder / video.name,
+            self.recipes[video.name],
+            masks,
+            lambda: {"lost": propagation.lost, "constant": propagation.constant},
+        )
+
+
+def score(video: Video, folder: Path) -> dict[str, np.ndarray]:
+    """The official scores of a sequence's masks: (objects,) fractions by metric, NaN where a sequence has fewer than 3 frames.
+
+    The first frame and the last do not count. Raises DataError where a mask is missing, of another size, or has an object
+    that the first mask has not.
+    """
+    from dinoeval.maths.segmentation import contour_accuracy, region_similarity, statistics
+
+    frames = range(1, len(video.frames) - 1)
+    values = np.zeros((2, video.objects, len(frames)))
+    for place, number in enumerate(frames):
+        mask, truth = _predicted(video, folder / video.mask_name(number)), video.truth(number)
+        for label in range(1, video.objects + 1):
+            pair = truth == label, mask == label
+            values[:, label - 1, place] = region_similarity(*pair), contour_accuracy(*pair)
+    found = {metric: np.full(video.objects, np.nan) for metric in METRICS}
+    for label in range(video.objects if len(frames) else 0):
+        for name, per_frame in zip("JF", values[:, label], strict=True):
+            found[name][label], found[f"{name}_recall"][label], found[f"{name}_decay"][label] = statistics(per_frame)
+    found["J&F"] = (found["J"] + found["F"]) / 2
+    return found
+
+
+def _predicted(video: Video, path: Path) -> np.ndarray:
+    mask = read_mask(path)
+    if mask.shape[::-1] != video.size:
+        raise DataError(f"the mask {path} has {mask.shape[1]} x {mask.shape[0]} pixels, and its frame {video.size[0]} x {video.size[1]}")
+    if mask.max(initial=0) > video.objects:
+        raise DataError(f"the mask {path} has an object {mask.max()}, and the first mask of {video.name} has {video.objects} objects")
+    return mask
+
+
+def _draw(folder: Path, videos: list[Video], masks: Path) -> None:
+    """Draw what there is a mask of: masks made elsewhere may leave out the first and the last frame."""
+    from dinoeval.data.frames import open_frame
+    from dinoeval.figures.overlay import draw_video
+
+    for video in videos:
+        found = {path: masks / video.name / video.mask_name(number) for number, path in enumerate(video.frames)}
+        found = {path: mask for path, mask in found.items() if mask.exists()}
+        if found:
+            draw_video(folder, video.name, [path.stem for path in found], map(open_frame, found), map(read_mask, found.values()))
+
+
+def _result(
+    config: Config, session: Session, transform: FrameTransform, root: Path, videos: list[Video], outcomes: list[_Outcome],
+    seconds: dict[str, float],
+) -> Result:  # fmt: skip
+    scored = videos[0].annotated
+    values = {metric: np.concatenate([outcome.scores[metric] for outcome in outcomes]) for metric in METRICS} if scored else {}
+    spreads = spreads_of(values)
+    reason = _not_comparable(config, session, videos)
+    objects = [f"{video.name}/{label}" for video in videos for label in range(1, video.objects + 1)] if scored else []
+    return Result(
+        protocol="davis",
+        version=VERSION,
+        metrics={metric: spread.mean for metric, spread in spreads.items()},
+        standard_errors={metric: spread.error for metric, spread in spreads.items()},
+        config={
+            **dataclasses.asdict(config), "data": str(root), "sequences": [video.name for video in videos], "out": None, "overlay": None,
+            "masks": config.masks is not None,
+        },
+        backbone=_no_backbone(config.masks) if config.masks is not None else session.describe_backbone(),
+        data=_describe(root, videos),
+        transform="none" if config.masks is not None else transform.id,
+        machine=session.machine,
+        seconds=seconds,
+        references=[] if reason else [PAPER[network_name(session), metric] for metric in METRICS[:3]],
+        not_comparable=reason,
+        notes=_notes(videos, outcomes),
+        table=_table(videos, outcomes),
+        samples={"path": objects, **{metric: [_known(one) for one in scores.tolist()] for metric, scores in values.items()}},
+    )  # fmt: skip
+
+
+def _no_backbone(masks: str) -> dict[str, Any]:
+    name = f"masks in {Path(masks).name}"
+    return {"arch": "none", "weights": name, "layout": name, "key": None, "random": False, "digest": "", "precision": "none", "device": ""}
+
+
+def _describe(root: Path, videos: list[Video]) -> dict[str, Any]:
+    halves = {}
+    for half, paths in (("frames", [path for video in videos for path in video.frames]),
+                        ("annotations", [path for video in videos for path in video.annotations])):  # fmt: skip
+        halves[half] = Half(from_files(str(root), half, root, [path.relative_to(root).as_posix() for path in paths]), [])
+    return describe_data(str(root), **halves)
+
+
+def _not_comparable(config: Config, session: Session, videos: list[Video]) -> str | None:
+    counts = len(videos), sum(video.objects for video in videos)
+    paper = Config()
+    same = ("image_size", "reading", "context", "radius", "top", "temperature", "failures")
+    others = [f"{name} is {getattr(config, name)}, the paper's {getattr(paper, name)}" for name in same
+              if getattr(config, name) != getattr(paper, name)]  # fmt: skip
+    return first_reason([
+        (config.masks is not None, "the masks were made elsewhere"),
+        (not videos[0].annotated, "only first frames have annotations"),
+        (counts != PUBLISHED, f"the validation set of 2017 has {PUBLISHED[0]} sequences and {PUBLISHED[1]} objects, this one {counts[0]} "
+         f"and {counts[1]}"),
+        *((True, other) for other in others if config.masks is None),
+        *(departures(session, (network_name(session), METRICS[0]) in PAPER, False) if config.masks is None else []),
+    ])  # fmt: skip
+
+
+def _notes(videos: list[Video], outcomes: list[_Outcome]) -> list[str]:
+    pairs = list(zip(videos, outcomes, strict=True))
+    lost = [f"{video.name} {label}" for video, outcome in pairs for label in outcome.lost]
+    constant = [f"{video.name} {frame}" for video, outcome in pairs for frame in outcome.constant]
+    short = [video.name for video in videos if len(video.frames) < 3]
+    unseen = [f"{video.name} {label}" for video in videos for label in video.unseen]
+    found = [
+        (lost, "objects that no token has, the first mask being shrunk: {}"),
+        (constant, "frames in which a soft map is the same everywhere: {}"),
+        (short if videos[0].annotated else [], "not scored, having fewer than 3 frames, of which the first and the last do not count: {}"),
+        (unseen, "numbers that the first mask leaves out, and that the official evaluation counts as objects: {}"),
+    ]
+    return [
+        *(text.format(some(names, 20)) for names, text in found if names),
+        *([f"errors are of {DRAWS:,} draws of the objects with replacement, seed {SEED}"] if videos[0].annotated else []),
+    ]
+
+
+def _table(videos: list[Video], outcomes: list[_Outcome]) -> list[dict[str, Any]]:
+    """A row a sequence, then, where a sequence has several, a row an object; percent."""
+    rows: list[dict[str, Any]] = []
+    parts: list[dict[str, Any]] = []
+    any_failed = any(outcome.lost or outcome.constant for outcome in outcomes)
+    for video, outcome in zip(videos, outcomes, strict=True):
+        means = {metric: _percent(outcome.scores[metric].mean()) for metric in METRICS[:3] if outcome.scores}
+        failed = {"lost": " ".join(map(str, outcome.lost)), "constant": len(outcome.constant)} if any_failed else {}
+        rows.append({"sequence": video.name, "frames": len(video.frames), "objects": video.objects, **means, **failed})
+        for place in range(video.objects if outcome.scores else 0):
+            scores = {metric: _percent(outcome.scores[metric][place]) for metric in METRICS}
+            parts.append({"sequence": video.name, "object": place + 1, **scores})
+    return rows + (parts if len(parts) > len(rows) else [])
+
+
+def _percent(fraction: float) -> float | None:
+    return _known(100 * float(fraction))
+
+
+def _known(value: float) -> float | None:
+    """JSON has no NaN."""
+    return None if np.isnan(value) else value

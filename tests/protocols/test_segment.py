@@ -1,0 +1,245 @@
+from __future__ import annotations
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from factories import made_up_images, made_up_state
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+from segmentation_factories import masked_folder, voc_tree
+
+import dinoeval
+from dinoeval.cli import main
+from dinoeval.data.masks import VOID, write_mask
+from dinoeval.errors import ConfigError, DataError
+from dinoeval.models.backbone import Backbone
+from dinoeval.protocols import segment
+from dinoeval.results import Result
+from dinoeval.session import SessionConfig
+
+MEAN, STD = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
+PATCH = 4  # of the tiny network
+
+
+@pytest.fixture
+def backbone(tiny_weights) -> Backbone:
+    return dinoeval.load(weights=tiny_weights)
+
+
+def slow_mask(attention: np.ndarray, mass: float, patch: int) -> list[list[bool]]:
+    """visualize_attention.py's: walk up from the smallest share; what lies within the first 1 - mass is dropped."""
+    flat = attention.ravel()
+    total, running, kept = sum(flat), 0.0, [False] * len(flat)
+    for place in np.argsort(flat, kind="stable"):
+        running += flat[place] / total
+        kept[place] = running > 1 - mass
+    height, width = attention.shape
+    return [[kept[(row // patch) * width + column // patch] for column in range(width * patch)] for row in range(height * patch)]
+
+
+def slow_scores(backbone: Backbone, picture: Image.Image, ids: np.ndarray, size: int | None, mass: float, void: str) -> np.ndarray:
+    """The Jaccard of every object (rows) with every head's mask and that of the mean (columns), pixel by pixel."""
+    truth = Image.fromarray(ids)
+    if size:
+        picture, truth = picture.resize((size, size), Image.Resampling.BILINEAR), truth.resize((size, size), Image.Resampling.NEAREST)
+    width, height = (side - side % PATCH for side in picture.size)
+    pixels = (np.asarray(picture.convert("RGB"))[:height, :width] / 255 - MEAN) / STD
+    batch = torch.from_numpy(pixels.transpose(2, 0, 1)[None].astype(np.float32))
+    rows = backbone.attention(batch)[0, :, 0, 1:].numpy().astype(np.float64).reshape(-1, height // PATCH, width // PATCH)
+    truth = np.asarray(truth)[:height, :width]
+    counted = truth != VOID if void == "ignored" else np.ones_like(truth, bool)
+    scores = []
+    for label in sorted(set(truth.ravel().tolist()) - {0, VOID}):
+        scores.append([])
+        for one in (*rows, rows.mean(0)):
+            mask = np.array(slow_mask(one, mass, PATCH)) & counted
+            scores[-1].append((mask & (truth == label)).sum() / (mask | (truth == label)).sum())
+    return np.array(scores)
+
+
+def test_the_best_head_of_each_object_by_hand():
+    # 2 heads, 2 x 2 patches of 2 pixels; object 1 fills the upper left patch, object 7 half of the lower right one.
+    attention = torch.tensor([[[0.6, 0.1], [0.2, 0.1]], [[0.1, 0.2], [0.1, 0.6]]]) / 2  # the other half went to [CLS]
+    ids = np.array([[1, 1, 0, 0], [1, 1, 0, 0], [0, 0, 7, 0], [0, 0, 7, 0]], np.uint8)
+    # 55 % of head 0 is its upper left patch, of head 1 its lower right one; 55 % of the mean are both of these.
+    found = segment.score(attention, ids, mass=0.55, void="ignored")
+    np.testing.assert_array_equal(found, [[4 / 4, 0 / 8, 4 / 8], [0 / 6, 2 / 4, 2 / 8]])
+    outcomes, table = segment.summarise([found])
+    assert outcomes["jaccard"].tolist() == [(1 + 0.5) / 2]
+    assert outcomes["jaccard_fixed_head"].tolist() == [(1 + 0) / 2], "head 0"
+    assert outcomes["jaccard_mean_head"].tolist() == [(0.5 + 0.25) / 2]
+    assert [(row["jaccard"], row["best for % of objects"], row["fixed"]) for row in table] == [(50, 50, True), (25, 50, False)]
+
+
+def test_void_pixels_by_hand():
+    attention = torch.tensor([[[0.7, 0.1], [0.1, 0.1]]])
+    ids = np.array([[1, VOID, 0, 0], [1, VOID, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0]], np.uint8)
+    assert segment.score(attention, ids, mass=0.5, void="ignored").tolist() == [[1, 1]]
+    assert segment.score(attention, ids, mass=0.5, void="background").tolist() == [[0.5, 0.5]]
+    only_void = np.full((4, 4), VOID, np.uint8)
+    assert segment.score(attention, only_void, mass=0.5, void="ignored").shape == (0, 2)
+
+
+def test_means_go_over_the_objects_of_an_image_first():
+    # An image of one object and one of three: the single object weighs as much as the three together.
+    scores = [np.array([[0.9, 0.2, 0]]), np.array([[0.1, 0.3, 0], [0.1, 0.3, 0], [0.4, 0.3, 0]])]
+    outcomes, _ = segment.summarise(scores)
+    np.testing.assert_allclose(outcomes["jaccard"], [0.9, (0.3 + 0.3 + 0.4) / 3])
+    np.testing.assert_allclose(outcomes["jaccard_fixed_head"], [0.9, 0.2])  # head 0: (0.9 + 0.2) / 2 against (0.2 + 0.3) / 2
+
+
+@given(st.integers(1, 6), st.integers(1, 5), st.integers(0, 2**31))
+def test_the_best_head_of_each_object_is_no_worse_than_one_for_all(heads, images, seed):
+    random = np.random.default_rng(seed)
+    outcomes, table = segment.summarise([random.random((int(random.integers(1, 4)), heads + 1)) for _ in range(images)])
+    assert (outcomes["jaccard"] >= outcomes["jaccard_fixed_head"] - 1e-12).all()
+    assert 100 * outcomes["jaccard_fixed_head"].mean() == pytest.approx(max(row["jaccard"] for row in table))
+    assert sum(row["best for % of objects"] for row in table) == pytest.approx(100)
+    assert sum(row["fixed"] for row in table) == 1
+
+
+@pytest.mark.parametrize("mass", [0.6, 0.8])
+@pytest.mark.parametrize("void", ["ignored", "background"])
+@pytest.mark.parametrize("size", [32, 34, "native"])
+def test_scores_equal_the_released_mask_and_the_described_means(backbone, tmp_path, mass, void, size):
+    root = voc_tree(tmp_path)
+    voc = root / "VOCdevkit/VOC2012"
+    result = dinoeval.evaluate("segment", backbone, data=str(root), mass=mass, void=void, image_size=size)
+    expected = []
+    for path in result.samples["path"]:
+        name = path.removeprefix("JPEGImages/").removesuffix(".jpg")
+        ids = np.asarray(Image.open(voc / f"SegmentationObject/{name}.png"))
+        expected.append(slow_scores(backbone, Image.open(voc / path), ids, None if size == "native" else size, mass, void))
+    heads = np.array([one[:, :-1].mean(0) for one in expected])
+    assert result.samples["jaccard"] == pytest.approx([one[:, :-1].max(1).mean() for one in expected])
+    assert result.samples["jaccard_mean_head"] == pytest.approx([one[:, -1].mean() for one in expected])
+    assert [row["jaccard"] for row in result.table] == pytest.approx((100 * heads.mean(0)).tolist())
+    assert result.metrics["jaccard_fixed_head"] == pytest.approx(100 * heads.mean(0).max())
+    assert result.metrics["jaccard"] == pytest.approx(100 * np.mean(result.samples["jaccard"]))
+    assert result.config["image_size"] == size
+
+
+def test_any_batch_gives_the_same(backbone, tmp_path):
+    root = masked_folder(tmp_path / "set", images=5)
+    ones, threes = (
+        dinoeval.evaluate("segment", backbone, session=SessionConfig(batch_size=size), data=str(root), image_size=32) for size in (1, 3)
+    )
+    assert ones.samples["path"] == [f"{number}.jpg" for number in range(5)]
+    assert threes.samples["jaccard"] == pytest.approx(ones.samples["jaccard"], abs=1e-9)
+
+
+def test_instances_and_classes(backbone, tmp_path):
+    root = voc_tree(tmp_path)
+    results = [dinoeval.evaluate("segment", backbone, data=str(root), image_size=32, objects=kind) for kind in ("instance", "class")]
+    assert [result.config["objects"] for result in results] == ["instance", "class"]
+    assert results[0].samples["jaccard"] != results[1].samples["jaccard"]
+    folder = dinoeval.evaluate("segment", backbone, data=str(masked_folder(tmp_path / "set")), image_size=32)
+    assert folder.config["objects"] == "masks/", "a folder has one kind"
+
+
+def test_published_numbers_go_with_the_whole_set_and_the_assumed_settings(tmp_path, monkeypatch):
+    monkeypatch.setattr(segment, "VOC_IMAGES", 2)
+    root = voc_tree(tmp_path, images=2)
+    torch.save(made_up_state("vit_xs16"), tmp_path / "dino_deitsmall16_pretrain.pth")  # goes by the released file's name
+    backbone = dinoeval.load(weights=tmp_path / "dino_deitsmall16_pretrain.pth", arch="vit_xs16")
+    result = dinoeval.evaluate("segment", backbone, data=str(root))
+    assert [(one.metric, one.value) for one in result.references] == [("jaccard", 45.9)]
+    assert result.not_comparable is None
+    assert any("assumed" in note and "instance masks" in note and "void pixels ignored" in note for note in result.notes)
+    result = dinoeval.evaluate("segment", backbone, data=str(root), mass=0.7, image_size=64)
+    assert result.references == []
+    assert "masks keep 0.7" in (result.not_comparable or "")
+    assert "image size is 64" in (result.not_comparable or "")
+    monkeypatch.setattr(segment, "VOC_IMAGES", 1449)
+    reason = dinoeval.evaluate("segment", backbone, data=str(root), image_size=64).not_comparable or ""
+    assert "1,449 images, this one has 2" in reason
+
+
+def test_random_weights_are_told_what_the_paper_has_for_them(tmp_path):
+    backbone = dinoeval.load("vit_s16", weights="random")
+    result = dinoeval.evaluate("segment", backbone, data=str(masked_folder(tmp_path / "set", images=1)), image_size=32)
+    assert any("22.0 for random weights" in note for note in result.notes)
+    assert "random" in (result.not_comparable or "")
+
+
+def test_networks_of_timm_and_those_without_patches(tmp_path):
+    root = str(masked_folder(tmp_path / "set", images=2))
+    network = dinoeval.load("timm/test_vit", weights="random")
+    result = dinoeval.evaluate("segment", network, data=root, image_size=64)
+    assert len(result.table) == 2, "a row each head"
+    assert any("timm resamples positions" in note for note in result.notes)
+    with pytest.raises(ConfigError, match="timm/resnet10t has no patches"):
+        dinoeval.evaluate("segment", dinoeval.load("timm/resnet10t", weights="random"), data=root)
+
+
+def test_what_is_left_out_is_said(backbone, tmp_path):
+    root = masked_folder(tmp_path / "set", images=5)
+    write_mask(root / "masks/0.png", np.zeros((50, 75), np.uint8))
+    (root / "images/1.jpg").write_bytes(b"no image")
+    vanishing = np.zeros((64, 64), np.uint8)
+    vanishing[0, 0] = 1  # between the pixels that remain at a size of 16
+    write_mask(root / "masks/2.png", vanishing)
+    options = {"data": str(root), "image_size": 16}
+    with pytest.raises(DataError, match=r"1 of 5 images .*1\.jpg"):
+        dinoeval.evaluate("segment", backbone, **options)
+    result = dinoeval.evaluate("segment", backbone, session=SessionConfig(bad_images="skip"), **options)
+    assert result.samples["path"] == ["3.jpg", "4.jpg"]
+    assert result.data["images"]["images"] == result.data["masks"]["images"] == 2
+    assert result.data["images"]["bad_images"] == ["1.jpg"]
+    assert any("without an object, left out: 1 (0.jpg)" in note for note in result.notes)
+    assert any("gone once their masks are resized, left out: 1" in note for note in result.notes)
+    for row in (0, 1, 3, 4):
+        (root / f"images/{row}.jpg").unlink()
+    with pytest.raises(DataError, match="no object of"):
+        dinoeval.evaluate("segment", backbone, **options)
+
+
+def test_an_image_smaller_than_a_patch(tmp_path):
+    root = masked_folder(tmp_path / "set", images=2)
+    made_up_images(1, (30, 12))[0].save(root / "images/0.jpg")
+    write_mask(root / "masks/0.png", np.ones((12, 30), np.uint8))
+    network = dinoeval.load("vit_xs16", weights="random")
+    with pytest.raises(DataError, match=r"0\.jpg \(30 x 12 pixels; a side of 16"):
+        dinoeval.evaluate("segment", network, data=str(root), image_size="native")
+    assert len(dinoeval.evaluate("segment", network, data=str(root), image_size=32).samples["path"]) == 2, "squashing enlarges it"
+
+
+@pytest.mark.parametrize("options", [{"mass": 0.0}, {"mass": 1.1}, {"mass": float("nan")}, {"image_size": 3}, {"image_size": 0}])
+def test_options_that_make_no_sense(backbone, tmp_path, options):
+    with pytest.raises(ConfigError):
+        dinoeval.evaluate("segment", backbone, data=str(masked_folder(tmp_path / "set", images=1)), **options)
+
+
+def test_all_of_the_mass_is_the_whole_image(backbone, tmp_path):
+    root = masked_folder(tmp_path / "set", images=2)
+    result = dinoeval.evaluate("segment", backbone, data=str(root), mass=1.0, image_size="native", void="background")
+    shares = []
+    for number in range(2):
+        ids = np.asarray(Image.open(root / f"masks/{number}.png"))
+        ids = ids[: ids.shape[0] - ids.shape[0] % PATCH, : ids.shape[1] - ids.shape[1] % PATCH]
+        shares.append(np.mean([(ids == label).mean() for label in (1, 2)]))
+    assert result.samples["jaccard"] == pytest.approx(shares)
+
+
+def test_the_command_line(tiny_weights, tmp_path, capsys, monkeypatch):
+    voc_tree(tmp_path / "data")
+    monkeypatch.setenv("DINOEVAL_DATA", str(tmp_path / "data"))
+    target = tmp_path / "result.json"
+    for size in ("32", "native"):
+        with pytest.raises(SystemExit) as stop:
+            main(["segment", "--weights", str(tiny_weights), "--image-size", size, "--json", str(target)])
+        assert stop.value.code == 0
+        told = capsys.readouterr().out
+        assert "jaccard_fixed_head" in told
+        assert "best for % of objects" in told
+        assert str(json.loads(target.read_text())["config"]["image_size"]) == size
+        assert Result.load(target).metrics.keys() == {"jaccard", "jaccard_fixed_head", "jaccard_mean_head"}
+    shutil.rmtree(tmp_path / "data")
+    with pytest.raises(SystemExit) as stop:
+        main(["segment", "--weights", str(tiny_weights)])
+    assert stop.value.code == 2
+    assert "give --data" in capsys.readouterr().err
