@@ -167,7 +167,7 @@ def result_of(
         protocol=protocol,
         version=version,
         metrics={metric: spread.mean for metric, spread in spreads.items()},
-        standard_errors={metric: spread.error for metric, spread in spreads.items()},
+        standard_errors={metric: spread.error for metric, spread in spreads.items() if spread.error is not None},
         config={**dataclasses.asdict(config), **folders, "data": name, **settled},
         backbone=session.describe_backbone(),
         data=describe_data(name, **vectors.features),

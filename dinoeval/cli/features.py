@@ -79,7 +79,7 @@ def embed(
 
 
 def cache_list(cache: str | None = None) -> int:
-    """List the entries of the feature cache, and the runs of linear probes that lie beside them.
+    """List the entries of the feature cache, and the runs of linear probes and `davis` that lie beside them.
 
     Args:
         cache: Its folder; by default $DINOEVAL_CACHE, or one of the user's cache.
@@ -102,7 +102,7 @@ def cache_list(cache: str | None = None) -> int:
     for folder in store.partials():
         print(f"{folder.name.removesuffix('.partial')}  unfinished: the same command goes on with it")
     for folder, finished in store.runs():
-        size = sum(path.stat().st_size for path in folder.iterdir())
+        size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
         total += size
         print(f"{folder.name}  {size / 1e6:.1f} MB  {'finished run' if finished else 'unfinished run: the same command goes on with it'}")
     print(f"{total / 1e6:.1f} MB in {store.root}")
@@ -137,7 +137,7 @@ def cache_prune(
     Args:
         keys: Entries and runs to delete too, by name or the beginning of one.
         everything: Delete all entries.
-        runs: Delete the finished runs of linear probes, with their heads.
+        runs: Delete the finished runs: heads of linear probes, masks of `davis`.
         cache: The cache's folder; by default $DINOEVAL_CACHE, or one of the user's cache.
     """
     from dinoeval.features.cache import FeatureCache

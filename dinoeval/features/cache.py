@@ -28,6 +28,8 @@ from dinoeval.features.partial import Partial, create, delete, reason, resume
 from dinoeval.files import expand
 
 RUNS = "runs"
+FINISHED = "finished"
+"""A file by this name in a run's folder says that the run came to its end; of a linear probe its heads do."""
 _NAME = re.compile(r"[0-9a-f]{32}(\.partial)?")  # nothing else in the folder is ours
 _RUN = re.compile(r"[a-z]+-[0-9a-f]{32}")
 _log = logging.getLogger(__name__)
@@ -77,9 +79,10 @@ class FeatureCache:
         return [folder for folder in self._folders() if folder.suffix == ".partial"]
 
     def runs(self) -> list[tuple[Path, bool]]:
-        """The folders of linear probes that were given no other place, each with whether its run came to its end."""
+        """The folders of runs that were given no other place, each with whether its run came to its end."""
         inside = sorted((self.root / RUNS).iterdir()) if (self.root / RUNS).is_dir() else []
-        return [(folder, any(folder.glob("head_*.pth"))) for folder in inside if _RUN.fullmatch(folder.name) and folder.is_dir()]
+        folders = [folder for folder in inside if _RUN.fullmatch(folder.name) and folder.is_dir()]
+        return [(folder, (folder / FINISHED).exists() or any(folder.glob("head_*.pth"))) for folder in folders]
 
     def _folders(self) -> list[Path]:
         inside = sorted(self.root.iterdir()) if self.root.is_dir() else []

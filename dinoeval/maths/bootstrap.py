@@ -15,8 +15,8 @@ class Spread:
     """A mean and what draws of its values say of it, in their unit."""
 
     mean: float
-    error: float
-    """Deviation of the means of the draws."""
+    error: float | None
+    """Deviation of the means of the draws; None of a single value, which has no spread that could be seen."""
     low: float
     high: float
     """Between them lies the central part of those means: LEVEL of them."""
@@ -30,4 +30,5 @@ def spread_of_mean(values: np.ndarray, draws: int = DRAWS, seed: int = SEED) -> 
     means = np.concatenate([random.multinomial(len(values), even, min(step, draws - first)) @ values for first in range(0, draws, step)])
     means /= len(values)
     low, high = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return Spread(float(np.mean(values)), float(means.std(ddof=1)), float(low), float(high))
+    error = float(means.std(ddof=1)) if len(values) > 1 else None
+    return Spread(float(np.mean(values)), error, float(low), float(high))

@@ -117,6 +117,8 @@ def run(config: Config, session: Session) -> Result:
     for outcome in outcomes:
         for stage, took in outcome.seconds.items():
             seconds[stage] = seconds.get(stage, 0.0) + took
+    if isinstance(work, _Making) and work.marker and distributed.rank() == 0:
+        work.marker.touch()
     seconds["total"] = time.monotonic() - began
     return _result(config, session, transform, root, videos, outcomes, seconds)
 
@@ -157,7 +159,7 @@ class _Making:
 
     def __init__(self, config: Config, session: Session, videos: list[Video], rule: Rule, transform: FrameTransform) -> None:
         from dinoeval.data.mask_folders import finished
-        from dinoeval.features.cache import RUNS, key_of
+        from dinoeval.features.cache import FINISHED, RUNS, key_of
 
         self.session, self.rule, self.transform, self.done = session, rule, transform, 0
         prints = {video.name: video.fingerprint() for video in videos}
@@ -168,6 +170,7 @@ class _Making:
         self.recipes = {name: {**common, "frames and first mask": print_} for name, print_ in prints.items()}
         runs = session.cache.root / RUNS
         self.folder = expand(config.out) if config.out else runs / f"davis-{key_of({**common, 'videos': prints})}"
+        self.marker = None if config.out else self.folder / FINISHED
         for name, recipe in self.recipes.items():
             finished(self.folder / name, recipe)  # refuses masks of another run before any work
         self.count = len(videos)
@@ -263,7 +266,7 @@ def _result(
         protocol="davis",
         version=VERSION,
         metrics={metric: spread.mean for metric, spread in spreads.items()},
-        standard_errors={metric: spread.error for metric, spread in spreads.items()},
+        standard_errors={metric: spread.error for metric, spread in spreads.items() if spread.error is not None},
         config={
             **dataclasses.asdict(config), "data": str(root), "sequences": [video.name for video in videos], "out": None, "overlay": None,
             "masks": config.masks is not None,

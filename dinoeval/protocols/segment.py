@@ -91,7 +91,7 @@ def run(config: Config, session: Session) -> Result:
         protocol="segment",
         version=VERSION,
         metrics={metric: spread.mean for metric, spread in spreads.items()},
-        standard_errors={metric: spread.error for metric, spread in spreads.items()},
+        standard_errors={metric: spread.error for metric, spread in spreads.items() if spread.error is not None},
         config={**dataclasses.asdict(config), "data": str(root), "objects": config.objects if opened.voc else "masks/"},
         backbone=session.describe_backbone(),
         data=describe_data(str(root), images=Half(images, list(opened.bad)), masks=Half(masks, [])),

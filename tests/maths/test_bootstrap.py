@@ -20,7 +20,7 @@ def test_draws_repeat_and_one_value_has_no_spread():
     assert spread_of_mean(values) == spread_of_mean(values)
     assert spread_of_mean(values) != spread_of_mean(values, seed=1)
     one = spread_of_mean(np.array([40.0]))
-    assert (one.mean, one.error, one.low, one.high) == (40, 0, 40, 40)
+    assert (one.mean, one.error, one.low, one.high) == (40, None, 40, 40)
 
 
 def test_the_size_of_the_table_does_not_change_the_draws(monkeypatch):

@@ -19,6 +19,7 @@ from dinoeval.cli import main
 from dinoeval.data.mask_folders import RECORD
 from dinoeval.data.masks import read_mask, write_mask
 from dinoeval.errors import ConfigError, DataError
+from dinoeval.features.cache import FeatureCache
 from dinoeval.maths.segmentation import contour_accuracy
 from dinoeval.models.backbone import Backbone, Provenance
 from dinoeval.models.vit import VisionTransformer, parse_architecture
@@ -149,6 +150,20 @@ def test_what_is_finished_is_not_done_again(backbone, root, tmp_path):
     assert all(path.stat().st_mtime_ns == times[path] for path in (out / "cat").glob("*.png"))
     assert all(path.stat().st_mtime_ns > times[path] for path in (out / "dog").glob("*.png"))
     assert not list(out.glob(".*"))
+
+
+def test_a_run_without_a_place_of_its_own_lies_beside_the_cache(backbone, root):
+    whole = evaluate(backbone, root)
+    assert evaluate(backbone, root).metrics == whole.metrics
+    [(folder, finished)] = FeatureCache().runs()
+    assert finished
+    assert sorted(path.name for path in folder.iterdir()) == ["cat", "dog", "finished"]
+
+
+def test_one_object_has_no_standard_error(backbone, root):
+    result = evaluate(backbone, root, sequences=("dog",))
+    assert result.metrics
+    assert not result.standard_errors
 
 
 def test_masks_of_another_run_are_refused_and_stay(backbone, root, tmp_path):
