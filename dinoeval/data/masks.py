@@ -14,6 +14,8 @@ from dinoeval.errors import DataError, some
 
 VOID = 255
 MOST_OBJECTS = VOID - 1
+_LOSSY = ("JPEG", "MPO", "WEBP")
+_SMOOTHED = 8  # labels between 0 and 255, so many of them and all together less than the white, are the edges of a smoothed picture
 
 
 def palette() -> np.ndarray:
@@ -48,9 +50,12 @@ def read_mask(path: Path) -> np.ndarray:
     """Read a mask (H, W): indexed, grey, black and white, or in the colours of VOC.
 
     Where the file has no palette and holds black and white alone, white is object 1, as in DAVIS-2016. Raises DataError
-    where a label is above 255 or a colour stands for none.
+    where a label is above 255, a colour stands for none, or the numbers cannot be labels: those of compressed or smoothed
+    pictures.
     """
     with open_mask(path) as picture:
+        if picture.format in _LOSSY:
+            raise DataError(f"mask {path} is a {picture.format} file, which does not keep numbers as they are: masks are PNG files")
         try:
             picture.load()
         except (OSError, SyntaxError, ValueError) as error:
@@ -60,17 +65,33 @@ def read_mask(path: Path) -> np.ndarray:
         if picture.mode in ("1", "L") or picture.mode.startswith("I"):
             return _of_numbers(path, np.array(picture))
         if picture.mode in ("RGB", "RGBA", "LA"):
+            if "A" in picture.mode and np.ptp(np.asarray(picture.getchannel("A"))):
+                raise DataError(
+                    f"mask {path} has an alpha channel that varies, which says nothing of labels: save it as an indexed or grey PNG"
+                )
             return _of_colours(path, np.array(picture.convert("RGB")))
         raise DataError(f"mask {path} has the mode {picture.mode}: masks are indexed or grey PNG files")
 
 
+def black_and_white(path: Path) -> bool:
+    """Whether a mask has no palette and holds black and white alone, so that white is read as an object and not as void."""
+    with open_mask(path) as picture:
+        return picture.mode != "P" and np.asarray(picture.convert("L")).max(initial=0) == VOID and read_mask(path).max() == 1
+
+
 def _of_numbers(path: Path, numbers: np.ndarray) -> np.ndarray:
-    labels = np.unique(numbers)
+    labels, counts = np.unique(numbers, return_counts=True)
     if set(labels.tolist()) in ({0, 1}, {0, 255}, {255}, {0, 65535}, {65535}):
         return (numbers > 0).astype(np.uint8)
     if labels[0] < 0 or labels[-1] > VOID:
         raise DataError(
             f"mask {path} holds labels from {labels[0]} to {labels[-1]}: 0 is background, objects are 1 to {MOST_OBJECTS}, {VOID} is void"
+        )
+    between = counts[(labels > 0) & (labels < VOID)]
+    if labels[-1] == VOID and len(between) >= _SMOOTHED and between.sum() < counts[-1]:
+        raise DataError(
+            f"mask {path} looks like a black and white one that was smoothed: {len(between)} shades of grey lie between its black and "
+            "white. Save it as an indexed or grey PNG whose numbers are the objects, without smoothing."
         )
     return numbers.astype(np.uint8)
 

@@ -1,7 +1,7 @@
 """Images with a mask each: the segmentation part of PASCAL VOC 2012, or any folder of images/ and masks/ of equal names.
 
 Masks are read by masks.py: 0 is background, 255 void (VOC's borders, and what is hard to tell), other ids are objects. EXIF
-orientation is not applied, neither to images nor to masks.
+orientation is not applied, neither to images nor to masks (but Pillow turns TIFF files by itself).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from dinoeval.data.images import ImageSet, from_files, open_images
-from dinoeval.data.masks import VOID, read_mask
+from dinoeval.data.masks import VOID, black_and_white, read_mask
 from dinoeval.errors import BadImage, DataError, some
 from dinoeval.files import expand
 
@@ -40,6 +40,8 @@ class MaskedImages:
     """Images without an object, which are left out."""
     bad: tuple[dict[str, Any], ...] = ()
     """Images that cannot be used, which are left out too: `path`, `reason`."""
+    alone: tuple[str, ...] = ()
+    """Masks without an image."""
 
     def ids(self, row: int) -> np.ndarray:
         """The mask of image `row`, (H, W) uint8."""
@@ -57,6 +59,7 @@ def open_segmentation(data: str | Path, objects: Objects = "instance", *, least_
     voc = next((root / place for place in _VOC_PLACES if (root / place / _VOC_LIST).is_file()), None)
     whole = _of_voc(voc, objects) if voc else _of_folder(root)
     kept, empty, bad = [], [], []
+    white, numbered = [], []
     for row, path in enumerate(whole.images.paths):
         try:
             size = whole.images.open(row).size
@@ -65,7 +68,15 @@ def open_segmentation(data: str | Path, objects: Objects = "instance", *, least_
         except BadImage as error:
             bad.append({"path": path, "reason": str(error)})
         else:
-            (kept if len(ids_of(_mask_of_size(whole, row, size))) else empty).append(row)
+            mask = _mask_of_size(whole, row, size)
+            (kept if len(ids_of(mask)) else empty).append(row)
+            if mask.max() > 1 or (mask.any() and black_and_white(whole.mask_folder / whole.masks.paths[row])):
+                (numbered if mask.max() > 1 else white).append(whole.masks.paths[row])
+    if white and numbered:
+        raise DataError(
+            f"some masks of {root} hold black and white alone ({some(white, 3)}), where white is an object, and others hold numbers "
+            f"({some(numbered, 3)}), where {VOID} is void: which of the two {VOID} means cannot be told. Save the former with 0 and 1."
+        )
     if bad and not skip_bad:
         named = some(f"{one['path']} ({one['reason']})" for one in bad)
         raise DataError(
@@ -106,6 +117,7 @@ def _of_folder(root: Path) -> MaskedImages:
         masks=from_files(str(root), "masks", root / "masks", [masks[stem] for stem in names]),
         mask_folder=root / "masks",
         voc=False,
+        alone=tuple(name for stem, name in masks.items() if stem not in names),
     )
 
 

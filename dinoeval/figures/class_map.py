@@ -25,6 +25,7 @@ DIMS, PERPLEXITY, LEARNING_RATE, STEPS = 30, 20.0, 200.0, 5000  # the paper's
 _ROOMY = 40  # points that fit a column's width with their names; of more, the figure grows
 _WIDEST = 20.0  # inches
 _THUMBNAIL = 64  # pixels
+_DIGITS = 5  # of the largest number; rows that differ beyond them only differ by rounding
 _SIGNS = ("o", "s", "^", "D")  # matplotlib's: circle, square, triangle, diamond
 _log = logging.getLogger(__name__)
 
@@ -121,7 +122,7 @@ def tsne(
     The defaults are the paper's, for 1,000 means of classes; it starts from the first two components, which the paper
     leaves open. Of few rows fewer components are kept, and the perplexity becomes at most a third of the other rows: a
     point cannot have more neighbours than there are. `groups` (C,) are numbers of `group_names`, for colours. Raises
-    DataError for less than four rows.
+    DataError where less than four rows differ.
     """
     from sklearn.decomposition import PCA
     from sklearn.manifold import TSNE
@@ -135,6 +136,9 @@ def tsne(
     if count < 4:
         raise DataError(f"{count} points are too few for a map: name a set of at least four classes, or draw --each image")
     kept = min(dims, count - 1, rows.shape[1])
+    apart = len(np.unique((rows / (np.abs(rows).max() or 1)).round(_DIGITS), axis=0))
+    if apart < 4 or kept < 2:
+        raise DataError(f"{apart} of {count} points differ, in {rows.shape[1]} dims: a map wants four that do, in two dims or more")
     fitting = min(perplexity, (count - 1) / 3)
     if fitting < perplexity:
         _log.warning("perplexity %.3g instead of %g: there are %d points, and a point's neighbours should be a third of the others at most",
@@ -142,6 +146,8 @@ def tsne(
     reduced = PCA(n_components=kept, random_state=seed).fit_transform(rows)
     said = inspect.signature(TSNE).parameters
     options: dict[str, Any] = {"max_iter" if "max_iter" in said else "n_iter": steps}  # renamed in scikit-learn 1.5
+    # Without these it stops where it no longer gains much, some hundred steps into the paper's 5,000.
+    options |= {"n_iter_without_progress": steps, "min_grad_norm": 0.0}
     options |= {"perplexity": fitting, "learning_rate": learning_rate, "init": "pca", "random_state": seed}
     machine = TSNE(2, **options)
     points = machine.fit_transform(reduced)

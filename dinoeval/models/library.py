@@ -100,8 +100,11 @@ def build(arch: str, *, drop_path: float = 0.0) -> nn.Module:
 def _describe(network: Any, name: str, data: dict[str, Any], own: bool) -> LibraryConfig:
     import timm
 
-    patch = getattr(getattr(network, "patch_embed", None), "patch_size", None)
+    embed = getattr(network, "patch_embed", None)
+    patch = getattr(embed, "patch_size", None)
     patch = patch[0] if isinstance(patch, tuple) else patch
+    if embed is not None and hasattr(embed, "feat_ratio"):
+        patch = embed.feat_ratio()  # pixels, also where patches are cut out of what a convolutional stem makes
     prefix = getattr(network, "num_prefix_tokens", None)
     # Networks of one resolution from end to end; of others, the stages differ and "patches" would mean several things.
     plain = isinstance(network, (timm.models.vision_transformer.VisionTransformer, timm.models.eva.Eva))

@@ -79,13 +79,14 @@ def run(config: Config, session: Session) -> Result:
     opened = open_segmentation(root, config.objects, least_side=least, skip_bad=session.config.bad_images == "skip")
     before = time.monotonic()
     parts = distributed.gather(dict(_score_images(config, session, opened, reading)))
-    found = {row: scores for part in parts for row, scores in part.items()}
+    found = {row: scores for part in parts for row, (scores, _) in part.items()}
+    lost = sum(number for part in parts for _, number in part.values())
     rows = [row for row in sorted(found) if len(found[row])]
     if not rows:
         raise DataError(f"no object of {root} is left in masks of {reading.id}")
     outcomes, table = summarise([found[row] for row in rows])
     spreads = spreads_of(outcomes)
-    reason, notes = _comparable(config, session, opened, vanished=len(found) - len(rows))
+    reason, notes = _comparable(config, session, opened, vanished=len(found) - len(rows), lost=lost)
     images, masks = opened.images.subset(rows), opened.masks.subset(rows)
     return Result(
         protocol="segment",
@@ -106,8 +107,8 @@ def run(config: Config, session: Session) -> Result:
     )
 
 
-def _score_images(config: Config, session: Session, opened: MaskedImages, reading: Reading) -> Iterator[tuple[int, np.ndarray]]:
-    """Score this process's share of the images: row and (O, A + 1), as from `score`."""
+def _score_images(config: Config, session: Session, opened: MaskedImages, reading: Reading) -> Iterator[tuple[int, tuple[np.ndarray, int]]]:
+    """Score this process's share of the images: row, (O, A + 1) as from `score`, and the objects that are gone in the resized mask."""
     import torch
 
     from dinoeval.data.transforms import normalise
@@ -119,14 +120,15 @@ def _score_images(config: Config, session: Session, opened: MaskedImages, readin
     with tqdm(total=len(mine), desc="images", unit="img", disable=None if distributed.rank() == 0 else True, leave=False) as bar:
         for start in range(0, len(mine), step):
             rows = mine[start : start + step]
-            pixels = np.stack([reading(opened.images.open(row)) for row in rows])  # (N, H, W, 3)
+            pixels = np.stack([reading(reading.picture(opened.images, row)) for row in rows])  # (N, H, W, 3)
             batch = normalise(torch.from_numpy(pixels).to(backbone.device).permute(0, 3, 1, 2), reading.mean, reading.std)
             attention = backbone.attention(batch, queries=(0,))[:, :, 0, 1:]  # (N, A, h*w)
             backbone.check_finite(attention, [opened.images.paths[row] for row in rows])
             maps = attention.unflatten(-1, backbone.grid(*batch.shape[-2:])).cpu()  # (N, A, h, w)
             for row, of_image in zip(rows, maps, strict=True):
-                ids = resized(opened.ids(row), reading.size, batch.shape[-2:])
-                yield row, score(of_image, ids, mass=config.mass, void=config.void)
+                whole = opened.ids(row)
+                scores = score(of_image, resized(whole, reading.size, batch.shape[-2:]), mass=config.mass, void=config.void)
+                yield row, (scores, len(ids_of(whole)) - len(scores))
             bar.update(len(rows))
 
 
@@ -172,7 +174,7 @@ def summarise(scores: list[np.ndarray]) -> tuple[dict[str, np.ndarray], list[dic
     return outcomes, table
 
 
-def _comparable(config: Config, session: Session, opened: MaskedImages, vanished: int) -> tuple[str | None, list[str]]:
+def _comparable(config: Config, session: Session, opened: MaskedImages, vanished: int, lost: int) -> tuple[str | None, list[str]]:
     """Why the published number cannot be compared with, or None; and what is to be known of this run."""
     name, number = network_name(session), len(opened.images) + len(opened.empty)
     reasons = [
@@ -193,6 +195,10 @@ def _comparable(config: Config, session: Session, opened: MaskedImages, vanished
     ]
     if opened.empty:
         notes.append(f"images without an object, left out: {len(opened.empty)} ({some(opened.empty)})")
+    if lost:
+        notes.append(f"objects that are gone once their masks are resized, and do not count: {lost}")
+    if opened.alone:
+        notes.append(f"masks without an image: {len(opened.alone)} ({some(opened.alone)})")
     if vanished:
         notes.append(f"images whose objects are all gone once their masks are resized, left out: {vanished}")
     if session.backbone.provenance.random and session.backbone.arch in PAPER_RANDOM:

@@ -48,6 +48,13 @@ def test_a_folder_pairs_equal_names(folder):
     assert not opened.voc
     found = {path: ids_of(opened.ids(row)).tolist() for row, path in enumerate(opened.images.paths)}
     assert found == {"0.jpg": [1, 2], "1.jpg": [1, 2], "2.jpg": [1, 2], "deep/0.png": [7]}
+    assert opened.alone == ("without image.png",)
+
+
+def test_255_cannot_be_an_object_in_one_mask_and_void_in_another(folder):
+    Image.fromarray((made_up_mask(SIZES[1], (1,), 1) == 1).astype(np.uint8) * 255).save(folder / "masks/1.png")
+    with pytest.raises(DataError, match=r"black and white alone \(1\.png\).*hold numbers \(0\.png, 2\.png\)"):
+        open_segmentation(folder)
 
 
 def test_black_and_white_masks_hold_one_object(folder):

@@ -115,3 +115,12 @@ def test_networks_whose_attention_cannot_be_read_say_so(arch):
     backbone = dinoeval.load(arch, weights="random", device="cpu")
     with pytest.raises(ConfigError, match=f"the attention of {arch} cannot be read; that of DINO's own"):
         backbone.attention(torch.zeros(1, 3, 32, 32), queries=(0,))
+
+
+@pytest.mark.parametrize(("arch", "patch"), [("timm/vit_tiny_r_s16_p8_224", 32), ("timm/vit_tiny_patch16_224", 16)])
+def test_patches_behind_a_convolutional_stem_are_counted_in_pixels(arch, patch):
+    backbone = dinoeval.load(arch, weights="random")
+    assert backbone.patch_size == patch
+    images = torch.zeros(1, 3, 224, 224)
+    assert backbone(images).patches.shape[1:3] == backbone.grid(224, 224) == (224 // patch, 224 // patch)
+    assert backbone.attention(images, queries=(0,)).shape[-1] == 1 + (224 // patch) ** 2

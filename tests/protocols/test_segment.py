@@ -243,3 +243,25 @@ def test_the_command_line(tiny_weights, tmp_path, capsys, monkeypatch):
         main(["segment", "--weights", str(tiny_weights)])
     assert stop.value.code == 2
     assert "give --data" in capsys.readouterr().err
+
+
+def test_objects_that_resizing_loses_are_told(backbone, tmp_path):
+    root = masked_folder(tmp_path / "set", images=1)
+    with Image.open(root / "masks/0.png") as picture:
+        mask = np.array(picture)
+    mask[0, 0] = 9  # one pixel, which 16 x 16 pixels of 75 x 50 leave out
+    Image.fromarray(mask).save(root / "masks/0.png")
+    result = dinoeval.evaluate("segment", backbone, data=str(root), image_size=16)
+    assert any("gone once their masks are resized, and do not count: 1" in note for note in result.notes)
+
+
+def test_16_bit_pictures_score_as_their_8_bits(backbone, tmp_path):
+    scores = []
+    for bits in (8, 16):
+        root = masked_folder(tmp_path / str(bits), images=1)
+        with Image.open(root / "images/0.jpg") as picture:
+            grey = np.array(picture.convert("L"))
+        (root / "images/0.jpg").unlink()
+        Image.fromarray(grey if bits == 8 else grey.astype(np.uint16) * 257).save(root / "images/0.png")
+        scores.append(dinoeval.evaluate("segment", backbone, data=str(root), image_size=32).metrics)
+    assert scores[0] == scores[1]
