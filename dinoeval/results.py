@@ -18,6 +18,7 @@ from dinoeval.errors import DinoevalError
 from dinoeval.files import expand, write_whole
 
 SCHEMA = "dinoeval-result/1"
+LOWER_IS_BETTER = ("J_decay", "F_decay")
 Z = 2.0  # standard errors of a difference that are put down to chance
 MOST_CHANCE = 1.0
 """Points of a difference from a published number that are put down to chance, at most. A reference goes only with the images that
@@ -166,7 +167,7 @@ def _difference_of_recipe(one: Result, other: Result) -> str | None:
 
 def _verdict(name: str, measured: float, reference: float, tolerance: float, beyond: bool, method: str) -> Verdict:
     difference = measured - reference
-    outcome = "same" if not beyond else "better" if difference > 0 else "worse"
+    outcome = "same" if not beyond else "better" if (difference > 0) != (name in LOWER_IS_BETTER) else "worse"
     return Verdict(
         metric=name, measured=measured, reference=reference, difference=difference, tolerance=tolerance, outcome=outcome, method=method
     )

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from dinoeval.models.backbone import Backbone
 
 CONTEXT = 7  # eval_video_segmentation.py
+_MOST = 1_000_000
 _CHANNELS = 8  # enlarged at a time
 _FLAT = 1e-5  # of the largest value: a smaller span is rounding
 Failures = Literal["released", "mended"]
@@ -51,6 +52,8 @@ class Rule:
     def __post_init__(self) -> None:
         if self.context < 0 or self.radius < 1 or self.top < 1:
             raise ConfigError(f"context must be 0 or more, radius and top 1 or more: {self.context}, {self.radius}, {self.top}")
+        if max(self.context, self.radius, self.top) > _MOST:
+            raise ConfigError(f"context, radius and top must be {_MOST:,} at most: {self.context}, {self.radius}, {self.top}")
         if not 0 < self.temperature < math.inf:
             raise ConfigError(f"temperature must be above 0, and a number: {self.temperature}")
 

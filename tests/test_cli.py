@@ -13,7 +13,7 @@ import pytest
 import torch
 from factories import TINY, class_folders, made_up_images, made_up_state
 
-from dinoeval.cli import COMMANDS, main
+from dinoeval.cli import _GO_ON, COMMANDS, main
 from dinoeval.models.checkpoints import open_checkpoint, tensor_digest
 
 
@@ -186,6 +186,20 @@ def test_outputs_follow_links_and_leave_devices_alone(capsys, tiny_weights, pict
     before = Path("/dev/null").stat()
     assert call(capsys, "knn", "--weights", tiny_weights, "--data", pictures, "--json", "/dev/null")[0] == 0
     assert Path("/dev/null").stat().st_mode == before.st_mode
+
+
+def test_who_stops_a_command_is_told_whether_it_goes_on_from_there(capsys, tiny_weights, pictures, tmp_path, monkeypatch):
+    def stop(*_args, **_options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("PIL.Image.open", stop)
+    image = next((pictures / "val/class1").iterdir())
+    code, _, err = call(capsys, "embed", image, "--weights", tiny_weights, "--out", tmp_path / "f.npy")
+    assert (code, err.splitlines()[-1].endswith("stopped. What was computed is kept; the same command goes on from there.")) == (130, True)
+    for command in ("attention", "pca"):
+        code, _, err = call(capsys, command, image, "--weights", tiny_weights, "--out", tmp_path / "out")
+        assert (code, err.splitlines()[-1]) == (130, "dinoeval: stopped.")
+    assert set(COMMANDS) > _GO_ON
 
 
 def test_a_misspelt_flag_is_explained_and_exits_2(capsys):

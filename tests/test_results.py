@@ -127,3 +127,10 @@ def test_an_unwritable_place_is_one_sentence_and_leaves_nothing(tmp_path):
     with pytest.raises(DinoevalError, match="cannot be written"):
         result([1]).save(tmp_path / "r.json")
     assert [path.name for path in tmp_path.iterdir()] == ["r.json"]
+
+
+def test_a_lower_decay_is_better():
+    one, other = (result([1, 0], metrics={"J_decay": decay}, standard_errors={"J_decay": 0.1}, samples={}) for decay in (2.0, 30.0))
+    for made, against, outcome in ((one, other, "better"), (other, one, "worse"), (one, one, "same")):
+        (verdict,), _ = compare(made, against)
+        assert verdict.outcome == outcome

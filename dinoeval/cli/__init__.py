@@ -45,6 +45,11 @@ COMMANDS = {
     "cache path": "print where the feature cache lies",
 }
 
+# A second run of these finds what an interrupted one computed, if only the features; the others begin anew.
+_GO_ON = {
+    "knn", "logistic", "linear", "finetune", "retrieval", "copydays", "davis", "embed", "tsne", "train", "search build"
+}  # fmt: skip
+
 _FUNCTIONS = {
     "embed": "features.embed",
     "attention": "figures.attention",
@@ -78,7 +83,12 @@ def main(argv: list[str] | None = None) -> None:
         print(f"dinoeval: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        print("\ndinoeval: stopped. What was computed is kept; the same command goes on from there.", file=sys.stderr)
+        kept = (
+            " What was computed is kept; the same command goes on from there."
+            if _GO_ON.intersection((*args[:1], " ".join(args[:2])))
+            else ""
+        )
+        print(f"\ndinoeval: stopped.{kept}", file=sys.stderr)
         sys.exit(130)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader of our output went away

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
+from dinoeval.cli import picture_folders
 from dinoeval.errors import BadImage, ConfigError, DataError
-from dinoeval.files import check_writable, expand, write_whole
+from dinoeval.files import expand
 from dinoeval.session import Session, SessionConfig
 
 if TYPE_CHECKING:
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
 
 _Session = Annotated[SessionConfig, tyro.conf.arg(name="")]
 _Format = Literal["png", "pdf", "svg"]
+_MASS, _THRESHOLD = 0.6, 0.2  # figures.attention_maps has their sources
 _log = logging.getLogger("dinoeval.figures")
 
 
@@ -29,9 +32,9 @@ def attention(
     /,
     out: str,
     image_size: str | None = None,
-    mass: float = 0.6,
+    mass: float = _MASS,
     heads: tuple[int, ...] | None = None,
-    threshold: float = 0.2,
+    threshold: float = _THRESHOLD,
     points: tuple[str, ...] = (),
     video: bool = False,
     fps: float | None = None,
@@ -43,7 +46,7 @@ def attention(
 
     Args:
         images: Files or folders; with --video one folder of frames or one animated picture.
-        out: Folder for the pictures; those of each image lie in a folder of its name.
+        out: Folder for the pictures, outside those that are read; those of each image lie in a folder of its name.
         image_size: 480 (squashed to a square, as released), 640x480 (width and height), or native (kept, less what is no whole patch);
             by default 480, and native for a video.
         mass: Share of the attention that a mask keeps.
@@ -53,17 +56,20 @@ def attention(
         video: Draw the mean over heads for every frame, on one scale of colours: pictures, and an animated GIF.
         fps: Frames a second of the GIF; by default the source's, or 24.
         format: Of the figures that put the pictures of an image together.
-        upright: Turn photographs by their EXIF tag; the released code does not.
+        upright: Turn photographs by their EXIF tag; the released code does not. TIFF files are always turned, by Pillow.
         session: Which network; --transform decides the colours only.
     """
     if not images:
         raise ConfigError("name the images to look at: dinoeval attention IMAGE... --out DIR")
     if fps is not None and not video:
         raise ConfigError("--fps goes with --video")
-    folder = _folder(out)
+    if video and (len(images) != 1 or points or heads or (mass, threshold, format) != (_MASS, _THRESHOLD, "png")):
+        ignored = "neither --points nor --heads, --mass, --threshold or --format"
+        raise ConfigError(f"--video takes one folder of frames or one animated picture, and {ignored}")
+    if video and session.bad_images == "skip":
+        raise ConfigError("no frame of a video can be skipped: leave out --bad-images skip")
+    folder = picture_folders.open_folder(out, images)
     if video:
-        if len(images) != 1 or points or heads:
-            raise ConfigError("--video takes one folder of frames or one animated picture, and neither --points nor --heads")
         return _video(images[0], folder, image_size or "native", fps, upright, session)
     from dinoeval import distributed, figures
     from dinoeval.data.images import open_images
@@ -72,24 +78,31 @@ def attention(
 
     asked = [_point(words) for words in points]
     opened = open_images(images[0] if len(images) == 1 else images)
+    targets = [folder / name for name in folder_names(opened.paths)]
+    picture_folders.check_targets(picture_folders.files_of(opened, images), (), targets)
     loaded = Session(session)
     reading = reading_for(loaded.backbone, image_size or "480", upright, session.transform)
     if asked:
         _check_points(asked, opened, reading)
-    names = folder_names(opened.paths)
     _tell(loaded, reading)
+    drawn = 0
     for row in distributed.shard(len(opened)):
-        path, target = opened.paths[row], folder / names[row]
+        path, target = opened.paths[row], targets[row]
         try:
             maps = read_attention(loaded.backbone, path, reading.picture(opened, row), reading, mass=mass, points=asked)
         except BadImage as fault:
             _refuse(path, fault, session.bad_images)
             continue
-        _write_pictures(target, maps.pictures(heads, threshold))
+        pictures = maps.pictures(heads, threshold)
+        picture_folders.drop_heads_and_points(target, pictures)
+        picture_folders.write_pictures(target, pictures)
         figures.save(maps.figure(heads, threshold), target / f"figure.{format}")
         if asked:
             figures.save(maps.pointing_figure(heads), target / f"points.{format}")
         print(f"{path}: {maps.num_heads} heads, {maps.maps.shape[1]} x {maps.maps.shape[2]} patches, in {target}", flush=True)
+        drawn += 1
+    if not sum(distributed.gather(drawn)):
+        raise DataError("none of the images can be read")
     return 0
 
 
@@ -97,17 +110,22 @@ def _video(frames: str, folder: Path, image_size: str, fps: float | None, uprigh
     from PIL import Image
 
     from dinoeval import distributed
+    from dinoeval.data.images import open_images
     from dinoeval.figures.film import attention_video
 
+    source = expand(frames)
+    inputs = picture_folders.files_of(open_images(frames), [frames]) if source.is_dir() else [source]
+    picture_folders.check_targets(inputs, [folder / "attention.gif"], [folder / "frames"])
     loaded = Session(session)
     if distributed.rank() > 0:
         return 0
     film = attention_video(loaded.backbone, frames, image_size=image_size, fps=fps, upright=upright, transform=session.transform)
     _tell(loaded, film.reading)
     low, high = film.limits
-    for number in range(len(film.maps)):
-        _write_pictures(folder / "frames", {f"{number:05d}": film.picture(number)})
+    picture_folders.drop_frames(folder, len(film.maps))
     film.save(folder / "attention.gif")
+    for number in range(len(film.maps)):
+        picture_folders.write_pictures(folder / "frames", {f"{number:05d}": film.picture(number)})
     with Image.open(folder / "attention.gif") as written:
         size = f"{written.width} x {written.height}"
     print(f"{len(film.maps)} frames of {frames}, mean over heads, colours from {low:.3g} to {high:.3g}, in {folder}/frames")
@@ -130,12 +148,12 @@ def pca(
 
     Args:
         images: Files or folders.
-        out: Folder for the pictures; those of each image lie in a folder of its name.
+        out: Folder for the pictures, outside those that are read; those of each image lie in a folder of its name.
         image_size: 480 (squashed to a square), 640x480 (width and height), or native (kept, less what is no whole patch).
         only_foreground: Fit the components anew, to the patches whose first component is above its mean; the rest is white.
         percentiles: Of a component's values over all images, that become black and full colour.
         format: Of the figure that puts images side by side.
-        upright: Turn photographs by their EXIF tag; the released code does not.
+        upright: Turn photographs by their EXIF tag; the released code does not. TIFF files are always turned, by Pillow.
         session: Which network; --transform decides the colours only.
     """
     if not images:
@@ -145,8 +163,10 @@ def pca(
     from dinoeval.figures.feature_maps import read_features
     from dinoeval.figures.pictures import folder_names, reading_for
 
-    folder = _folder(out)
+    folder = picture_folders.open_folder(out, images)
     opened = open_images(images[0] if len(images) == 1 else images)
+    targets = [folder / name for name in folder_names(opened.paths)]
+    picture_folders.check_targets(picture_folders.files_of(opened, images), [folder / f"figure.{format}"], targets)
     loaded = Session(session)
     if distributed.rank() > 0:
         return 0
@@ -164,12 +184,15 @@ def pca(
         loaded.backbone, opened.subset(list(pixels)), list(pixels.values()), reading,
         only_foreground=only_foreground, percentiles=percentiles, batch_size=session.batch_size,
     )  # fmt: skip
-    for number, name in enumerate(folder_names(maps.names)):
+    for number, row in enumerate(pixels):
         parts = {"image": maps.images[number], "components": maps.picture(number), "foreground": maps.cut_out(number)}
-        _write_pictures(folder / name, parts)
+        picture_folders.write_pictures(targets[row], parts)
     figures.save(maps.figure(), folder / f"figure.{format}")
     shares = ", ".join(f"{share:.1%}" for share in maps.explained_variance_ratio)
-    print(f"{len(pixels):,} images, {sum(mask.size for mask in maps.foreground):,} patches; three components hold {shares} of the variance")
+    patches = f"{sum(mask.size for mask in maps.foreground):,} patches"
+    if only_foreground:
+        patches = f"{sum(int(mask.sum()) for mask in maps.foreground):,} of {patches} in the foreground"
+    print(f"{len(pixels):,} images, {patches}; three components hold {shares} of the variance")
     print(f"written to {folder}, the first twelve together to {folder}/figure.{format}")
     return 0
 
@@ -218,7 +241,9 @@ def tsne(
 
     if images and data:
         raise ConfigError("name images or --data, not both")
+    _check_numbers(most, dims, perplexity, learning_rate, steps, seed)
     check_figure(out)
+    picture_folders.check_apart(out, images)
     chosen = parse_readout(readout)
     if len(chosen.row_shape(1, (2, 2))) > 1:
         raise ConfigError("t-SNE wants one vector an image; the readout patches gives a map")
@@ -252,6 +277,20 @@ def tsne(
     machine = f"perplexity {points.perplexity:.3g}, learning rate {learning_rate:g}, {steps:,} steps, seed {seed}"
     print(f"PCA to {points.dims} dims; t-SNE with {machine}; divergence {points.divergence:.3f}; written to {out}")
     return 0
+
+
+def _check_numbers(most: int, dims: int, perplexity: float, learning_rate: float, steps: int, seed: int) -> None:
+    wanted = {
+        f"--most {most}: a map wants 4 images or more": most >= 4,
+        f"--dims {dims}: a plane wants 2 or more": dims >= 2,
+        f"--perplexity {perplexity:g}: a number above 0 is wanted": 0 < perplexity < math.inf,
+        # Points that leave the range of float32 end scikit-learn's process without a word.
+        f"--learning-rate {learning_rate:g}: a number above 0, at most 1e9, is wanted": 0 < learning_rate <= 1e9,
+        f"--steps {steps}: t-SNE wants 250 or more": steps >= 250,
+        f"--seed {seed}: a whole number from 0 to 4294967295 is wanted": 0 <= seed < 2**32,
+    }
+    if wrong := [said for said, fine in wanted.items() if not fine]:
+        raise ConfigError("; ".join(wrong))
 
 
 def _labelled(data: str | None, split: str, session: Session) -> ImageSet:
@@ -295,30 +334,6 @@ def _check_points(points: Sequence[tuple[float, float]], images: ImageSet, readi
             check_points(points, path, reading.picture(images, row).size)
         except BadImage:
             continue
-
-
-def _folder(out: str) -> Path:
-    folder = expand(out)
-    if folder.exists() and not folder.is_dir():
-        raise ConfigError(f"--out {out}: that is a file; name a folder")
-    _make(folder)
-    check_writable(folder / "image.png")
-    return folder
-
-
-def _make(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"{folder} cannot be made: {error.strerror}") from error
-
-
-def _write_pictures(folder: Path, pictures: Mapping[str, np.ndarray]) -> None:
-    from PIL import Image
-
-    _make(folder)
-    for name, pixels in pictures.items():
-        write_whole(folder / f"{name}.png", lambda target, pixels=pixels: Image.fromarray(pixels).save(target, "PNG"))
 
 
 def _refuse(path: str, fault: BadImage, bad_images: str) -> None:

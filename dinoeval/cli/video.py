@@ -61,7 +61,7 @@ def propagate(
     from dinoeval.data.frames import frame_transform, frames_in, missing_frames, open_frames
     from dinoeval.data.mask_folders import fill, finished
     from dinoeval.data.masks import VOID, read_mask
-    from dinoeval.figures.overlay import make_folder
+    from dinoeval.figures.overlay import make_folder, overlay_paths
     from dinoeval.session import Session
     from dinoeval.video import Propagation, Rule
 
@@ -77,8 +77,12 @@ def propagate(
     first[first == VOID] = 0
     if not first.any():
         raise DataError(f"the first mask, {source}, holds no object: there is nothing to propagate")
+    if where.is_dir() and source.resolve() in {path.resolve() for path in frames_in(where)}:
+        raise ConfigError(f"the first mask, {source}, lies among the frames and would be taken for one: move it elsewhere")
     if overlay is not None:
         make_folder(expand(overlay))
+        if taken := {path.resolve() for path in overlay_paths(expand(overlay), _name(where))} & {where.resolve(), source.resolve()}:
+            raise ConfigError(f"--overlay would overwrite {taken.pop()}: name another folder")
     loaded = Session(session)
     if session.bad_images == "skip":
         raise ConfigError("no frame of a video can be skipped: leave out --bad-images skip")
@@ -116,6 +120,11 @@ def _made(propagation: Propagation, names: list[str], pictures) -> Iterator[tupl
     return zip((f"{name}.png" for name in names), propagation.masks(names, shown), strict=True)
 
 
+def _name(frames: Path) -> str:
+    """What a video is called: by its folder, or by its file without the ending."""
+    return frames.resolve().name if frames.is_dir() else frames.stem
+
+
 def _stamp(frames: Path, names: list[str]) -> str:
     """A digest of the contents of all frames."""
     from dinoeval.data.frames import frames_in
@@ -142,5 +151,5 @@ def _draw(overlay: Path, masks: Path, frames: Path) -> None:
     from dinoeval.figures.overlay import draw_video
 
     names, pictures = open_frames(frames)
-    written = draw_video(overlay, frames.stem, names, pictures, (read_mask(masks / f"{name}.png") for name in names))
+    written = draw_video(overlay, _name(frames), names, pictures, (read_mask(masks / f"{name}.png") for name in names))
     print(f"written to {' and '.join(map(str, written))}")

@@ -2,7 +2,8 @@
 
 ROOT/JPEGImages/480p/<sequence>/NNNNN.jpg, ROOT/Annotations/480p/<sequence>/NNNNN.png, and lists of sequences in
 ROOT/ImageSets. Annotations of 2017 are indexed, one number an object; those of 2016 are black and white, one object.
-Everything that can be wrong with a tree is found when it is opened, before hours of work.
+What is wrong with a tree is found when it is opened, before hours of work, but for frames that are damaged behind their
+heads.
 """
 
 from __future__ import annotations
@@ -15,14 +16,14 @@ from pathlib import Path
 import numpy as np
 
 from dinoeval.data.frames import frame_size, frames_in, missing_frames
-from dinoeval.data.masks import VOID, open_mask, read_mask
+from dinoeval.data.masks import VOID, black_and_white, read_mask
 from dinoeval.errors import DataError, some, unknown
 from dinoeval.files import expand
 
 FRAMES, ANNOTATIONS = "JPEGImages/480p", "Annotations/480p"
 LISTS = ("ImageSets/2017/val.txt", "ImageSets/2016/val.txt", "ImageSets/480p/val.txt")
-PUBLISHED = (30, 61)
-"""Sequences and objects of the validation set of 2017."""
+PUBLISHED = (30, 61, 1999)
+"""Sequences, objects and frames of the validation set of 2017."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -37,6 +38,8 @@ class Video:
     """One a frame; or that of the first frame alone, and then the video cannot be scored."""
     first: np.ndarray
     """(H, W) uint8, the first mask: 0 background, 1 and up objects; void counts as background."""
+    black_and_white: bool = False
+    """Whether the first mask is: then 255 is the object, and otherwise void, in all annotations."""
 
     @property
     def objects(self) -> int:
@@ -66,7 +69,7 @@ class Video:
 
     def truth(self, number: int) -> np.ndarray:
         """The annotation of a frame, (H, W) uint8; void counts as background, as in the official evaluation."""
-        return without_void(read_mask(self.annotations[number]))
+        return without_void(read_mask(self.annotations[number], white_is_object=self.black_and_white))
 
 
 def without_void(mask: np.ndarray) -> np.ndarray:
@@ -125,7 +128,7 @@ def _listed(path: Path) -> list[str]:
 def _open_video(root: Path, name: str) -> Video:
     frames = frames_in(root / FRAMES / name)
     folder = root / ANNOTATIONS / name
-    present = {path.stem for path in folder.glob("*.png")} if folder.is_dir() else set()
+    present = {path.stem for path in folder.glob("*.png") if not path.name.startswith(".")} if folder.is_dir() else set()
     missing = sorted({*missing_frames(frames), *(present - {path.stem for path in frames})})
     if missing:
         raise DataError(
@@ -143,20 +146,22 @@ def _open_video(root: Path, name: str) -> Video:
         annotations = annotations[:1]
     elif lacking:
         raise DataError(f"{folder} has no annotation {some(lacking)}. All are needed for a score, the first alone to propagate.")
-    for path in annotations:
-        _check_size(path, size, frames[0])
-    first = without_void(read_mask(annotations[0]))
+    white = black_and_white(annotations[0])
+    masks = (_mask_of_size(path, size, frames[0], white) for path in annotations)
+    first = without_void(next(masks))
     if not first.any():
         raise DataError(f"the first mask, {annotations[0]}, holds no object: there is nothing to propagate")
-    return Video(name=name, frames=tuple(frames), size=size, annotations=tuple(annotations), first=first)
+    for _ in masks:  # that they can be read
+        pass
+    return Video(name=name, frames=tuple(frames), size=size, annotations=tuple(annotations), first=first, black_and_white=white)
 
 
-def _check_size(path: Path, size: tuple[int, int], frame: Path) -> None:
-    with open_mask(path) as mask:
-        own = mask.size
-    if own != size:
+def _mask_of_size(path: Path, size: tuple[int, int], frame: Path, white_is_object: bool) -> np.ndarray:
+    mask = read_mask(path, white_is_object=white_is_object)
+    if (own := mask.shape[::-1]) != size:
         turned = " (turned by its EXIF tag)" if own == size[::-1] else ""
         raise DataError(f"the mask {path} has {own[0]} x {own[1]} pixels, and its frames, as {frame}, {size[0]} x {size[1]}{turned}")
+    return mask
 
 
 def _content(path: Path) -> bytes:

@@ -15,7 +15,7 @@ from typing import Literal, assert_never
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, ImageSequence
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from dinoeval.data.images import EXTENSIONS
@@ -28,6 +28,7 @@ Reading = Literal["opencv", "pil", "torchvision"]
 VERSION = 1
 _UPRIGHT = (5, 6, 7, 8)  # EXIF orientations that exchange width and height
 _ORIENTATION = 0x0112
+_MOST_MISSING = 100  # a stray number may be a date
 _BITS = 11  # OpenCV's INTER_RESIZE_COEF_BITS
 
 
@@ -128,7 +129,10 @@ def open_frames(where: Path) -> tuple[list[str], Iterator[Image.Image]]:
         paths = frames_in(where)
         return [path.stem for path in paths], map(open_frame, paths)
     with _open(where) as picture:
-        count = getattr(picture, "n_frames", 1)
+        try:
+            count = getattr(picture, "n_frames", 1)
+        except (OSError, SyntaxError, TypeError, ValueError) as error:
+            raise DataError(f"{where} cannot be decoded: {error}") from error
     return [f"{number:05d}" for number in range(count)], _animated(where)
 
 
@@ -140,7 +144,9 @@ def frames_in(folder: Path) -> list[Path]:
         raise DataError(f"folder {folder} cannot be read: {error.strerror}") from error
     if not entries:
         raise DataError(f"{folder} holds no frame; known endings: {', '.join(EXTENSIONS)}")
-    paths = sorted(entries, key=lambda path: [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", path.stem)])
+    paths = sorted(
+        entries, key=lambda path: [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", path.stem)]
+    )
     for one, other in itertools.pairwise(paths):
         if one.stem == other.stem:
             raise DataError(f"{folder} holds two frames of one name, {one.name} and {other.name}")
@@ -148,18 +154,23 @@ def frames_in(folder: Path) -> list[Path]:
 
 
 def missing_frames(paths: list[Path]) -> list[str]:
-    """Names that the numbering of frames leaves out; none where names are no numbers."""
-    if not all(path.stem.isdigit() for path in paths):
+    """Names that the numbering of frames leaves out, the first of them where they are many; none where names are no numbers."""
+    if not all(path.stem.isdecimal() for path in paths):
         return []
     numbers, width = [int(path.stem) for path in paths], len(paths[0].stem)
-    step = min((after - before for before, after in itertools.pairwise(numbers)), default=1)
-    return [f"{number:0{width}d}" for number in range(numbers[0], numbers[-1], max(1, step)) if number not in set(numbers)]
+    step = max(1, min((after - before for before, after in itertools.pairwise(numbers)), default=1))
+    gaps = (range(before + step, after, step) for before, after in itertools.pairwise(numbers))
+    return [f"{number:0{width}d}" for number in itertools.islice(itertools.chain.from_iterable(gaps), _MOST_MISSING)]
 
 
 def _animated(where: Path) -> Iterator[Image.Image]:
     with _open(where) as picture:
-        for number, frame in enumerate(ImageSequence.Iterator(picture)):
-            yield _decoded(frame, f"frame {number} of {where}")
+        for number in range(getattr(picture, "n_frames", 1)):
+            try:
+                picture.seek(number)
+            except (OSError, SyntaxError, TypeError, ValueError, EOFError) as error:
+                raise DataError(f"frame {number} of {where} cannot be decoded: {error}") from error
+            yield _decoded(picture, f"frame {number} of {where}")
 
 
 def _open(path: Path) -> Image.Image:
@@ -179,10 +190,10 @@ _VIDEOS = (".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v")
 
 def _decoded(picture: Image.Image, name: str) -> Image.Image:
     try:
-        if picture.mode.startswith("I"):  # 16 bits of grey: PIL would cut off what is above 255
-            picture = Image.fromarray((np.asarray(picture) >> 8).clip(0, 255).astype(np.uint8))
         upright = ImageOps.exif_transpose(picture)
         assert upright is not None
+        if upright.mode.startswith("I"):  # 16 bits of grey: PIL would cut off what is above 255
+            upright = Image.fromarray((np.asarray(upright) >> 8).clip(0, 255).astype(np.uint8))
         return upright.convert("RGB")
-    except (OSError, SyntaxError, ValueError, EOFError) as error:
+    except (OSError, SyntaxError, TypeError, ValueError, EOFError) as error:
         raise DataError(f"{name} cannot be decoded: {error}") from error

@@ -5,10 +5,10 @@ A run writes aside and renames at the end; a folder with its record is finished,
 
 from __future__ import annotations
 
-import glob
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -35,7 +35,7 @@ def finished(folder: Path, recipe: Mapping[str, Any]) -> dict[str, Any] | None:
                 raise ConfigError(f"{folder} is a file: choose another --out")
             return None
         record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
-        saved, digests = record["recipe"], record["masks"]
+        saved, digests, *_ = dict(record["recipe"]), record["masks"], record["lost"], record["constant"]
         changed = [name for name, digest in digests.items() if _digest(folder / name) != digest]
     except FileNotFoundError as error:
         raise ConfigError(
@@ -65,6 +65,7 @@ def fill(
 
     Raises ConfigError where another process is at it.
     """
+    folder = folder.resolve()  # a link to an empty folder stays one
     lock = filelock.FileLock(folder.with_name(f".{folder.name}.lock"))
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -82,8 +83,16 @@ def fill(
 def _write(
     folder: Path, recipe: Mapping[str, Any], masks: Iterable[tuple[str, np.ndarray]], about: Callable[[], Mapping[str, Any]]
 ) -> dict[str, Any]:
-    for left in folder.parent.glob(f".{glob.escape(folder.name)}.*{_PARTIAL}"):  # by processes that were killed: the lock is ours
+    name = re.compile(re.escape(f".{folder.name}.") + rf"\d+{re.escape(_PARTIAL)}")
+    for left in [path for path in folder.parent.iterdir() if name.fullmatch(path.name)]:  # by processes that were killed: the lock is ours
         shutil.rmtree(left, ignore_errors=True)
+    if folder.is_dir():
+        try:
+            folder.rmdir()  # empty, as `finished` found it
+        except OSError as error:
+            raise ConfigError(
+                f"{folder} cannot be replaced ({error.strerror}), as where a disk is mounted: name a folder inside it"
+            ) from error
     aside = folder.with_name(f".{folder.name}.{os.getpid()}{_PARTIAL}")
     aside.mkdir()
     try:
@@ -93,8 +102,6 @@ def _write(
             digests[name] = _digest(aside / name)
         record = {**about(), "recipe": recipe, "masks": digests}
         (aside / RECORD).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-        if folder.is_dir():
-            folder.rmdir()  # empty, as `finished` found it
         aside.replace(folder)
     finally:
         shutil.rmtree(aside, ignore_errors=True)

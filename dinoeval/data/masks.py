@@ -46,10 +46,10 @@ def open_mask(path: Path) -> Image.Image:
         raise DataError(f"mask {path} cannot be read: {error.strerror or error}") from error
 
 
-def read_mask(path: Path) -> np.ndarray:
+def read_mask(path: Path, *, white_is_object: bool = True) -> np.ndarray:
     """Read a mask (H, W): indexed, grey, black and white, or in the colours of VOC.
 
-    Where the file has no palette and holds black and white alone, white is object 1, as in DAVIS-2016. Raises DataError
+    Where the file has no palette and holds black and white alone, white is object 1, as in DAVIS-2016, or else void. Raises DataError
     where a label is above 255, a colour stands for none, or the numbers cannot be labels: those of compressed or smoothed
     pictures.
     """
@@ -63,26 +63,25 @@ def read_mask(path: Path) -> np.ndarray:
         if picture.mode == "P":
             return np.array(picture)
         if picture.mode in ("1", "L") or picture.mode.startswith("I"):
-            return _of_numbers(path, np.array(picture))
+            return _of_numbers(path, np.array(picture), white_is_object)
         if picture.mode in ("RGB", "RGBA", "LA"):
             if "A" in picture.mode and np.ptp(np.asarray(picture.getchannel("A"))):
                 raise DataError(
                     f"mask {path} has an alpha channel that varies, which says nothing of labels: save it as an indexed or grey PNG"
                 )
-            return _of_colours(path, np.array(picture.convert("RGB")))
+            return _of_colours(path, np.array(picture.convert("RGB")), white_is_object)
         raise DataError(f"mask {path} has the mode {picture.mode}: masks are indexed or grey PNG files")
 
 
 def black_and_white(path: Path) -> bool:
     """Whether a mask has no palette and holds black and white alone, so that white is read as an object and not as void."""
-    with open_mask(path) as picture:
-        return picture.mode != "P" and np.asarray(picture.convert("L")).max(initial=0) == VOID and read_mask(path).max() == 1
+    return read_mask(path).max() == 1 and read_mask(path, white_is_object=False).max() == VOID
 
 
-def _of_numbers(path: Path, numbers: np.ndarray) -> np.ndarray:
+def _of_numbers(path: Path, numbers: np.ndarray, white_is_object: bool) -> np.ndarray:
     labels, counts = np.unique(numbers, return_counts=True)
-    if set(labels.tolist()) in ({0, 1}, {0, 255}, {255}, {0, 65535}, {65535}):
-        return (numbers > 0).astype(np.uint8)
+    if set(labels.tolist()) in ({0, 255}, {255}, {0, 65535}, {65535}):
+        return np.where(numbers > 0, 1 if white_is_object else VOID, 0).astype(np.uint8)
     if labels[0] < 0 or labels[-1] > VOID:
         raise DataError(
             f"mask {path} holds labels from {labels[0]} to {labels[-1]}: 0 is background, objects are 1 to {MOST_OBJECTS}, {VOID} is void"
@@ -96,11 +95,11 @@ def _of_numbers(path: Path, numbers: np.ndarray) -> np.ndarray:
     return numbers.astype(np.uint8)
 
 
-def _of_colours(path: Path, pixels: np.ndarray) -> np.ndarray:
+def _of_colours(path: Path, pixels: np.ndarray, white_is_object: bool) -> np.ndarray:
     colours, places = np.unique(pixels.reshape(-1, 3), axis=0, return_inverse=True)
-    if (colours == colours[:, :1]).all():
-        return _of_numbers(path, pixels[..., 0])
     known = {tuple(colour): label for label, colour in enumerate(palette().tolist())}
+    if (colours == colours[:, :1]).all() and any(tuple(colour) not in known for colour in colours.tolist()):
+        return _of_numbers(path, pixels[..., 0], white_is_object)  # the palette has four greys of its own
     if strangers := [str(colour) for colour in map(tuple, colours.tolist()) if colour not in known]:
         raise DataError(
             f"mask {path} has {len(strangers)} colours that are not in the palette of VOC and DAVIS: {some(strangers, 3)}. "

@@ -128,6 +128,10 @@ def open_frames(where: str | Path) -> tuple[ImageSet, float]:
     if count < 2:
         raise DataError(f"{path} is one picture that does not move: leave out --video")
     names, sizes = tuple(f"{number:05d}" for number in range(count)), np.zeros(count, np.int64)
+    try:
+        animation(0)  # Pillow knows how long a WebP's frame is shown once it has decoded it
+    except BadImage as fault:
+        raise DataError(f"frame {names[0]} cannot be used: {fault}") from fault
     seconds = float(animation.picture.info.get("duration") or 100) / 1000
     return ImageSet(name=str(path), split="all", paths=names, sizes=sizes, stamp="", reader=animation), seconds
 

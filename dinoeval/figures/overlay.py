@@ -41,12 +41,17 @@ def make_folder(folder: Path) -> None:
         raise DinoevalError(f"{folder} cannot be written: {error.strerror}") from error
 
 
+def overlay_paths(folder: Path, name: str) -> tuple[Path, Path]:
+    """The film and the sheet of a video."""
+    return folder / f"{name}_overlay.gif", folder / f"{name}_overlay.png"
+
+
 def draw_video(
     folder: Path, name: str, names: Sequence[str], pictures: Iterable[Image.Image], masks: Iterable[np.ndarray]
 ) -> tuple[Path, Path]:
-    """Write FOLDER/<name>.gif and FOLDER/<name>.png, a sheet of frames at equal distances; returns both paths.
+    """Write FOLDER/<name>_overlay.gif and .png, a sheet of frames at equal distances; returns both paths.
 
-    `names` are of the frames. Pictures are taken one at a time.
+    `names` are of the frames. Pictures are taken one at a time; of a long film the drawn ones are all in memory.
     """
     shown = set(np.linspace(0, len(names) - 1, min(TILES, len(names))).round().astype(int).tolist())
     tiles: list[tuple[str, np.ndarray]] = []
@@ -61,7 +66,7 @@ def draw_video(
             yield Image.fromarray(drawn).quantize(256)
 
     make_folder(folder)
-    film, sheet = folder / f"{name}.gif", folder / f"{name}.png"
+    film, sheet = overlay_paths(folder, name)
     all_pages = pages()
     first = next(all_pages)
     write_whole(

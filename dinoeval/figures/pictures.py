@@ -34,7 +34,7 @@ class Reading:
     """Width and height to resize to, without regard to the aspect; None keeps the picture's."""
     patch: int
     upright: bool = True
-    """Turn pictures by their EXIF tag; the released code does not."""
+    """Turn pictures by their EXIF tag; the released code does not. Pillow turns TIFF files as it reads them, whatever is said here."""
     mean: tuple[float, ...] = MEAN
     std: tuple[float, ...] = STD
 
@@ -117,7 +117,8 @@ def folder_names(paths: Sequence[str]) -> list[str]:
     names: list[str] = []
     taken: set[str] = set()
     for path in paths:
-        stem = name = Path(path).stem or "image"
+        stem = Path(path).stem
+        stem = name = stem if stem.strip(".") else "image"  # `..` of `...jpg` is another folder
         number = 1
         while name.casefold() in taken:  # names that differ in case alone are one file on some disks
             number += 1

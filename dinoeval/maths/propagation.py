@@ -72,10 +72,10 @@ def _average(cosines: Tensor, labels: Tensor, top: int, temperature: float) -> T
     best, order = values.topk(min(top + 1, values.shape[1]), dim=1)
     labels = labels.flatten(0, 1)
     kept = best[:, :top]
-    weights = (kept / temperature).exp()
+    weights = ((kept - kept[:, :1]) / temperature).exp()  # at most 1, whatever the temperature
     result = torch.einsum("nk,nkc->nc", weights / weights.sum(1, keepdim=True), labels[places.gather(1, order[:, :top])])
     for row in (best[:, top:] == best[:, top - 1 : top]).any(1).nonzero()[:, 0].tolist():  # more than `top` are to be kept
         own = cosines[:, row].flatten()
-        weights = (own / temperature).exp().where(own >= best[row, top - 1], 0)
+        weights = ((own - best[row, 0]) / temperature).exp().where(own >= best[row, top - 1], 0)
         result[row] = weights @ labels / weights.sum()
     return result

@@ -44,6 +44,7 @@ PAPER = {
     for name, values in _TABLE5.items()
     for metric, value in zip(METRICS, values, strict=False)
 }
+_MAKING = ("image_size", "reading", "context", "radius", "top", "temperature", "failures")  # options that --masks has no use for
 _log = logging.getLogger(__name__)
 
 
@@ -131,6 +132,8 @@ def _settle(config: Config, session: Session) -> tuple[Rule, FrameTransform]:
     settings = session.config
     if config.masks is not None and (config.out or settings.arch or settings.weights):
         raise ConfigError("--masks scores masks made elsewhere: leave out --out, --arch and --weights")
+    if config.masks is not None and (changed := _changed(config)):
+        raise ConfigError(f"--masks scores masks made elsewhere: leave out --{changed[0][0].replace('_', '-')}, which is about making them")
     if settings.bad_images == "skip":
         raise ConfigError("no frame of a video can be skipped: leave out --bad-images skip")
     if config.masks is None:
@@ -138,6 +141,12 @@ def _settle(config: Config, session: Session) -> tuple[Rule, FrameTransform]:
     names = [field.name for field in dataclasses.fields(Rule)]
     rule = Rule(**{name: getattr(config, name) for name in names})
     return rule, frame_transform(config.image_size, config.reading, session.backbone.patch_size or 1, *session.colours())
+
+
+def _changed(config: Config) -> list[tuple[str, Any]]:
+    """The options about making masks that are not the paper's, with the paper's value."""
+    paper = Config()
+    return [(name, getattr(paper, name)) for name in _MAKING if getattr(config, name) != getattr(paper, name)]
 
 
 @dataclasses.dataclass
@@ -269,7 +278,7 @@ def _result(
         standard_errors={metric: spread.error for metric, spread in spreads.items() if spread.error is not None},
         config={
             **dataclasses.asdict(config), "data": str(root), "sequences": [video.name for video in videos], "out": None, "overlay": None,
-            "masks": config.masks is not None,
+            "masks": config.masks is not None, **(dict.fromkeys(_MAKING) if config.masks is not None else {}),
         },
         backbone=_no_backbone(config.masks) if config.masks is not None else session.describe_backbone(),
         data=_describe(root, videos),
@@ -285,7 +294,7 @@ def _result(
 
 
 def _no_backbone(masks: str) -> dict[str, Any]:
-    name = f"masks in {Path(masks).name}"
+    name = f"masks in {expand(masks).resolve().name}"
     return {"arch": "none", "weights": name, "layout": name, "key": None, "random": False, "digest": "", "precision": "none", "device": ""}
 
 
@@ -298,16 +307,13 @@ def _describe(root: Path, videos: list[Video]) -> dict[str, Any]:
 
 
 def _not_comparable(config: Config, session: Session, videos: list[Video]) -> str | None:
-    counts = len(videos), sum(video.objects for video in videos)
-    paper = Config()
-    same = ("image_size", "reading", "context", "radius", "top", "temperature", "failures")
-    others = [f"{name} is {getattr(config, name)}, the paper's {getattr(paper, name)}" for name in same
-              if getattr(config, name) != getattr(paper, name)]  # fmt: skip
+    counts = len(videos), sum(video.objects for video in videos), sum(len(video.frames) for video in videos)
+    wanted, there = ("{} sequences, {} objects and {:,} frames".format(*numbers) for numbers in (PUBLISHED, counts))
+    others = [f"{name} is {getattr(config, name)}, the paper's {value}" for name, value in _changed(config)]
     return first_reason([
         (config.masks is not None, "the masks were made elsewhere"),
         (not videos[0].annotated, "only first frames have annotations"),
-        (counts != PUBLISHED, f"the validation set of 2017 has {PUBLISHED[0]} sequences and {PUBLISHED[1]} objects, this one {counts[0]} "
-         f"and {counts[1]}"),
+        (counts != PUBLISHED, f"the validation set of 2017 has {wanted}, this one {there}"),
         *((True, other) for other in others if config.masks is None),
         *(departures(session, (network_name(session), METRICS[0]) in PAPER, False) if config.masks is None else []),
     ])  # fmt: skip

@@ -128,6 +128,22 @@ def test_missing_numbers_are_found(tmp_path):
     assert missing_frames([tmp_path / "a.jpg", tmp_path / "c.jpg"]) == []
 
 
+def test_a_stray_number_does_not_count_up_to_it(tmp_path):
+    paths = [tmp_path / f"{number:05d}.png" for number in (0, 1, 3, 1_700_000_000)]
+    assert missing_frames(paths)[:2] == ["00002", "00004"]
+    assert len(missing_frames(paths)) == 100
+
+
+def test_16_bit_pictures_stand_upright_too(tmp_path):
+    pixels = np.arange(6, dtype=np.uint16).reshape(2, 3) * 256
+    turned = Image.Exif()
+    turned[0x0112] = 6  # a quarter to the right
+    Image.fromarray(pixels).save(tmp_path / "grey.png", exif=turned)
+    frame = open_frame(tmp_path / "grey.png")
+    assert frame.size == frame_size(tmp_path / "grey.png") == (2, 3)
+    assert np.asarray(frame)[..., 0].tolist() == np.rot90(pixels >> 8, -1).tolist()
+
+
 def test_an_animated_picture_is_a_video(tmp_path):
     frames = [Image.new("RGB", (8, 6), (50 * number, 0, 0)) for number in range(4)]
     frames[0].save(tmp_path / "film.gif", save_all=True, append_images=frames[1:])

@@ -145,6 +145,7 @@ def test_sizes(backbone):
 
 def test_names_of_folders_are_of_one_picture_each():
     assert folder_names(["a/x.jpg", "b/x.png", "X.gif", "x-2.jpg", "y.jpg"]) == ["x", "x-2", "X-3", "x-2-2", "y"]
+    assert folder_names(["a/...jpg", "..jpg", "....png"]) == ["image", "image-2", "image-3"]  # not `..`, which is another folder
 
 
 def test_the_command_writes_every_picture_in_the_size_it_says(capsys, tiny_weights, tmp_path):
@@ -209,6 +210,9 @@ def test_the_command_writes_nothing_after_a_mistake_and_skips_bad_images_when_as
     assert "that is a file" in call(capsys, *words, folder / "x.png")[2]
     code, out, err = call(capsys, *words, tmp_path / "out", "--bad-images", "skip")
     assert (code, out.count("heads"), "y.png is left out: no image" in err) == (0, 1, True)
+    (folder / "x.png").write_text("text")
+    code, _, err = call(capsys, *words, tmp_path / "out", "--bad-images", "skip")
+    assert (code, "none of the images can be read" in err) == (2, True)
 
 
 def test_a_video_has_one_scale_for_all_frames_and_keeps_their_order(capsys, tiny_weights, tmp_path, backbone):

@@ -116,4 +116,11 @@ def test_the_command_draws_classes_and_images(capsys, tiny_weights, tmp_path):
     assert (code, "6 images" in out) == (0, True), err
     assert (tmp_path / "flat.pdf").read_bytes().startswith(b"%PDF")
     assert "name images or --data, not both" in call(capsys, *words, tmp_path / "a.png", tmp_path / "flat", "--data", data)[2]
+    numbers = {"--most": (3, -1), "--seed": (-1, 2**32), "--learning-rate": ("inf", "nan", 0, "1e+10"), "--steps": (249,), "--dims": (1,),
+               "--perplexity": (0, "inf")}  # fmt: skip
+    for option, value in [(option, value) for option, values in numbers.items() for value in values]:
+        code, _, err = call(
+            capsys, "tsne", tmp_path / "flat", "--out", tmp_path / "a.png", "--weights", tmp_path / "none.pth", option, value
+        )
+        assert (code, f"{option} {value}: " in err) == (2, True), err
     assert "the readout patches gives a map" in call(capsys, *words, tmp_path / "a.png", "--data", data, "--readout", "patches")[2]

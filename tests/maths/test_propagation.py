@@ -75,3 +75,15 @@ def test_labels_come_from_the_most_similar_token_in_reach():
     assert propagate(after, [before], [label], radius=2, top=1)[0, 0].tolist() == [0, 0, 0, 1, 0, 0]
     lost = propagate(after, [before], [label], radius=1, top=1)[0, 0]  # all in reach are equally unlike it
     assert lost.tolist() == [0, 0, 0, 0, 0, 0]
+
+
+@pytest.mark.parametrize("temperature", [1e-2, 1e-4, 1e-30])
+def test_a_low_temperature_leaves_the_nearest_alone(temperature):
+    """exp(1 / 0.01) is beyond float32: weights are taken relative to the largest."""
+    tokens = unit(2, 6, 6, 4)
+    label = torch.rand(2, 6, 6)
+    nearest = propagate(tokens[0], [tokens[1]], [label], radius=6, top=1)
+    low = propagate(tokens[0], [tokens[1]], [label], radius=6, temperature=temperature)
+    assert torch.isfinite(low).all()
+    if temperature < 1e-3:
+        torch.testing.assert_close(low, nearest, rtol=0, atol=1e-2)

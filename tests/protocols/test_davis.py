@@ -45,6 +45,11 @@ def evaluate(backbone, root, **options):
     return dinoeval.evaluate("davis", backbone, data=str(root), **{**OPTIONS, **options})
 
 
+def score(backbone, root, **options):
+    """With the paper's options, because masks that are only scored have no others."""
+    return dinoeval.evaluate("davis", backbone, data=str(root), **options)
+
+
 def slow_scores(out: Path) -> list[tuple[float, float]]:
     """J and F of each object, from the definition: mean over the frames but the first and the last."""
     scores = []
@@ -96,18 +101,21 @@ def masks_elsewhere(folder: Path) -> Path:
 
 def test_masks_made_elsewhere(root, tmp_path, backbone):
     masks = masks_elsewhere(tmp_path / "masks")
-    result = evaluate(backbone, root, masks=str(masks))
+    result = score(backbone, root, masks=str(masks))
     assert (result.metrics["J"], result.metrics["F"], result.metrics["J_decay"]) == (100, 100, 0)
     assert (result.backbone["arch"], result.transform) == ("none", "none")
     assert "made elsewhere" in (result.not_comparable or "")
     assert "vit" not in json.dumps(result.backbone)
+    assert result.config["radius"] is None, "nothing is told of how masks were made"
+    with pytest.raises(ConfigError, match="leave out --radius"):
+        score(backbone, root, masks=str(masks), radius=3)
     for number in (1, 2, 3):  # cat's second object is nowhere
         mask = VIDEOS["cat"][number][1]
         write_mask(masks / f"cat/{number:05d}.png", np.where(mask == 2, 0, mask).astype(np.uint8))
-    result = evaluate(backbone, root, masks=str(masks), overlay=str(tmp_path / "drawn"))
+    result = score(backbone, root, masks=str(masks), overlay=str(tmp_path / "drawn"))
     assert result.samples["J"] == pytest.approx([1, 0, 1])
     assert result.metrics["J&F"] == pytest.approx(200 / 3)
-    assert (tmp_path / "drawn/cat.gif").exists()
+    assert (tmp_path / "drawn/cat_overlay.gif").exists()
 
 
 def test_masks_that_do_not_fit(root, tmp_path, backbone):
@@ -120,13 +128,13 @@ def test_masks_that_do_not_fit(root, tmp_path, backbone):
     ):
         write_mask(masks / "cat/00002.png", bad.astype(np.uint8))
         with pytest.raises(DataError, match=rf"00002\.png.*{says}"):
-            evaluate(backbone, root, masks=str(masks))
+            score(backbone, root, masks=str(masks))
     (masks / "cat/00002.png").unlink()
     with pytest.raises(DataError, match=r"00002\.png cannot be read: No such file"):
-        evaluate(backbone, root, masks=str(masks))
+        score(backbone, root, masks=str(masks))
     shutil.rmtree(masks / "cat")
     with pytest.raises(DataError, match="no folder cat"):
-        evaluate(backbone, root, masks=str(masks))
+        score(backbone, root, masks=str(masks))
 
 
 def test_void_of_the_truth_is_background(root, tmp_path, backbone):
@@ -135,7 +143,7 @@ def test_void_of_the_truth_is_background(root, tmp_path, backbone):
     half = (truth == 1).cumsum() <= (truth == 1).sum() // 2
     truth[half.reshape(truth.shape) & (truth == 1)] = 255
     write_mask(root / "Annotations/480p/dog/00001.png", truth)
-    result = evaluate(backbone, root, masks=str(masks))
+    result = score(backbone, root, masks=str(masks))
     share = (truth == 1).sum() / (VIDEOS["dog"][1][1] == 1).sum()
     assert result.samples["J"][2] == pytest.approx((share + 1) / 2)
 
@@ -242,23 +250,28 @@ def test_two_processes_share_the_sequences(tiny_weights, root, tmp_path, backbon
 
 def test_what_keeps_it_from_being_the_papers(backbone, root):
     told = evaluate(backbone, root, reading="pil", failures="mended").not_comparable or ""
-    for reason in ("30 sequences and 61 objects, this one 2 and 3", "image_size is 64, the paper's 480", "reading is pil", "radius is 4",
-                   "context is 2", "failures is mended", "no score of this protocol is published for"):  # fmt: skip
+    for reason in (
+        "30 sequences, 61 objects and 1,999 frames, this one 2 sequences, 3 objects and 9 frames",
+        "image_size is 64, the paper's 480",
+        "reading is pil",
+        "radius is 4",
+        "context is 2",
+        "failures is mended",
+        "no score of this protocol is published for",
+    ):
         assert reason in told
     assert "temperature" not in told
 
 
-def test_the_papers_numbers_stand_beside_a_set_of_its_counts(tmp_path):
-    """30 sequences with 61 objects, of few tokens each, under the name of a released network."""
-    extra = {0: 1}  # one object more, and one frame more, so that there is something to score
-    videos = {
-        f"video{number:02d}": made_up_video(2 + extra.get(number, 0), (64, 64), objects=2 + extra.get(number, 0), seed=number)
-        for number in range(30)
-    }
+def test_the_papers_numbers_stand_beside_a_set_of_its_counts(tmp_path, monkeypatch):
+    """30 sequences with 61 objects, of few tokens and frames each, under the name of a released network."""
+    videos = {f"video{number:02d}": made_up_video(3, (64, 64), objects=2 + (number == 0), seed=number) for number in range(30)}
     root = davis_tree(tmp_path / "DAVIS", videos)
     network = VisionTransformer(parse_architecture("vit_xs64_64"))
     named = Backbone(network, arch="vit_xs64_64", provenance=Provenance("vit_s16", "made up"), device=torch.device("cpu"))
-    result = dinoeval.evaluate("davis", named, data=str(root))
+    assert "1,999 frames, this one 30 sequences, 61 objects and 90 frames" in (score(named, root).not_comparable or "")
+    monkeypatch.setattr(davis, "PUBLISHED", (30, 61, 90))  # as if the sequences were so short
+    result = score(named, root)
     assert result.not_comparable is None
     assert [(one.metric, one.value) for one in result.references] == [("J&F", 61.8), ("J", 60.2), ("F", 63.4)]
     assert len(result.samples["J"]) == 61
@@ -319,7 +332,7 @@ def test_failures_and_short_sequences_are_told(backbone, tmp_path):
 def test_pictures_of_masks_over_frames(backbone, root, tmp_path):
     evaluate(backbone, root, overlay=str(tmp_path / "drawn"))
     for name, frames in (("cat", 5), ("dog", 4)):
-        with Image.open(tmp_path / f"drawn/{name}.gif") as film, Image.open(tmp_path / f"drawn/{name}.png") as sheet:
+        with Image.open(tmp_path / f"drawn/{name}_overlay.gif") as film, Image.open(tmp_path / f"drawn/{name}_overlay.png") as sheet:
             assert film.n_frames == frames
             assert sheet.format == "PNG"
 
@@ -330,6 +343,7 @@ def test_pictures_of_masks_over_frames(backbone, root, tmp_path):
         ({"image_size": 32}, {}, "64 pixels or more"),
         ({"radius": 0}, {}, "radius and top 1 or more"),
         ({"temperature": 0.0}, {}, "above 0"),
+        ({"top": 10**20}, {}, "at most"),
         ({"masks": "m", "out": "o"}, {}, "leave out --out"),
         ({"masks": "m"}, {"weights": "w"}, "leave out --out, --arch and --weights"),
         ({}, {"bad_images": "skip"}, "no frame of a video can be skipped"),
@@ -353,7 +367,7 @@ def test_a_video_of_ones_own(tiny_weights, root, tmp_path, backbone, capsys):
     words = [str(frames), str(mask), "--out", str(tmp_path / "own"), "--weights", str(tiny_weights), *WORDS]
     assert propagate(*words, "--overlay", str(tmp_path / "drawn")) == 0
     assert "5 masks of 2 objects" in capsys.readouterr().out
-    assert (tmp_path / "drawn/cat.gif").exists()
+    assert (tmp_path / "drawn/cat_overlay.gif").exists()
     evaluate(backbone, root, out=str(tmp_path / "out"))
     for path in (tmp_path / "out/cat").glob("*.png"):
         assert path.read_bytes() == (tmp_path / "own" / path.name).read_bytes()
@@ -380,3 +394,31 @@ def test_an_animated_picture_of_ones_own(tiny_weights, tmp_path, capsys):
     assert "the first mask 128 x 128" in capsys.readouterr().err
     assert not (tmp_path / "other").exists()
     assert not list(tmp_path.glob(".*"))
+
+
+def test_pictures_do_not_take_the_place_of_what_they_show(tiny_weights, root, tmp_path, capsys):
+    mask = tmp_path / "cat_overlay.png"
+    shutil.copy(root / "Annotations/480p/cat/00000.png", mask)
+    before = mask.read_bytes()
+    words = [str(root / "JPEGImages/480p/cat"), str(mask), "--out", str(tmp_path / "own"), "--weights", str(tiny_weights), *WORDS]
+    assert propagate(*words, "--overlay", str(tmp_path)) == 2
+    assert "would overwrite" in capsys.readouterr().err
+    assert mask.read_bytes() == before
+    shutil.copy(mask, root / "JPEGImages/480p/cat/first.png")
+    words[1] = str(root / "JPEGImages/480p/cat/first.png")
+    assert propagate(*words) == 2
+    assert "lies among the frames" in capsys.readouterr().err
+
+
+def test_void_in_a_grey_truth_is_no_object(tmp_path, backbone):
+    """What 255 means is decided by the first mask, not file by file."""
+    video = made_up_video(4, (64, 128), objects=1, seed=3)
+    root = davis_tree(tmp_path / "DAVIS", {"one": video})
+    for number, (_, mask) in enumerate(video):
+        Image.fromarray(mask if number == 0 else np.where(mask == 1, 255, 0).astype(np.uint8)).save(
+            root / f"Annotations/480p/one/{number:05d}.png"
+        )
+        (tmp_path / "masks/one").mkdir(parents=True, exist_ok=True)
+        write_mask(tmp_path / f"masks/one/{number:05d}.png", np.zeros_like(mask))
+    result = score(backbone, root, masks=str(tmp_path / "masks"))
+    assert (result.metrics["J"], result.metrics["F"]) == (100, 100), "all is void, so nothing is to be found"
