@@ -134,7 +134,7 @@ class Backbone:
         that are no multiple of the patch lose their right and bottom rest. Raises ConfigError where an image is smaller
         than a patch, or the network has not the blocks that are asked for.
         """
-        self._check(images)
+        images = self._checked(images)
         self.check_offers(layers, patches and self.patch_size is not None)
         images = images.to(self.device, non_blocking=True)
         with self._precisely(images):
@@ -151,7 +151,7 @@ class Backbone:
         column c. Registers and distillation tokens of timm's networks are left out, so that rows of those sum to less.
         Raises ConfigError where there is no such token, or the network's attention cannot be read.
         """
-        self._check(images)
+        images = self._checked(images)
         own = isinstance(self.network, VisionTransformer)
         if not own and not library.has_attention(self.network):
             raise ConfigError(
@@ -183,11 +183,13 @@ class Backbone:
         if not 1 <= layers <= self.depth:
             raise ConfigError(f"the last {layers} blocks were asked for; {self.arch} has {self.depth}")
 
-    def _check(self, images: Tensor) -> None:
+    def _checked(self, images: Tensor) -> Tensor:
+        """Images of which a network of timm, too, sees whole patches only."""
         if images.ndim != 4 or images.shape[1] != 3:
             raise ConfigError(f"a backbone takes a batch of RGB images (N, 3, H, W), not {tuple(images.shape)}")
         if self.patch_size and min(images.shape[-2:]) < self.patch_size:
             raise ConfigError(f"images of {images.shape[-2]} x {images.shape[-1]} pixels are smaller than a patch of {self.patch_size}")
+        return images if isinstance(self.network, VisionTransformer) else library.whole_patches(self.network, images)
 
     @contextlib.contextmanager
     def _precisely(self, images: Tensor):

@@ -130,6 +130,20 @@ def _describe(network: Any, name: str, data: dict[str, Any], own: bool) -> Libra
     )
 
 
+def whole_patches(network: Any, images: Tensor) -> Tensor:
+    """Cut off the right and bottom rest that is no whole patch, as DINO's own network does; timm's ViTs refuse such sizes.
+
+    Networks whose patches overlap keep it.
+    """
+    import timm
+
+    patch = network.config.patch_size
+    if not patch or not isinstance(network, (timm.models.vision_transformer.VisionTransformer, timm.models.eva.Eva)):
+        return images
+    height, width = images.shape[-2:]
+    return images[..., : height - height % patch, : width - width % patch]
+
+
 def tokens(network: Any, images: Tensor, layers: int) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
     """Return the pooled feature (N, D), the patch tokens (N, h, w, D), and the last blocks' tokens where there are several.
 

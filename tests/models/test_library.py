@@ -145,6 +145,17 @@ def test_sizes_that_a_network_cannot_take_are_named():
         backbone(torch.zeros(1, 3, 96, 100))
 
 
+@pytest.mark.parametrize("arch", ["timm/deit_tiny_patch16_224", "timm/eva02_tiny_patch14_224"])
+def test_the_rest_that_is_no_whole_patch_is_cut_off(arch):
+    backbone = dinoeval.load(arch, weights="random", device="cpu")
+    patch = backbone.patch_size
+    images = torch.randn(1, 3, 5 * patch + 3, 4 * patch + patch - 1, generator=torch.Generator().manual_seed(0))
+    whole, cut = backbone(images), backbone(images[..., : 5 * patch, : 4 * patch])
+    assert whole.patches.shape[1:3] == backbone.grid(*images.shape[-2:]) == (5, 4)
+    assert torch.equal(whole.patches, cut.patches)
+    assert torch.equal(backbone(images, patches=False).cls, cut.cls)
+
+
 def test_unknown_names_and_weights_that_cannot_be_fetched(tmp_path):
     with pytest.raises(ConfigError, match=r"knows no 'deit_tiny_patch16_22'. Similar: .*deit_tiny_patch16_224"):
         dinoeval.load("timm/deit_tiny_patch16_22", weights="random")
