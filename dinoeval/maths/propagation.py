@@ -74,8 +74,9 @@ def _average(cosines: Tensor, labels: Tensor, top: int, temperature: float) -> T
     kept = best[:, :top]
     weights = ((kept - kept[:, :1]) / temperature).exp()  # at most 1, whatever the temperature
     result = torch.einsum("nk,nkc->nc", weights / weights.sum(1, keepdim=True), labels[places.gather(1, order[:, :top])])
-    for row in (best[:, top:] == best[:, top - 1 : top]).any(1).nonzero()[:, 0].tolist():  # more than `top` are to be kept
-        own = cosines[:, row].flatten()
-        weights = ((own - best[row, 0]) / temperature).exp().where(own >= best[row, top - 1], 0)
-        result[row] = weights @ labels / weights.sum()
+    tied = (best[:, top:] == best[:, top - 1 : top]).any(1).nonzero()[:, 0]  # more than `top` are to be kept
+    if len(tied):
+        own = cosines[:, tied].movedim(0, 1).flatten(1)  # (m, K * S)
+        weights = ((own - best[tied, :1]) / temperature).exp().where(own >= best[tied, top - 1 : top], 0)
+        result[tied] = weights @ labels / weights.sum(1, keepdim=True)
     return result
