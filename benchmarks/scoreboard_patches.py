@@ -80,7 +80,7 @@ def speed(facts: dict) -> list[str]:
     return [
         f"`{facts['command']}`: {facts['what']}, medians of {len(facts['runs']['ours'])} runs in turn. Soft maps differ by "
         f"{facts['soft maps']['median difference']:.0e} (median), and by more than 1e-4 in {facts['soft maps']['tokens that differ by more than 1e-4']} of "
-        f"{facts['soft maps']['tokens']:,} tokens, whose fifth and sixth neighbours are equally near but for rounding. Within the radius lie {facts['multiply-adds within the radius'] / 1e9:.1f} G multiply-adds: "
+        f"{facts['soft maps']['tokens']:,} tokens, where rounding decides which of two equally near neighbours is kept. Within the radius lie {facts['multiply-adds within the radius'] / 1e9:.1f} G multiply-adds: "
         f"{facts['GFLOP a second within the radius']:.0f} GFLOP a second.",
         "",
         "| | ours | released | ratio |",
