@@ -46,7 +46,7 @@ def parity(read: Callable[[str], dict]) -> list[str]:
 def davis(facts: dict) -> list[str]:
     names = list(facts["frames"])
     lines = [
-        f"`{facts['command']}`: the first {max(facts['frames'].values())} frames of {len(names)} sequences of DAVIS 2016 with one object each, percent; not the paper's set. Checkpoints "
+        f"`{facts['command']}`: {len(names)} sequences of DAVIS 2016, {sum(facts['frames'].values())} frames, with one object each, percent; not the paper's set. Checkpoints "
         "are of a few epochs of CIFAR-10.",
         "",
         f"| weights | J&F | J | F | J of {' | J of '.join(names)} |",
