@@ -71,7 +71,7 @@ def plant(source: Path, target: Path, planted: int, most: int) -> None:
             changed.save(f"{copy}.jpg", quality=quality) if quality else changed.save(f"{copy}.png")
 
 
-def judge(library: search.Library, threshold: float, planted: int) -> dict:
+def judge(library: search.ImageIndex, threshold: float, planted: int) -> dict:
     """Recall of each kind: copies that are that near to their original; precision: pairs that near that are of one original."""
     names = [Path(path).stem for path in library.paths]
     numbers = np.array([int(name.partition("+")[0]) for name in names])
@@ -124,16 +124,16 @@ def main() -> None:
     (ROOT / "benchmarks/results/duplicates.json").write_text(json.dumps(facts, indent=1) + "\n")
 
 
-def write_sheet(library: search.Library, threshold: float, path: Path) -> None:
+def write_sheet(library: search.ImageIndex, threshold: float, path: Path) -> None:
     """Only the groups that hold other pairs than planted ones, which are the ones to look at."""
-    from dinoeval.search.sheet import Strip, Tile, write_sheet
+    from dinoeval.search.sheet import Section, Tile, write_sheet
 
     strips = []
     for group in library.duplicates(threshold):
         names = [Path(one).name for one in group.paths]
         if len({name[:6] for name in names}) > 1:
             tiles = [Tile(one, name, f"{cosine:.5f}") for one, name, cosine in zip(group.paths, names, group.cosines, strict=True)]
-            strips.append(Strip(f"{len(tiles)} images", tiles))
+            strips.append(Section(f"{len(tiles)} images", tiles))
     write_sheet(path, "Groups of different originals", strips)
 
 

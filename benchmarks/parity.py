@@ -23,8 +23,8 @@ import released as released_code  # noqa: E402
 from factories import made_up_state  # noqa: E402
 
 from dinoeval.models.vit import VisionTransformer, parse_architecture  # noqa: E402
-from dinoeval.training.loop import Trainer  # noqa: E402
-from dinoeval.training.presets import Recipe  # noqa: E402
+from dinoeval.training.pretrain.loop import DinoTrainer  # noqa: E402
+from dinoeval.training.pretrain.presets import Recipe  # noqa: E402
 
 ARCHITECTURES = {"vit_ti16": ("vit_tiny", 16), "vit_s16": ("vit_small", 16), "vit_s8": ("vit_small", 8), "vit_b16": ("vit_base", 16)}
 SIZES = [(224, 224), (96, 96), (320, 320), (250, 333), (480, 832)]
@@ -75,7 +75,7 @@ def training(released) -> tuple[dict, dict]:
     recipe = Recipe(**TRAINED)
     steps = STEPS // recipe.epochs
     torch.manual_seed(3)
-    ours = Trainer("vit_ti16", recipe, steps, torch.device("cpu"))
+    ours = DinoTrainer("vit_ti16", recipe, steps, torch.device("cpu"))
     student = utils.MultiCropWrapper(
         released.vit_tiny(patch_size=16, drop_path_rate=recipe.drop_path),
         released.DINOHead(192, recipe.out_dim, norm_last_layer=recipe.norm_last_layer),

@@ -83,7 +83,7 @@ def compare(ours, theirs, paths: list[Path], size: str) -> dict:
     row = {"image size": size, "pixels": 0.0, "rows of [CLS]": 0.0, "masks that differ": 0, "patches": 0, "seconds": [0.0, 0.0]}
     for number, path in enumerate(paths):
         began = time.perf_counter()
-        maps = attention(ours, path, image_size=480 if size == "480" else "native", mass=MASS, upright=False)
+        maps = attention(ours, path, image_size=480 if size == "480" else "native", mass=MASS, exif_transpose=False)
         middle = time.perf_counter()
         batch = released_input(path, size, patch)
         with torch.inference_mode():

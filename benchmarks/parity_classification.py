@@ -39,7 +39,7 @@ from dinoeval.features.extract import forward  # noqa: E402
 from dinoeval.features.readout import parse_readout  # noqa: E402
 from dinoeval.protocols import linear  # noqa: E402
 from dinoeval.session import Session, SessionConfig  # noqa: E402
-from dinoeval.training.probing import Cached, Exam, Head, Sweep  # noqa: E402
+from dinoeval.training.probe.sweep import Cached, EvalSet, Head, Sweep  # noqa: E402
 
 BATCH, LR = 128, 0.01
 
@@ -136,7 +136,7 @@ def probe(checkout: Path, data: Path) -> list[dict]:
             steps = sweep.steps(np.arange(len(train)))
             for features, good in Cached({name: types.SimpleNamespace(take=bank.__getitem__)}, np.arange(len(train))).batches(0, steps):
                 sweep.learn(features, train.labels[good])
-            exam = Exam(features={name: held}, labels=val.labels)
+            exam = EvalSet(features={name: held}, labels=val.labels)
             ranks = sweep.ranks(exam)
             ours = {"loss": sweep.close_epoch({"val": exam}, len(steps))["loss"][0],
                     "top1": 100 * float((ranks == 0).mean()), "top5": 100 * float((ranks < 5).mean())}  # fmt: skip

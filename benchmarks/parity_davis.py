@@ -40,7 +40,7 @@ from dinoeval.maths.segmentation import region_similarity  # noqa: E402
 from dinoeval.models.checkpoints import save_backbone  # noqa: E402
 
 SEQUENCES = ("kite-surf", "horsejump-high", "motocross-jump")  # three, two and two objects
-UPRIGHT, SPECK = "upright", "speck"  # the first of them turned by a quarter, and with a fourth object of one pixel
+UPRIGHT, SPECK = "exif_transpose", "speck"  # the first of them turned by a quarter, and with a fourth object of one pixel
 READINGS = ("opencv", "pil", "torchvision")
 
 

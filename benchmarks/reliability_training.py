@@ -29,7 +29,7 @@ from factories import TINY, class_folders, made_up_state  # noqa: E402
 from dinoeval.environment import describe_machine  # noqa: E402
 from dinoeval.models.checkpoints import save_backbone  # noqa: E402
 
-BEGIN = "import dinoeval.training.probing as p; p.SAVE_SECONDS = 0.2; from dinoeval.cli import main; main()"
+BEGIN = "import dinoeval.training.probe.sweep as p; p.SAVE_SECONDS = 0.2; from dinoeval.cli import main; main()"
 OPTIONS = {
     "linear": ["--readouts", "cls", "last2", "--lrs", "0.1", "1", "--epochs", "12", "--train-batch-size", "16"],
     "finetune": ["--preset", "short", "--epochs", "8", "--train-batch-size", "32", "--warmup-epochs", "1"],

@@ -61,7 +61,7 @@ def evaluate(protocol: str, backbone: Backbone, *, session: SessionConfig | None
 
     `config` holds the fields of the protocol's Config, `session` how images are read; the backbone is the one given.
     """
-    module = protocols.find(protocol)
+    module = protocols.get_protocol(protocol)
     for name in config:
         if name not in (fields := [field.name for field in dataclasses.fields(module.Config)]):
             raise ConfigError(unknown(f"option of {protocol}", name, fields))

@@ -17,7 +17,7 @@ def rank() -> int:
     return int(os.environ["RANK"]) if _launched() else 0
 
 
-def world() -> int:
+def world_size() -> int:
     return int(os.environ["WORLD_SIZE"]) if _launched() else 1
 
 
@@ -28,10 +28,10 @@ def _launched() -> bool:
 
 def shard(count: int) -> range:
     """The numbers below `count` that are this process's: every world-th one, so that all finish together."""
-    return range(rank(), count, world())
+    return range(rank(), count, world_size())
 
 
-def decoders(asked: int | None, jobs: int, small: bool) -> int:
+def num_decoders(asked: int | None, jobs: int, small: bool) -> int:
     """How many worker processes decode images for this one: as asked, else one a core; none for sets so small that starting
     them takes longer."""
     if asked is not None:
@@ -39,27 +39,27 @@ def decoders(asked: int | None, jobs: int, small: bool) -> int:
     if small:
         return 0
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(8, jobs, cores // world()))
+    return max(1, min(8, jobs, cores // world_size()))
 
 
 def barrier() -> None:
     """Wait for all processes."""
-    share(None)
+    broadcast(None)
 
 
-def share(value: T) -> T:
+def broadcast(value: T) -> T:
     """Give every process the value that rank 0 has."""
-    return gather(value)[0]
+    return all_gather(value)[0]
 
 
-def gather(value: T) -> list[T]:
+def all_gather(value: T) -> list[T]:
     """Give every process the values of all, in order of rank."""
-    if world() == 1:
+    if world_size() == 1:
         return [value]
     import torch.distributed as dist
 
     if not dist.is_initialized():
         dist.init_process_group("gloo", timeout=_PATIENCE)
-    values: list = [None] * world()
+    values: list = [None] * world_size()
     dist.all_gather_object(values, value)
     return values

@@ -38,7 +38,7 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> str:
     return f"no {kind} '{name}'. Known: {', '.join(known)}.{hint}"
 
 
-def some(names: Iterable[str], limit: int = 5) -> str:
+def join_names(names: Iterable[str], limit: int = 5) -> str:
     """Join the first `limit` names and say how many more there are."""
     names = list(names)
     more = f" and {len(names) - limit} more" if len(names) > limit else ""

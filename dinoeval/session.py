@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from dinoeval.data.images import ImageSet
-    from dinoeval.data.transforms import CentralCrop, Transform
+    from dinoeval.data.transforms import CenterCrop, Transform
     from dinoeval.features.cache import FeatureCache
     from dinoeval.features.extract import Features
     from dinoeval.features.readout import Readout
@@ -67,7 +67,7 @@ class Session:
         self.backbone: Backbone = backbone or load(
             config.arch, weights=config.weights, key=config.key, device=config.device, precision=config.precision
         )
-        self.transform: CentralCrop = parse_transform(config.transform, self.backbone.config.image_size, self.backbone.config.preprocessing)
+        self.transform: CenterCrop = parse_transform(config.transform, self.backbone.config.image_size, self.backbone.config.preprocessing)
         self.cache: FeatureCache = FeatureCache(config.cache)
 
     def features(
@@ -82,7 +82,7 @@ class Session:
         transform = transform or self.transform
         if rows is not None:
             cached = distributed.rank() == 0 and is_cached(self.backbone, images, readout, transform, self.cache)
-            if not distributed.share(cached):
+            if not distributed.broadcast(cached):
                 images, rows = images.subset(rows), None
         return extract(
             self.backbone,
@@ -96,7 +96,7 @@ class Session:
             workers=self.config.workers,
         )
 
-    def colours(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    def normalization(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """Mean and deviation of the session's transform, for protocols that resize in their own way; refuses --transform dino:R/C."""
         if self.config.transform not in ("auto", "dino"):
             raise ConfigError(f"this protocol resizes in its own way: leave out --transform {self.config.transform}, use --image-size")
@@ -122,7 +122,7 @@ class Session:
 
 
 @dataclasses.dataclass(frozen=True)
-class Half:
+class SplitRecord:
     """One half of a data set of which no features were kept: its images, and those of them that could not be read."""
 
     images: ImageSet
@@ -132,7 +132,7 @@ class Half:
         return len(self.images)
 
 
-def describe_data(name: str, **halves: Features | Half) -> dict[str, Any]:
+def describe_data(name: str, **halves: Features | SplitRecord) -> dict[str, Any]:
     """The part of a Result that tells which images were used."""
     return {
         "name": str(Path(name)),

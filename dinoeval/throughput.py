@@ -29,7 +29,7 @@ from dinoeval.features.cache import FeatureCache
 from dinoeval.features.extract import extract
 from dinoeval.features.readout import Cls
 from dinoeval.models.backbone import RANDOM, Backbone, Precision, load
-from dinoeval.models.networks import build_network
+from dinoeval.models.build import build_network
 
 PUBLISHED = {
     "resnet50": 1237, "vit_s16": 1007, "vit_s8": 180, "vit_b16": 312, "vit_b8": 63,  # Table 1
@@ -124,7 +124,7 @@ def multiply_adds(arch: str) -> int:
 
 def _from_files(backbone: Backbone, images: ImageSet, rounds: int, workers: int | None, folder: str) -> float:
     transform = parse_transform("auto", backbone.config.image_size, backbone.config.preprocessing)
-    workers = distributed.decoders(workers, 8, small=False)
+    workers = distributed.num_decoders(workers, 8, small=False)
     # Several forward passes for each process that decodes, so that they overlap as in a long run.
     enough = 4 * max(1, workers) * backbone.fast_batch(transform.crop)
     images = images.subset(np.arange(max(enough, len(images))) % len(images))

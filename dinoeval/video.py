@@ -31,11 +31,11 @@ CONTEXT = 7  # eval_video_segmentation.py
 _MOST = 1_000_000
 _CHANNELS = 8  # enlarged at a time
 _FLAT = 1e-5  # of the largest value: a smaller span is rounding
-Failures = Literal["released", "mended"]
+Failures = Literal["released", "fixed"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Rule:
+class PropagationConfig:
     """How labels are carried on; the defaults are the released code's."""
 
     context: int = CONTEXT
@@ -46,7 +46,7 @@ class Rule:
     """How many of the tokens most like it count, with those that are equal to the last."""
     temperature: float = TEMPERATURE
     """They count with weight exp(cosine / temperature)."""
-    failures: Failures = "released"
+    edge_cases: Failures = "released"
     """What to do about labels that are lost when the first mask is shrunk, and about channels that are the same everywhere."""
 
     def __post_init__(self) -> None:
@@ -61,7 +61,7 @@ class Rule:
 class Propagation:
     """One video on its way. Memory does not grow with its length."""
 
-    def __init__(self, backbone: Backbone, first: np.ndarray, transform: FrameTransform, rule: Rule) -> None:
+    def __init__(self, backbone: Backbone, first: np.ndarray, transform: FrameTransform, rule: PropagationConfig) -> None:
         """`first` is the mask (H, W) uint8 of the first frame, with the numbers of its objects from 1 up."""
         assert backbone.patch_size == transform.patch
         self.backbone, self.first, self.transform, self.rule = backbone, first, transform, rule
@@ -114,9 +114,9 @@ class Propagation:
         h, w, _ = tokens.shape
         small = np.asarray(Image.fromarray(self.first).resize((w, h), Image.Resampling.NEAREST))
         self.lost = sorted(set(np.unique(self.first).tolist()) - set(np.unique(small).tolist()) - {0})
-        count = 1 + int((small if self.rule.failures == "released" else self.first).max())
+        count = 1 + int((small if self.rule.edge_cases == "released" else self.first).max())
         soft = (torch.from_numpy(small.copy()) == torch.arange(count, dtype=torch.uint8)[:, None, None]).float()
-        if self.rule.failures == "mended":
+        if self.rule.edge_cases == "fixed":
             self._rescue(soft)
         return soft.to(tokens.device)
 
@@ -159,6 +159,6 @@ class Propagation:
         span = values - values.min()
         if span.max() <= _FLAT * values.max():
             self.constant.setdefault(name, []).append(channel)
-            if self.rule.failures == "mended":
+            if self.rule.edge_cases == "fixed":
                 return
         values.copy_(span / span.max())

@@ -10,7 +10,7 @@ from factories import made_up_images
 from PIL import Image
 from scipy.io import savemat
 
-from dinoeval.data.named import VOC_CLASSES
+from dinoeval.data.sources import VOC_CLASSES
 
 
 def tinted_picture(path: Path, label: int, seed: int) -> None:

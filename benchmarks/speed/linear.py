@@ -31,7 +31,7 @@ from dinoeval.data.transforms import PAPER  # noqa: E402
 from dinoeval.environment import describe_machine  # noqa: E402
 from dinoeval.features.readout import parse_readout  # noqa: E402
 from dinoeval.protocols.linear import Config  # noqa: E402
-from dinoeval.training.probing import Augmented, Cached, Head, Sweep  # noqa: E402
+from dinoeval.training.probe.sweep import Augmented, Cached, Head, Sweep  # noqa: E402
 
 IMAGES, BATCH, CACHED_EPOCHS = 192, 64, 100
 RATES = Config().lrs

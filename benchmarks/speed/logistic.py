@@ -43,14 +43,14 @@ def one(folder: Path, way: str) -> dict:
     import cyanure.estimators  # what a fit imports, so that it is not timed
     import sklearn.linear_model
 
-    from dinoeval.maths.logistic import certificate, fit
+    from dinoeval.maths.logistic import duality_gap, fit_logistic
 
     train, labels = np.load(folder / "train.npy"), np.load(folder / "train_labels.npy")
     warnings.simplefilter("ignore")
     began = time.monotonic()
     match way:
         case "cyanure" | "sklearn":
-            model = fit(train, labels, strength=LAMBDA, solver=way)
+            model = fit_logistic(train, labels, strength=LAMBDA, solver=way)
             weights, passes = model.weights, model.passes
         case "sklearn, its own tolerance":
             model = sklearn.linear_model.LogisticRegression(C=1 / LAMBDA, fit_intercept=False, max_iter=2000).fit(train, labels)
@@ -62,7 +62,7 @@ def one(folder: Path, way: str) -> dict:
             ).fit(train, labels)  # fmt: skip
             weights, passes = model.coef_, int(model.n_iter_.max())
     seconds = time.monotonic() - began
-    objective, gap = certificate(train.astype(np.float64), labels, weights.astype(np.float64), LAMBDA)
+    objective, gap = duality_gap(train.astype(np.float64), labels, weights.astype(np.float64), LAMBDA)
     right = (np.load(folder / "test.npy") @ weights).argmax(1) == np.load(folder / "test_labels.npy")
     facts = {"seconds": seconds, "passes": passes, "objective": objective, "duality gap": gap, "top1": 100 * float(right.mean())}
     return facts | ({"duality gap it says": float(model.optimization_info_[0, 3, -1])} if way == ONCE else {})

@@ -89,11 +89,11 @@ def frame(way: str, checkout: Path, folder: Path, frames: list[Path]) -> dict[st
         import dinoeval
         from dinoeval.data.frames import FrameTransform, open_frame
         from dinoeval.data.masks import write_mask
-        from dinoeval.video import Propagation, Rule
+        from dinoeval.video import Propagation, PropagationConfig
 
         first = np.zeros(open_frame(frames[0]).size[::-1], np.uint8)
         first[100:200, 100:300], first[250:400, 300:600] = 1, 2
-        video = Propagation(dinoeval.load(ARCH, weights=folder / "weights.pth"), first, FrameTransform(patch=8), Rule())
+        video = Propagation(dinoeval.load(ARCH, weights=folder / "weights.pth"), first, FrameTransform(patch=8), PropagationConfig())
         masks = video.masks([path.name for path in frames], map(open_frame, frames))
         for _ in itertools.islice(masks, CONTEXT):
             pass

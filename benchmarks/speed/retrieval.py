@@ -39,8 +39,8 @@ from dinoeval.environment import describe_machine  # noqa: E402
 from dinoeval.features.cache import FeatureCache  # noqa: E402
 from dinoeval.features.extract import extract  # noqa: E402
 from dinoeval.features.readout import Cls  # noqa: E402
-from dinoeval.maths.neighbors import normalise  # noqa: E402
-from dinoeval.maths.ranks import closer_strangers  # noqa: E402
+from dinoeval.maths.neighbors import l2_normalize  # noqa: E402
+from dinoeval.maths.ranks import count_closer_distractors  # noqa: E402
 from dinoeval.models.checkpoints import save_backbone  # noqa: E402
 
 DATABASE, QUERIES = PUBLISHED["roxford5k"]
@@ -77,15 +77,15 @@ def strangers(count: int = 1_000_000, dim: int = 384) -> dict:
 
     def blocks() -> Iterator[np.ndarray]:
         for first in range(0, count, 40_000):  # as large as Features.blocks gives
-            yield normalise(random.standard_normal((min(40_000, count - first), dim), np.float32))
+            yield l2_normalize(random.standard_normal((min(40_000, count - first), dim), np.float32))
 
-    queries, database = (normalise(random.standard_normal((rows, dim), np.float32)) for rows in (QUERIES, DATABASE))
+    queries, database = (l2_normalize(random.standard_normal((rows, dim), np.float32)) for rows in (QUERIES, DATABASE))
     began = time.monotonic()
     for _ in blocks():
         pass
     making, before = time.monotonic() - began, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     began = time.monotonic()
-    closer = closer_strangers(queries, queries @ database.T, blocks())
+    closer = count_closer_distractors(queries, queries @ database.T, blocks())
     seconds = time.monotonic() - began - making
     assert closer.max() <= count
     after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

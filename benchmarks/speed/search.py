@@ -68,11 +68,11 @@ class Memory:
 
 
 def write(folder: Path, rows: int) -> dict:
-    from dinoeval.search.rows import write_rows
     from dinoeval.search.store import _checksums
+    from dinoeval.search.vectors import write_vectors
 
     began = time.monotonic()
-    write_rows(folder / f"{rows}.rows.faiss", made_up(rows, 1), rows, DIM)
+    write_vectors(folder / f"{rows}.rows.faiss", made_up(rows, 1), rows, DIM)
     written = time.monotonic() - began
     began = time.monotonic()
     _checksums(folder / f"{rows}.rows.faiss")
@@ -81,10 +81,10 @@ def write(folder: Path, rows: int) -> dict:
 
 def exact(folder: Path, rows: int) -> dict:
     from dinoeval.maths.neighbors import faiss, nearest
-    from dinoeval.search.rows import Rows
+    from dinoeval.search.vectors import VectorFile
 
     faiss()
-    opened = Rows(folder / f"{rows}.rows.faiss", rows, DIM)
+    opened = VectorFile(folder / f"{rows}.rows.faiss", rows, DIM)
     queries = next(made_up(QUERIES, 2))
     told = {}
     for count in (1, 100, QUERIES):
@@ -99,9 +99,9 @@ def exact(folder: Path, rows: int) -> dict:
 
 def make(folder: Path, rows: int, kind: str) -> dict:
     from dinoeval.search import approximate
-    from dinoeval.search.rows import Rows
+    from dinoeval.search.vectors import VectorFile
 
-    opened = Rows(folder / f"{rows}.rows.faiss", rows, DIM)
+    opened = VectorFile(folder / f"{rows}.rows.faiss", rows, DIM)
     path = folder / f"{rows}.{kind}.faiss"
     with Memory() as memory:
         began = time.monotonic()
@@ -118,10 +118,10 @@ def make(folder: Path, rows: int, kind: str) -> dict:
 
 def ask(folder: Path, rows: int, kind: str) -> dict:
     from dinoeval.search import approximate
-    from dinoeval.search.rows import Rows
+    from dinoeval.search.vectors import VectorFile
 
     index = approximate.load(folder / f"{rows}.{kind}.faiss")
-    opened = Rows(folder / f"{rows}.rows.faiss", rows, DIM)
+    opened = VectorFile(folder / f"{rows}.rows.faiss", rows, DIM)
     library = approximate.Approximate(kind, index, opened, **json.loads((folder / f"{rows}.{kind}.json").read_text()))
     queries, truth = next(made_up(QUERIES, 2)), np.load(folder / f"{rows}.truth.npz")
     library.search(queries, 10)  # brings the file's pages in, as the exact search's were

@@ -56,8 +56,8 @@ _FUNCTIONS = {
     "pca": "figures.pca",
     "tsne": "figures.tsne",
     "propagate": "video.propagate",
-    "speed": "measuring.speed",
-    "check": "scoring.check",
+    "speed": "speed.speed",
+    "check": "evaluate.check",
     "models": "weights.models",
     "models fetch": "weights.fetch",
     "models convert": "weights.convert",
@@ -151,8 +151,8 @@ def _run(name: str, args: list[str]) -> int:
 
         return train(args, program)
     if name in protocols.names():
-        from dinoeval.cli.scoring import score
+        from dinoeval.cli.evaluate import run_protocol
 
-        return score(name, args, program)
+        return run_protocol(name, args, program)
     module, function = _FUNCTIONS[name].split(".")
     return tyro.cli(getattr(importlib.import_module(f"dinoeval.cli.{module}"), function), args=args, prog=program)

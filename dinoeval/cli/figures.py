@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from dinoeval.cli import picture_folders
+from dinoeval.cli import output_folders
 from dinoeval.errors import BadImage, ConfigError, DataError
 from dinoeval.files import expand
 from dinoeval.session import Session, SessionConfig
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from dinoeval.data.images import ImageSet
-    from dinoeval.figures.pictures import Reading
+    from dinoeval.figures.preprocessing import FigureTransform
 
 _Session = Annotated[SessionConfig, tyro.conf.arg(name="")]
 _Format = Literal["png", "pdf", "svg"]
@@ -39,7 +39,7 @@ def attention(
     video: bool = False,
     fps: float | None = None,
     format: _Format = "png",
-    upright: bool = True,
+    exif_transpose: bool = True,
     session: _Session = SessionConfig(),  # noqa: B008  frozen
 ) -> int:
     """Draw what the last block of a vision transformer attends to: maps and masks of all heads, Figure 3's overlay, chosen points.
@@ -56,7 +56,7 @@ def attention(
         video: Draw the mean over heads for every frame, on one scale of colours: pictures, and an animated GIF.
         fps: Frames a second of the GIF; by default the source's, or 24.
         format: Of the figures that put the pictures of an image together.
-        upright: Turn photographs by their EXIF tag; the released code does not. TIFF files are always turned, by Pillow.
+        exif_transpose: Turn photographs by their EXIF tag; the released code does not. TIFF files are always turned, by Pillow.
         session: Which network; --transform decides the colours only.
     """
     if not images:
@@ -68,20 +68,20 @@ def attention(
         raise ConfigError(f"--video takes one folder of frames or one animated picture, and {ignored}")
     if video and session.bad_images == "skip":
         raise ConfigError("no frame of a video can be skipped: leave out --bad-images skip")
-    folder = picture_folders.open_folder(out, images)
+    folder = output_folders.create_output_folder(out, images)
     if video:
-        return _video(images[0], folder, image_size or "native", fps, upright, session)
+        return _video(images[0], folder, image_size or "native", fps, exif_transpose, session)
     from dinoeval import distributed, figures
     from dinoeval.data.images import open_images
     from dinoeval.figures.attention_maps import read_attention
-    from dinoeval.figures.pictures import folder_names, reading_for
+    from dinoeval.figures.preprocessing import figure_transform, folder_names
 
     asked = [_point(words) for words in points]
     opened = open_images(images[0] if len(images) == 1 else images)
     targets = [folder / name for name in folder_names(opened.paths)]
-    picture_folders.check_targets(picture_folders.files_of(opened, images), (), targets)
+    output_folders.check_targets(output_folders.files_of(opened, images), (), targets)
     loaded = Session(session)
-    reading = reading_for(loaded.backbone, image_size or "480", upright, session.transform)
+    reading = figure_transform(loaded.backbone, image_size or "480", exif_transpose, session.transform)
     if asked:
         _check_points(asked, opened, reading)
     _tell(loaded, reading)
@@ -94,38 +94,40 @@ def attention(
             _refuse(path, fault, session.bad_images)
             continue
         pictures = maps.pictures(heads, threshold)
-        picture_folders.drop_heads_and_points(target, pictures)
-        picture_folders.write_pictures(target, pictures)
+        output_folders.drop_heads_and_points(target, pictures)
+        output_folders.write_pictures(target, pictures)
         figures.save(maps.figure(heads, threshold), target / f"figure.{format}")
         if asked:
             figures.save(maps.pointing_figure(heads), target / f"points.{format}")
         print(f"{path}: {maps.num_heads} heads, {maps.maps.shape[1]} x {maps.maps.shape[2]} patches, in {target}", flush=True)
         drawn += 1
-    if not sum(distributed.gather(drawn)):
+    if not sum(distributed.all_gather(drawn)):
         raise DataError("none of the images can be read")
     return 0
 
 
-def _video(frames: str, folder: Path, image_size: str, fps: float | None, upright: bool, session: SessionConfig) -> int:
+def _video(frames: str, folder: Path, image_size: str, fps: float | None, exif_transpose: bool, session: SessionConfig) -> int:
     from PIL import Image
 
     from dinoeval import distributed
     from dinoeval.data.images import open_images
-    from dinoeval.figures.film import attention_video
+    from dinoeval.figures.video import attention_video
 
     source = expand(frames)
-    inputs = picture_folders.files_of(open_images(frames), [frames]) if source.is_dir() else [source]
-    picture_folders.check_targets(inputs, [folder / "attention.gif"], [folder / "frames"])
+    inputs = output_folders.files_of(open_images(frames), [frames]) if source.is_dir() else [source]
+    output_folders.check_targets(inputs, [folder / "attention.gif"], [folder / "frames"])
     loaded = Session(session)
     if distributed.rank() > 0:
         return 0
-    film = attention_video(loaded.backbone, frames, image_size=image_size, fps=fps, upright=upright, transform=session.transform)
+    film = attention_video(
+        loaded.backbone, frames, image_size=image_size, fps=fps, exif_transpose=exif_transpose, transform=session.transform
+    )
     _tell(loaded, film.reading)
     low, high = film.limits
-    picture_folders.drop_frames(folder, len(film.maps))
+    output_folders.drop_frames(folder, len(film.maps))
     film.save(folder / "attention.gif")
     for number in range(len(film.maps)):
-        picture_folders.write_pictures(folder / "frames", {f"{number:05d}": film.picture(number)})
+        output_folders.write_pictures(folder / "frames", {f"{number:05d}": film.picture(number)})
     with Image.open(folder / "attention.gif") as written:
         size = f"{written.width} x {written.height}"
     print(f"{len(film.maps)} frames of {frames}, mean over heads, colours from {low:.3g} to {high:.3g}, in {folder}/frames")
@@ -141,7 +143,7 @@ def pca(
     only_foreground: bool = False,
     percentiles: tuple[float, float] = (1.0, 99.0),
     format: _Format = "png",
-    upright: bool = True,
+    exif_transpose: bool = True,
     session: _Session = SessionConfig(),  # noqa: B008  frozen
 ) -> int:
     """Draw the first three principal components of the patch tokens as colours, fitted to all images together.
@@ -153,7 +155,7 @@ def pca(
         only_foreground: Fit the components anew, to the patches whose first component is above its mean; the rest is white.
         percentiles: Of a component's values over all images, that become black and full colour.
         format: Of the figure that puts images side by side.
-        upright: Turn photographs by their EXIF tag; the released code does not. TIFF files are always turned, by Pillow.
+        exif_transpose: Turn photographs by their EXIF tag; the released code does not. TIFF files are always turned, by Pillow.
         session: Which network; --transform decides the colours only.
     """
     if not images:
@@ -161,16 +163,16 @@ def pca(
     from dinoeval import distributed, figures
     from dinoeval.data.images import open_images
     from dinoeval.figures.feature_maps import read_features
-    from dinoeval.figures.pictures import folder_names, reading_for
+    from dinoeval.figures.preprocessing import figure_transform, folder_names
 
-    folder = picture_folders.open_folder(out, images)
+    folder = output_folders.create_output_folder(out, images)
     opened = open_images(images[0] if len(images) == 1 else images)
     targets = [folder / name for name in folder_names(opened.paths)]
-    picture_folders.check_targets(picture_folders.files_of(opened, images), [folder / f"figure.{format}"], targets)
+    output_folders.check_targets(output_folders.files_of(opened, images), [folder / f"figure.{format}"], targets)
     loaded = Session(session)
     if distributed.rank() > 0:
         return 0
-    reading = reading_for(loaded.backbone, image_size, upright, session.transform)
+    reading = figure_transform(loaded.backbone, image_size, exif_transpose, session.transform)
     pixels: dict[int, np.ndarray] = {}
     for row in range(len(opened)):
         try:
@@ -186,7 +188,7 @@ def pca(
     )  # fmt: skip
     for number, row in enumerate(pixels):
         parts = {"image": maps.images[number], "components": maps.picture(number), "foreground": maps.cut_out(number)}
-        picture_folders.write_pictures(targets[row], parts)
+        output_folders.write_pictures(targets[row], parts)
     figures.save(maps.figure(), folder / f"figure.{format}")
     shares = ", ".join(f"{share:.1%}" for share in maps.explained_variance_ratio)
     patches = f"{sum(mask.size for mask in maps.foreground):,} patches"
@@ -243,7 +245,7 @@ def tsne(
         raise ConfigError("name images or --data, not both")
     _check_numbers(most, dims, perplexity, learning_rate, steps, seed)
     check_figure(out)
-    picture_folders.check_apart(out, images)
+    output_folders.check_apart(out, images)
     chosen = parse_readout(readout)
     if len(chosen.row_shape(1, (2, 2))) > 1:
         raise ConfigError("t-SNE wants one vector an image; the readout patches gives a map")
@@ -294,12 +296,12 @@ def _check_numbers(most: int, dims: int, perplexity: float, learning_rate: float
 
 
 def _labelled(data: str | None, split: str, session: Session) -> ImageSet:
-    from dinoeval.classification import choose_data, open_labelled
+    from dinoeval.protocols._classification import open_labeled, resolve_dataset
 
-    name, notes = choose_data(data, session.backbone.arch)
+    name, notes = resolve_dataset(data, session.backbone.arch)
     for note in notes:
         _log.info("%s", note)
-    train, val = open_labelled(name)
+    train, val = open_labeled(name)
     return train if split == "train" else val
 
 
@@ -325,7 +327,7 @@ def _point(words: str) -> tuple[float, float]:
     return x, y
 
 
-def _check_points(points: Sequence[tuple[float, float]], images: ImageSet, reading: Reading) -> None:
+def _check_points(points: Sequence[tuple[float, float]], images: ImageSet, reading: FigureTransform) -> None:
     """Before the work, on every image that can be read; the others are named in their turn."""
     from dinoeval.figures.attention_maps import check_points
 
@@ -342,6 +344,6 @@ def _refuse(path: str, fault: BadImage, bad_images: str) -> None:
     _log.warning("%s is left out: %s", path, fault)
 
 
-def _tell(session: Session, reading: Reading) -> None:
+def _tell(session: Session, reading: FigureTransform) -> None:
     backbone = session.backbone
     print(f"{backbone.arch}, weights {backbone.provenance.name}, {reading.id}, {backbone.precision}", flush=True)

@@ -15,7 +15,7 @@ from dinoeval.files import check_writable, write_whole
 from dinoeval.session import SessionConfig
 
 if TYPE_CHECKING:
-    from dinoeval.search import Group, Library, Matches
+    from dinoeval.search import Group, ImageIndex, Matches
 
 _Session = Annotated[SessionConfig, tyro.conf.arg(name="")]
 
@@ -99,11 +99,11 @@ def query(
             print(f"{rank:>6}{one['cosine']:>9.5f}  {one['path']}")
         print()
     if sheet:
-        from dinoeval.search.sheet import Strip, Tile, write_sheet
+        from dinoeval.search.sheet import Section, Tile, write_sheet
 
         folder = library.manifest["folder"]
         strips = [
-            Strip(matches.query, [Tile(matches.query, _name(matches.query, folder), "query"), *_tiles(matches, folder)])
+            Section(matches.query, [Tile(matches.query, _name(matches.query, folder), "query"), *_tiles(matches, folder)])
             for matches in found
         ]
         write_sheet(sheet, f"The nearest of {len(library):,} images in {folder}", strips)
@@ -151,10 +151,10 @@ def duplicates(
         )
         print(f"near to their original, and {measured.alike:.1%} of the images have another that near. For larger crops, lower --threshold")
     if sheet:
-        from dinoeval.search.sheet import Strip, write_sheet
+        from dinoeval.search.sheet import Section, write_sheet
 
         folder = library.manifest["folder"]
-        strips = [Strip(heading, _tiles(group, folder)) for heading, group in zip(headings, groups, strict=True)]
+        strips = [Section(heading, _tiles(group, folder)) for heading, group in zip(headings, groups, strict=True)]
         title = f"{len(groups):,} groups of duplicates among {len(library):,} images in {folder}, at a cosine of {least:g} or more"
         write_sheet(sheet, title, strips)
     _say_written(json, sheet)
@@ -185,7 +185,7 @@ def _check_outputs(json: str | None, sheet: str | None) -> None:
         check_sheet(sheet)
 
 
-def _write(library: Library, index: str, content: dict[str, Any], json: str | None) -> None:
+def _write(library: ImageIndex, index: str, content: dict[str, Any], json: str | None) -> None:
     if not json:
         return
     names = ("folder", "images", "fingerprint", "session", "digest", "readout", "transform", "precision", "kind", "parameters", "recall")

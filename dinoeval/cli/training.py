@@ -10,7 +10,7 @@ import tyro
 
 from dinoeval.data.images import ImageSet, open_images, open_splits
 from dinoeval.data.transforms import parse_transform
-from dinoeval.distributed import world
+from dinoeval.distributed import world_size
 from dinoeval.errors import ConfigError
 from dinoeval.features.extract import forward
 from dinoeval.features.readout import Cls
@@ -18,8 +18,8 @@ from dinoeval.files import expand
 from dinoeval.maths.neighbors import nearest, vote
 from dinoeval.models.backbone import Backbone, Provenance, choose_device
 from dinoeval.models.vit import VisionTransformer
-from dinoeval.training import loop
-from dinoeval.training.presets import PRESETS, Recipe, find
+from dinoeval.training.pretrain import loop
+from dinoeval.training.pretrain.presets import PRESETS, Recipe, get_recipe
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -53,9 +53,9 @@ def train(args: list[str], program: str) -> int:
     """Parse with the preset's values as defaults, then train."""
     words = [word for arg in args for word in arg.split("=", 1)]
     preset = next((words[i + 1] for i, word in enumerate(words[:-1]) if word == "--preset"), "released")
-    default = Options(data=tyro.MISSING, arch=tyro.MISSING, out=tyro.MISSING, preset=preset, recipe=find(preset))
+    default = Options(data=tyro.MISSING, arch=tyro.MISSING, out=tyro.MISSING, preset=preset, recipe=get_recipe(preset))
     options = tyro.cli(Options, args=args, prog=program, default=default, description=f"{Options.__doc__} Presets: {', '.join(PRESETS)}.")
-    if world() > 1:
+    if world_size() > 1:
         raise ConfigError("this version trains in one process: start it without torchrun")
     images, probe = _open(options)
     final = loop.train(

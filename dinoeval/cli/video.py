@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from dinoeval.distributed import world
-from dinoeval.errors import ConfigError, DataError, some
+from dinoeval.distributed import world_size
+from dinoeval.errors import ConfigError, DataError, join_names
 from dinoeval.files import expand
 from dinoeval.session import SessionConfig
 
@@ -37,7 +37,7 @@ def propagate(
     radius: int = 12,
     top: int = 5,
     temperature: float = 0.1,
-    failures: Literal["released", "mended"] = "released",
+    edge_cases: Literal["released", "fixed"] = "released",
     session: Annotated[SessionConfig, tyro.conf.arg(name="")] = SessionConfig(),  # noqa: B008  frozen
 ) -> int:
     """Carry the objects of a first mask through a video, as DINO does on DAVIS; a mask a frame, as indexed PNG files.
@@ -53,26 +53,26 @@ def propagate(
         radius: Rows and columns of tokens that a token looks away.
         top: Tokens that count.
         temperature: They count with weight exp(cosine / temperature).
-        failures: As released, objects that are lost when the first mask is shrunk to tokens are in no mask; mended keeps them.
+        edge_cases: As released, objects that are lost when the first mask is shrunk to tokens are in no mask; fixed keeps them.
         session: Which network.
     """
     import numpy as np
 
-    from dinoeval.data.frames import frame_transform, frames_in, missing_frames, open_frames
-    from dinoeval.data.mask_folders import fill, finished
+    from dinoeval.data.frames import frame_transform, frames_in, missing_frames, read_frames
+    from dinoeval.data.mask_folders import read_record, write_masks
     from dinoeval.data.masks import VOID, read_mask
     from dinoeval.figures.overlay import make_folder, overlay_paths
     from dinoeval.session import Session
-    from dinoeval.video import Propagation, Rule
+    from dinoeval.video import Propagation, PropagationConfig
 
-    if world() > 1:
+    if world_size() > 1:
         raise ConfigError("one process propagates one video: start it without torchrun")
-    rule = Rule(context=context, radius=radius, top=top, temperature=temperature, failures=failures)
+    rule = PropagationConfig(context=context, radius=radius, top=top, temperature=temperature, edge_cases=edge_cases)
     folder, source = expand(out), expand(first_mask)
     where = expand(frames)
-    names, pictures = open_frames(where)
+    names, pictures = read_frames(where)
     if left_out := missing_frames(frames_in(where)) if where.is_dir() else []:
-        _log.warning("the numbers of the frames leave out %s: labels go from one frame to the next", some(left_out))
+        _log.warning("the numbers of the frames leave out %s: labels go from one frame to the next", join_names(left_out))
     first = read_mask(source)
     first[first == VOID] = 0
     if not first.any():
@@ -88,7 +88,7 @@ def propagate(
         raise ConfigError("no frame of a video can be skipped: leave out --bad-images skip")
     backbone = loaded.backbone
     backbone.check_offers(patches=True)
-    transform = frame_transform(image_size, reading, backbone.patch_size or 1, *loaded.colours())
+    transform = frame_transform(image_size, reading, backbone.patch_size or 1, *loaded.normalization())
     recipe = {
         "backbone": backbone.digest, "network": dataclasses.asdict(backbone.config), "precision": backbone.precision,
         "transform": transform.id, **dataclasses.asdict(rule), "frames": _stamp(where, names),
@@ -96,18 +96,18 @@ def propagate(
     }  # fmt: skip
     objects = np.count_nonzero(np.unique(first))
     _log.info("%d frames, %d objects", len(names), objects)
-    if record := finished(folder, recipe):
+    if record := read_record(folder, recipe):
         print(f"{folder} has all {len(record['masks'])} masks already")
     else:
         propagation = Propagation(backbone, first, transform, rule)
-        record = fill(
+        record = write_masks(
             folder,
             recipe,
             _made(propagation, names, pictures),
             lambda: {"lost": propagation.lost, "constant": propagation.constant},
         )
         print(f"{len(names)} masks of {objects} objects written to {folder}")
-    _say(record, failures)
+    _say(record, edge_cases)
     if overlay is not None:
         _draw(expand(overlay), folder, where)
     return 0
@@ -135,21 +135,21 @@ def _stamp(frames: Path, names: list[str]) -> str:
     return digest.hexdigest()[:16]
 
 
-def _say(record: dict, failures: str) -> None:
-    lost = some(map(str, record["lost"]))
-    if lost and failures == "released":
-        print(f"note: no token has the objects {lost}, which are too small: no mask has them. --failures mended keeps them")
+def _say(record: dict, edge_cases: str) -> None:
+    lost = join_names(map(str, record["lost"]))
+    if lost and edge_cases == "released":
+        print(f"note: no token has the objects {lost}, which are too small: no mask has them. --edge-cases fixed keeps them")
     elif lost:
         print(f"note: the objects {lost} are smaller than a token, and were given the token that holds most of them")
     if record["constant"]:
-        print(f"note: a soft map is the same everywhere in {len(record['constant'])} frames: {some(record['constant'])}")
+        print(f"note: a soft map is the same everywhere in {len(record['constant'])} frames: {join_names(record['constant'])}")
 
 
 def _draw(overlay: Path, masks: Path, frames: Path) -> None:
-    from dinoeval.data.frames import open_frames
+    from dinoeval.data.frames import read_frames
     from dinoeval.data.masks import read_mask
     from dinoeval.figures.overlay import draw_video
 
-    names, pictures = open_frames(frames)
+    names, pictures = read_frames(frames)
     written = draw_video(overlay, _name(frames), names, pictures, (read_mask(masks / f"{name}.png") for name in names))
     print(f"written to {' and '.join(map(str, written))}")

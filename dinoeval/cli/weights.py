@@ -12,14 +12,14 @@ from dinoeval.files import expand
 
 def models() -> int:
     """List released weights: name, architecture, kind, published k-NN and linear top-1 on ImageNet, readouts, and where the file lies."""
-    from dinoeval.models.networks import readouts_of
-    from dinoeval.models.shelf import location
+    from dinoeval.models.build import readouts_of
+    from dinoeval.models.download import local_path
     from dinoeval.models.zoo import ZOO
 
     print(f"{'name':<26}{'arch':<20}{'kind':<17}{'k-NN':>6}{'linear':>8}  {'readouts':<33}file")
     for row in ZOO.values():
         scores = [f"{row.published[name]:.1f}" if name in row.published else "-" for name in ("knn", "linear")]
-        path = location(row)
+        path = local_path(row)
         where = str(path) if path.exists() else f"not here: dinoeval models fetch {row.name}"
         readouts = "-" if row.kind == "linear head" else " ".join(readouts_of(row.arch))
         print(f"{row.name:<26}{row.arch:<20}{row.kind:<17}{scores[0]:>6}{scores[1]:>8}  {readouts:<33}{where}")
@@ -33,10 +33,10 @@ def fetch(name: Annotated[str, tyro.conf.Positional], /) -> int:
     Args:
         name: As in `dinoeval models`.
     """
-    from dinoeval.models.shelf import obtain, sha256_of
-    from dinoeval.models.zoo import find
+    from dinoeval.models.download import ensure_weights, sha256_of
+    from dinoeval.models.zoo import get_weights
 
-    path = obtain(find(name))
+    path = ensure_weights(get_weights(name))
     print(f"{path}\nsha256 {sha256_of(path)}")
     return 0
 

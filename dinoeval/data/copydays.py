@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from dinoeval.data.images import ImageSet, from_files
-from dinoeval.errors import DataError, some
+from dinoeval.errors import DataError, join_names
 from dinoeval.files import expand
 
 ORIGINAL, STRONG = "original", "strong"
@@ -43,13 +43,13 @@ def open_copydays(data: str | Path, allow_missing: bool = False) -> Copydays:
     root = expand(data)
     absent = [block for block in (ORIGINAL, STRONG) if not (root / block).is_dir()]
     if absent:
-        held = some(sorted(entry.name for entry in root.iterdir())) if root.is_dir() else "nothing"
+        held = join_names(sorted(entry.name for entry in root.iterdir())) if root.is_dir() else "nothing"
         raise DataError(
             f"{root} has no folder {' and no '.join(absent)}; Copydays has original/, strong/, jpegqual/, crops/. It holds {held}"
         )
     found = {block: _pictures(root / block) for block in BLOCKS if (root / block).is_dir()}
     if empty := [block for block, names in found.items() if not names]:
-        raise DataError(f"{root} has no .jpg file in {some(empty)}")
+        raise DataError(f"{root} has no .jpg file in {join_names(empty)}")
     _check_scenes(root, found)
     scenes = {name[:4] for name in found[ORIGINAL]}
     names_of = {name[:4]: name for name in found[ORIGINAL]}
@@ -60,7 +60,7 @@ def open_copydays(data: str | Path, allow_missing: bool = False) -> Copydays:
     missing = tuple(sorted(missing))
     if missing and not allow_missing:
         raise DataError(
-            f"{root} lacks {len(missing)} images that have an original: {some(missing)}. "
+            f"{root} lacks {len(missing)} images that have an original: {join_names(missing)}. "
             "Get them, or say --bad-images skip to go on without them."
         )
     names = [f"{block}/{name}" for block, inside in found.items() for name in inside]
@@ -81,9 +81,9 @@ def _check_scenes(root: Path, found: dict[str, list[str]]) -> None:
     if shared:
         raise DataError(
             f"originals of {root} begin with the same four characters, which name the scene, so that it cannot be told which "
-            f"one a copy is of: {some(shared)}"
+            f"one a copy is of: {join_names(shared)}"
         )
     strangers = [f"{block}/{name}" for block, names in found.items() for name in names if name[:4] not in originals]
     if strangers:
         wanted = ", ".join(sorted({f"original/{Path(name).name[:4]}00.jpg" for name in strangers})[:5])
-        raise DataError(f"{root} has no original of {len(strangers)} images: {some(strangers)}. Missing: {wanted}")
+        raise DataError(f"{root} has no original of {len(strangers)} images: {join_names(strangers)}. Missing: {wanted}")

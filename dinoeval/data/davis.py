@@ -17,7 +17,7 @@ import numpy as np
 
 from dinoeval.data.frames import frame_size, frames_in, missing_frames
 from dinoeval.data.masks import VOID, black_and_white, read_mask
-from dinoeval.errors import DataError, some, unknown
+from dinoeval.errors import DataError, join_names, unknown
 from dinoeval.files import expand
 
 FRAMES, ANNOTATIONS = "JPEGImages/480p", "Annotations/480p"
@@ -84,13 +84,13 @@ def open_davis(data: str | Path, sequences: Sequence[str] = ()) -> list[Video]:
     """
     root = expand(data)
     if absent := [folder for folder in (FRAMES, ANNOTATIONS) if not (root / folder).is_dir()]:
-        held = some(sorted(entry.name for entry in root.iterdir())) if root.is_dir() else "nothing"
+        held = join_names(sorted(entry.name for entry in root.iterdir())) if root.is_dir() else "nothing"
         raise DataError(f"{root} has no folder {' and no '.join(absent)}; DAVIS has JPEGImages/, Annotations/, ImageSets/. It holds {held}")
     videos = [_open_video(root, name) for name in _names(root, sequences)]
     alone = [video.name for video in videos if not video.annotated]
     if alone and len(alone) < len(videos):
         raise DataError(
-            f"{root} has annotations of the first frame alone for {some(alone)}, and of all frames for the others: "
+            f"{root} has annotations of the first frame alone for {join_names(alone)}, and of all frames for the others: "
             "score them apart, by --sequences"
         )
     return videos
@@ -101,7 +101,7 @@ def _names(root: Path, sequences: Sequence[str]) -> list[str]:
     if not sequences:
         sequences = [name for name in LISTS if (root / name).is_file()][:1]
         if not sequences:
-            raise DataError(f"{root} has no {' and no '.join(LISTS)}: name sequences with --sequences. It holds {some(there)}")
+            raise DataError(f"{root} has no {' and no '.join(LISTS)}: name sequences with --sequences. It holds {join_names(there)}")
     names = list(sequences)
     if len(names) == 1 and names[0] not in there:
         for path in (expand(names[0]), root / names[0]):
@@ -132,7 +132,7 @@ def _open_video(root: Path, name: str) -> Video:
     missing = sorted({*missing_frames(frames), *(present - {path.stem for path in frames})})
     if missing:
         raise DataError(
-            f"{root / FRAMES / name} lacks frames: {some(missing)}. Every frame counts, because labels go from one to the next."
+            f"{root / FRAMES / name} lacks frames: {join_names(missing)}. Every frame counts, because labels go from one to the next."
         )
     size = frame_size(frames[0])
     for path in frames:
@@ -145,7 +145,7 @@ def _open_video(root: Path, name: str) -> Video:
     if len(lacking) == len(frames) - 1 and annotations[0].stem in present:
         annotations = annotations[:1]
     elif lacking:
-        raise DataError(f"{folder} has no annotation {some(lacking)}. All are needed for a score, the first alone to propagate.")
+        raise DataError(f"{folder} has no annotation {join_names(lacking)}. All are needed for a score, the first alone to propagate.")
     white = black_and_white(annotations[0])
     masks = (_mask_of_size(path, size, frames[0], white) for path in annotations)
     first = without_void(next(masks))

@@ -19,12 +19,12 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from dinoeval.data.images import EXTENSIONS
-from dinoeval.data.transforms import MEAN, STD, normalise
+from dinoeval.data.transforms import MEAN, STD, normalize_images
 from dinoeval.errors import ConfigError, DataError
 
 DAVIS_STD = (0.228, 0.224, 0.225)  # sic, eval_video_segmentation.py
 SIDE, MULTIPLE = 480, 64
-Reading = Literal["opencv", "pil", "torchvision"]
+ResizeBackend = Literal["opencv", "pil", "torchvision"]
 VERSION = 1
 _UPRIGHT = (5, 6, 7, 8)  # EXIF orientations that exchange width and height
 _ORIENTATION = 0x0112
@@ -38,7 +38,7 @@ class FrameTransform:
 
     side: int = SIDE
     """Pixels of the short side."""
-    reading: Reading = "opencv"
+    reading: ResizeBackend = "opencv"
     """Whose bilinear filter: OpenCV's on bytes, PIL's, which antialiases, or torchvision's on tensors without antialiasing."""
     patch: int = 16
     """Sides that it does not divide are cut down to a multiple of it."""
@@ -75,10 +75,10 @@ class FrameTransform:
                 pixels = torch.nn.functional.interpolate(whole, (height, width), mode="bilinear", antialias=False)[0]
             case _:
                 assert_never(self.reading)
-        return normalise(pixels[None], self.mean, self.std)[0]
+        return normalize_images(pixels[None], self.mean, self.std)[0]
 
 
-def frame_transform(side: int, reading: Reading, patch: int, mean: tuple[float, ...], std: tuple[float, ...]) -> FrameTransform:
+def frame_transform(side: int, reading: ResizeBackend, patch: int, mean: tuple[float, ...], std: tuple[float, ...]) -> FrameTransform:
     """The transform for a network of this mean and deviation; ImageNet's deviation becomes that of the released script."""
     return FrameTransform(side=side, reading=reading, patch=patch, mean=mean, std=DAVIS_STD if std == STD else std)
 
@@ -120,7 +120,7 @@ def open_frame(path: Path) -> Image.Image:
         return _decoded(picture, str(path))
 
 
-def open_frames(where: Path) -> tuple[list[str], Iterator[Image.Image]]:
+def read_frames(where: Path) -> tuple[list[str], Iterator[Image.Image]]:
     """The names and the pictures of the frames in a folder, or in an animated file such as a GIF, in order.
 
     Pictures are decoded one at a time. Raises DataError.
@@ -190,10 +190,10 @@ _VIDEOS = (".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v")
 
 def _decoded(picture: Image.Image, name: str) -> Image.Image:
     try:
-        upright = ImageOps.exif_transpose(picture)
-        assert upright is not None
-        if upright.mode.startswith("I"):  # 16 bits of grey: PIL would cut off what is above 255
-            upright = Image.fromarray((np.asarray(upright) >> 8).clip(0, 255).astype(np.uint8))
-        return upright.convert("RGB")
+        exif_transpose = ImageOps.exif_transpose(picture)
+        assert exif_transpose is not None
+        if exif_transpose.mode.startswith("I"):  # 16 bits of grey: PIL would cut off what is above 255
+            exif_transpose = Image.fromarray((np.asarray(exif_transpose) >> 8).clip(0, 255).astype(np.uint8))
+        return exif_transpose.convert("RGB")
     except (OSError, SyntaxError, TypeError, ValueError, EOFError) as error:
         raise DataError(f"{name} cannot be decoded: {error}") from error

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from dinoeval.errors import BadImage, DataError, some, unknown
+from dinoeval.errors import BadImage, DataError, join_names, unknown
 from dinoeval.files import expand
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")  # torchvision's list
@@ -134,7 +134,7 @@ def open_splits(data: str) -> tuple[ImageSet, ImageSet]:
     one CSV table with a column `split`. A table's column `label` holds one class; a column `labels` instead holds any
     number, separated by `;`. Raises DataError where classes differ between the halves, or are empty.
     """
-    from dinoeval.data.named import NAMES, open_named  # which is made of this module's parts
+    from dinoeval.data.sources import NAMES, open_named  # which is made of this module's parts
 
     path = expand(data)
     try:
@@ -247,7 +247,7 @@ def split_folder(path: Path) -> tuple[ImageSet, ImageSet]:
     if (path / f"{TRAIN}.csv").is_file() and table:
         halves = ((name, _read_table(path / f"{name}.csv")) for name in (TRAIN, table))
         return _labelled_tables(str(path), path, dict(halves))
-    found = some(sorted(entry.name for entry in path.iterdir())) or "nothing"
+    found = join_names(sorted(entry.name for entry in path.iterdir())) or "nothing"
     raise DataError(f"{path} holds neither train/ and val/ (or test/) nor train.csv and val.csv; it holds {found}")
 
 
@@ -268,7 +268,7 @@ def _class_folder(root: Path, split: str) -> ImageSet:
         names += [f"{name}/{entry}" for entry in inside]
         labels += [label] * len(inside)
     if empty:
-        raise DataError(f"classes without an image in {folder}: {some(empty)}. Known endings: {', '.join(EXTENSIONS)}")
+        raise DataError(f"classes without an image in {folder}: {join_names(empty)}. Known endings: {', '.join(EXTENSIONS)}")
     return from_files(str(root), split, folder, names, np.array(labels, np.int64), classes)
 
 
@@ -285,7 +285,7 @@ def _read_table(path: Path) -> list[dict[str, str]]:
     if not rows:
         raise DataError(f"{path} has a heading but no rows")
     if empty := [number for number, row in enumerate(rows, 2) if not row["path"]]:
-        raise DataError(f"{path} names no file in line {some(map(str, empty))}")
+        raise DataError(f"{path} names no file in line {join_names(map(str, empty))}")
     return rows
 
 
@@ -297,7 +297,7 @@ def _split_table(path: Path) -> tuple[ImageSet, ImageSet]:
     for row in rows:
         halves.setdefault(row.get("split") or "", []).append(row)
     held_out = next((name for name in VAL if name in halves), None)
-    found = some(sorted(name or "(none)" for name in halves))
+    found = join_names(sorted(name or "(none)" for name in halves))
     if TRAIN not in halves or held_out is None:
         raise DataError(f"{path} needs a column 'split' with train and val (or test); found: {found}")
     if len(halves) > 2:
@@ -317,9 +317,9 @@ def _labelled_table(name: str, split: str, root: Path, rows: list[dict[str, str]
     # An empty cell of `labels` says that no class is present; a row that ends before that cell says nothing.
     lacking = [row["path"] for row in rows if row.get(column) is None or not (row[column] or several)]
     if lacking:
-        raise DataError(f"{name}: {len(lacking)} of {len(rows)} rows of {split} have no {column}: {some(lacking)}")
+        raise DataError(f"{name}: {len(lacking)} of {len(rows)} rows of {split} have no {column}: {join_names(lacking)}")
     if several and (longer := [row["path"] for row in rows if None in row]):
-        raise DataError(f"{name}: rows of {split} are longer than the heading: {some(longer)}. Several labels are separated by ';'")
+        raise DataError(f"{name}: rows of {split} are longer than the heading: {join_names(longer)}. Several labels are separated by ';'")
     cells = [[word.strip() for word in row["labels"].split(";") if word.strip()] if several else [row["label"]] for row in rows]
     classes = sorted({word for words in cells for word in words})
     index = {word: number for number, word in enumerate(classes)}
@@ -336,7 +336,7 @@ def _check_classes(train: ImageSet, val: ImageSet) -> None:
     if train.multi_label != val.multi_label:
         raise DataError(f"{train.name}: one half has one label an image, the other any number")
     only = [
-        f"only in {one.split}: {some(sorted(missing))}"
+        f"only in {one.split}: {join_names(sorted(missing))}"
         for one, other in ((train, val), (val, train))
         if (missing := set(one.classes) - set(other.classes))
     ]
@@ -359,5 +359,5 @@ def require_classes(images: ImageSet, at_least: int = 2) -> None:
         raise DataError(f"{images.name} ({images.split}) has no labels")
     present = (images.labels == 1).any(0) if images.multi_label else np.bincount(images.labels, minlength=len(images.classes)) > 0
     if present.sum() < at_least:
-        found = some(np.array(images.classes, object)[present]) or "none"
+        found = join_names(np.array(images.classes, object)[present]) or "none"
         raise DataError(f"the images of {images.name} ({images.split}) are of too few classes: {found}; {at_least} are needed at least")

@@ -24,7 +24,7 @@ RECORD = "dinoeval.json"
 _PARTIAL = ".partial"
 
 
-def finished(folder: Path, recipe: Mapping[str, Any]) -> dict[str, Any] | None:
+def read_record(folder: Path, recipe: Mapping[str, Any]) -> dict[str, Any] | None:
     """What the record in `folder` tells; None where there are no masks yet.
 
     Raises ConfigError where the files are of another recipe, of another program, or were changed since.
@@ -58,7 +58,7 @@ def finished(folder: Path, recipe: Mapping[str, Any]) -> dict[str, Any] | None:
     return record
 
 
-def fill(
+def write_masks(
     folder: Path, recipe: Mapping[str, Any], masks: Iterable[tuple[str, np.ndarray]], about: Callable[[], Mapping[str, Any]]
 ) -> dict[str, Any]:
     """Write masks by name, and a record with what `about` then says; the folder appears when all is there. Returns the record.
@@ -71,7 +71,7 @@ def fill(
         folder.parent.mkdir(parents=True, exist_ok=True)
         with lock.acquire(timeout=0):
             try:
-                return finished(folder, recipe) or _write(folder, recipe, masks, about)
+                return read_record(folder, recipe) or _write(folder, recipe, masks, about)
             finally:
                 Path(lock.lock_file).unlink(missing_ok=True)
     except filelock.Timeout as error:

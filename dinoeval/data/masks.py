@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from dinoeval.errors import DataError, some
+from dinoeval.errors import DataError, join_names
 
 VOID = 255
 MOST_OBJECTS = VOID - 1
@@ -102,7 +102,7 @@ def _of_colours(path: Path, pixels: np.ndarray, white_is_object: bool) -> np.nda
         return _of_numbers(path, pixels[..., 0], white_is_object)  # the palette has four greys of its own
     if strangers := [str(colour) for colour in map(tuple, colours.tolist()) if colour not in known]:
         raise DataError(
-            f"mask {path} has {len(strangers)} colours that are not in the palette of VOC and DAVIS: {some(strangers, 3)}. "
+            f"mask {path} has {len(strangers)} colours that are not in the palette of VOC and DAVIS: {join_names(strangers, 3)}. "
             "Save it as an indexed PNG whose numbers are the objects, without smoothing."
         )
     labels = np.array([known[tuple(colour)] for colour in colours.tolist()], np.uint8)

@@ -17,7 +17,7 @@ from PIL import Image
 from dinoeval.data.images import ImageSet, from_files
 from dinoeval.data.pickles import open_pickle
 from dinoeval.data.transforms import MOST_PIXELS
-from dinoeval.errors import BadImage, DataError, some
+from dinoeval.errors import BadImage, DataError, join_names
 from dinoeval.files import expand
 
 Name = Literal["roxford5k", "rparis6k"]
@@ -105,7 +105,7 @@ def open_retrieval(data: str | Path, name: Name) -> RetrievalSet:
     asked = dict.fromkeys([*files["imlist"], *files["qimlist"]])
     missing = [file for file in asked if file not in there and not (pictures / file).is_file()]
     if missing:
-        raise DataError(f"{path} names {len(missing):,} of {len(asked):,} images that are not in {pictures}: {some(missing)}")
+        raise DataError(f"{path} names {len(missing):,} of {len(asked):,} images that are not in {pictures}: {join_names(missing)}")
     database = from_files(str(folder), "database", pictures, files["imlist"])
     return RetrievalSet(database, from_files(str(folder), "queries", pictures, files["qimlist"]), truth)
 
@@ -133,14 +133,14 @@ _ORIGINAL = (
 
 def _names(path: Path, content: Any, key: str) -> list[str]:
     if not isinstance(content, dict) or not {"imlist", "qimlist", "gnd"} <= content.keys():
-        held = f"it holds {some(map(str, content))}" if isinstance(content, dict) else f"it is a {type(content).__name__}"
+        held = f"it holds {join_names(map(str, content))}" if isinstance(content, dict) else f"it is a {type(content).__name__}"
         raise DataError(f"{path} is no ground truth: a dict of imlist, qimlist and gnd is wanted, {held}")
     names = content[key]
     if not isinstance(names, (list, tuple, np.ndarray)) or not len(names):
         raise DataError(f"{path}: {key} is no list of names, or an empty one")
     strange = [entry for entry in names if not isinstance(entry, str) or not entry or "\0" in entry or ".." in Path(entry).parts]
     if strange or any(Path(entry).is_absolute() for entry in names):
-        raise DataError(f"{path}: {key} holds what is no name of an image in jpg/: {some(map(repr, strange or names))}")
+        raise DataError(f"{path}: {key} holds what is no name of an image in jpg/: {join_names(map(repr, strange or names))}")
     return [str(entry) for entry in names]
 
 

@@ -16,7 +16,7 @@ from PIL import Image
 
 from dinoeval.data.images import ImageSet, from_files, open_images
 from dinoeval.data.masks import VOID, black_and_white, read_mask
-from dinoeval.errors import BadImage, DataError, some
+from dinoeval.errors import BadImage, DataError, join_names
 from dinoeval.files import expand
 
 Objects = Literal["instance", "class"]
@@ -74,11 +74,11 @@ def open_segmentation(data: str | Path, objects: Objects = "instance", *, least_
                 (numbered if mask.max() > 1 else white).append(whole.masks.paths[row])
     if white and numbered:
         raise DataError(
-            f"some masks of {root} hold black and white alone ({some(white, 3)}), where white is an object, and others hold numbers "
-            f"({some(numbered, 3)}), where {VOID} is void: which of the two {VOID} means cannot be told. Save the former with 0 and 1."
+            f"some masks of {root} hold black and white alone ({join_names(white, 3)}), where white is an object, and others hold numbers "
+            f"({join_names(numbered, 3)}), where {VOID} is void: which of the two {VOID} means is unknown. Save the former with 0 and 1."
         )
     if bad and not skip_bad:
-        named = some(f"{one['path']} ({one['reason']})" for one in bad)
+        named = join_names(f"{one['path']} ({one['reason']})" for one in bad)
         raise DataError(
             f"{len(bad)} of {len(whole.images)} images of {root} cannot be used: {named}. Mend or remove them, or say --bad-images skip."
         )
@@ -107,11 +107,11 @@ def _of_voc(root: Path, objects: Objects) -> MaskedImages:
 
 def _of_folder(root: Path) -> MaskedImages:
     if not ((root / "images").is_dir() and (root / "masks").is_dir()):
-        held = some(sorted(entry.name for entry in root.iterdir())) if root.is_dir() else ""
+        held = join_names(sorted(entry.name for entry in root.iterdir())) if root.is_dir() else ""
         raise DataError(f"{root} holds neither VOC's {_VOC_LIST} nor images/ and masks/ of equal names; it holds {held or 'nothing'}")
     names, masks = (_by_stem(root / kind) for kind in ("images", "masks"))
     if lacking := [name for stem, name in names.items() if stem not in masks]:
-        raise DataError(f"{len(lacking)} of {len(names)} images of {root} have no mask of the same name in masks/: {some(lacking)}")
+        raise DataError(f"{len(lacking)} of {len(names)} images of {root} have no mask of the same name in masks/: {join_names(lacking)}")
     return MaskedImages(
         images=from_files(str(root), "images", root / "images", list(names.values())),
         masks=from_files(str(root), "masks", root / "masks", [masks[stem] for stem in names]),

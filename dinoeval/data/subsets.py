@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from dinoeval.data.images import ImageSet
-from dinoeval.errors import ConfigError, DataError, some
+from dinoeval.errors import ConfigError, DataError, join_names
 from dinoeval.files import expand
 
 # N rows of the set, n rows drawn, C classes
@@ -119,7 +119,7 @@ def listed(images: ImageSet, path: str | Path) -> np.ndarray:
 
 def _refuse(names: list[str], why: str) -> None:
     if names:
-        raise DataError(f"{len(names):,} {why}: {some(names)}")
+        raise DataError(f"{len(names):,} {why}: {join_names(names)}")
 
 
 def _repeated(items: list) -> list:

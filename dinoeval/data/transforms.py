@@ -26,7 +26,7 @@ MOST_PIXELS = 178_956_970  # where Pillow, too, refuses a picture
 
 
 @dataclasses.dataclass(frozen=True)
-class CentralCrop:
+class CenterCrop:
     """Resize the short side to `resize` pixels (PIL, antialiased), then cut the central `crop` x `crop`.
 
     With the paper's filter and statistics it is written `dino:256/224`; others appear in the name.
@@ -75,7 +75,7 @@ class CentralCrop:
         return torch.from_numpy(np.array(pixels)).permute(2, 0, 1)
 
 
-PAPER = CentralCrop()
+PAPER = CenterCrop()
 MULTISCALE = (1.0, 2**-0.5, 0.5)  # multi_scale, utils.py
 
 
@@ -109,7 +109,7 @@ class Thumbnail:
         return torch.from_numpy(np.array(small)).permute(2, 0, 1)
 
 
-Transform = CentralCrop | Thumbnail
+Transform = CenterCrop | Thumbnail
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,7 +137,7 @@ class RandomCrop:
         return torch.from_numpy(np.array(pixels)).permute(2, 0, 1)
 
 
-def normalise(batch: Tensor, mean: Sequence[float] = MEAN, std: Sequence[float] = STD) -> Tensor:
+def normalize_images(batch: Tensor, mean: Sequence[float] = MEAN, std: Sequence[float] = STD) -> Tensor:
     """uint8 (N, 3, H, W) -> float32: divide by 255, subtract the mean, divide by the deviation, as torchvision does."""
     centre = torch.tensor(mean, device=batch.device).view(3, 1, 1)
     scale = torch.tensor(std, device=batch.device).view(3, 1, 1)
@@ -161,22 +161,22 @@ class Preprocessing(Protocol):
     def squash(self) -> bool: ...
 
 
-def parse_transform(name: str, image_size: int, own: Preprocessing | None = None) -> CentralCrop:
+def parse_transform(name: str, image_size: int, own: Preprocessing | None = None) -> CenterCrop:
     """Turn `auto`, `dino` or `dino:RESIZE/CROP` into a transform; `image_size` is that of the network's position table.
 
     `auto` is the network's `own` where it has one; else the paper's for networks of 224-pixel images. Other sizes keep the
     whole short side: small pictures would be enlarged only to lose an eighth of their border. `dino` is the paper's.
     """
     if name == "auto" and own is not None:
-        return CentralCrop(own.resize, own.crop, own.interpolation, own.mean, own.std, own.squash)
+        return CenterCrop(own.resize, own.crop, own.interpolation, own.mean, own.std, own.squash)
     if name == "auto":
-        return PAPER if image_size == 224 else CentralCrop(image_size, image_size)
+        return PAPER if image_size == 224 else CenterCrop(image_size, image_size)
     if name == "dino":
         return PAPER
     match = re.fullmatch(r"dino(?:@1)?:([1-9]\d*)/([1-9]\d*)", name)
     if match is None:
         raise ConfigError(f"no transform '{name}'. Known: auto, dino (the paper's), and dino:RESIZE/CROP such as dino:256/224")
-    transform = CentralCrop(int(match[1]), int(match[2]))
+    transform = CenterCrop(int(match[1]), int(match[2]))
     if transform.crop > transform.resize:
         raise ConfigError(f"transform '{name}' cuts {transform.crop} pixels out of {transform.resize}")
     return transform

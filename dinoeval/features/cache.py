@@ -23,7 +23,7 @@ import numpy as np
 
 from dinoeval.environment import cache_folder
 from dinoeval.errors import CacheError
-from dinoeval.features.entry import MANIFEST, Damaged, Entry, read_entry
+from dinoeval.features.entry import MANIFEST, CorruptedEntry, Entry, read_entry
 from dinoeval.features.partial import Partial, create, delete, reason, resume
 from dinoeval.files import expand
 
@@ -57,7 +57,7 @@ class FeatureCache:
             return None  # another process is making it anew
         except OSError as error:
             raise CacheError(f"the feature cache {self.root} cannot be read: {error}") from error
-        except Damaged as damage:
+        except CorruptedEntry as damage:
             fault = str(damage)
         if fault:
             if report:
@@ -71,7 +71,7 @@ class FeatureCache:
             if folder.suffix != ".partial":
                 try:
                     yield folder.name, read_entry(folder) or f"{MANIFEST} is missing"
-                except (Damaged, OSError) as error:
+                except (CorruptedEntry, OSError) as error:
                     yield folder.name, str(error)
 
     def partials(self) -> list[Path]:

@@ -20,7 +20,7 @@ INDEX, MANIFEST = "features.faiss", "manifest.json"
 _PIECE = 4 << 20
 
 
-class Damaged(Exception):  # noqa: N818
+class CorruptedEntry(Exception):  # noqa: N818
     """An entry whose bytes are not what they were; str() says which."""
 
 
@@ -99,7 +99,7 @@ def read_entry(folder: Path) -> Entry | None:
         return None
     body, _, seal = path.read_bytes().rpartition(b"\n")
     if hashlib.sha256(body).hexdigest().encode() != seal:
-        raise Damaged(f"{MANIFEST} changed")
+        raise CorruptedEntry(f"{MANIFEST} changed")
     return Entry(folder, json.loads(body))
 
 

@@ -23,8 +23,8 @@ from tqdm import tqdm
 
 from dinoeval import distributed
 from dinoeval.data.images import ImageSet
-from dinoeval.data.transforms import Transform, normalise
-from dinoeval.errors import BadImage, ConfigError, DataError, some
+from dinoeval.data.transforms import Transform, normalize_images
+from dinoeval.errors import BadImage, ConfigError, DataError, join_names
 from dinoeval.features.cache import FeatureCache, key_of
 from dinoeval.features.entry import Entry
 from dinoeval.features.partial import Partial
@@ -92,7 +92,7 @@ def _consecutive(rows: np.ndarray) -> bool:
     return int(rows[-1] - rows[0]) == len(rows) - 1
 
 
-def recipe_of(backbone: Backbone, images: ImageSet, readout: Readout, transform: Transform) -> dict[str, Any]:
+def feature_spec(backbone: Backbone, images: ImageSet, readout: Readout, transform: Transform) -> dict[str, Any]:
     """Everything that decides what the rows are; its hash is the entry's name. Labels are left out: rows do not know them."""
     return {
         "extraction": EXTRACTION_VERSION,
@@ -108,7 +108,7 @@ def recipe_of(backbone: Backbone, images: ImageSet, readout: Readout, transform:
 
 def is_cached(backbone: Backbone, images: ImageSet, readout: Readout, transform: Transform, cache: FeatureCache) -> bool:
     """Whether the features are there already, so that `extract` runs no forward pass."""
-    return cache.find(key_of(recipe_of(backbone, images, readout, transform)), report=False) is not None
+    return cache.find(key_of(feature_spec(backbone, images, readout, transform)), report=False) is not None
 
 
 def extract(
@@ -131,11 +131,11 @@ def extract(
     began = time.monotonic()
     backbone.check_unchanged()
     backbone.check_offers(readout.layers, readout.patches)
-    recipe = recipe_of(backbone, images, readout, transform)
+    recipe = feature_spec(backbone, images, readout, transform)
     key = key_of(recipe)
     leader = distributed.rank() == 0
     pixels = _Pixels(images, transform, _least_side(backbone, transform))
-    entry = distributed.share(_whole(cache, key, pixels) if leader else None)
+    entry = distributed.broadcast(_whole(cache, key, pixels) if leader else None)
     cached = entry is not None
     if entry is None:
         shape, chunk_rows = _shape_of(backbone, readout, transform), _chunk_rows(backbone, transform, batch_size)
@@ -173,7 +173,7 @@ def _without(images: ImageSet, rows: np.ndarray, bad: list[dict[str, Any]], bad_
     if not bad:
         return rows
     _log.warning("%d of %d images of %s (%s) cannot be read and are left out: %s", len(bad), len(rows), images.name,
-                 images.split, some([f"{one['path']} ({one['reason']})" for one in bad], 1_000_000))  # fmt: skip
+                 images.split, join_names([f"{one['path']} ({one['reason']})" for one in bad], 1_000_000))  # fmt: skip
     rows = np.setdiff1d(rows, [one["row"] for one in bad])
     if not len(rows):
         raise DataError(f"no image of {images.name} ({images.split}) can be read")
@@ -208,7 +208,7 @@ def _make(
     leader = distributed.rank() == 0
     with cache.locked(key) if leader else contextlib.nullcontext():
         # Another run may have made it while this one waited for the lock.
-        entry = distributed.share(_whole(cache, key, pixels, report=False) if leader else None)
+        entry = distributed.broadcast(_whole(cache, key, pixels, report=False) if leader else None)
         if entry is not None:
             return entry
         if leader:
@@ -221,7 +221,7 @@ def _make(
             about = {"arch": backbone.arch, "weights": backbone.provenance.name}
             about |= {"data": pixels.images.name, "split": pixels.images.split}
             entry = partial.finish({**about, "device": str(backbone.device)})
-        entry = distributed.share(entry)
+        entry = distributed.broadcast(entry)
         assert entry is not None
         return entry
 
@@ -239,7 +239,7 @@ def _fill(partial: Partial, backbone: Backbone, pixels: _Pixels, readout: Readou
         _Chunks(pixels, partial.chunk_rows),
         sampler=mine,
         batch_size=None,
-        num_workers=distributed.decoders(workers, len(mine), images.small),
+        num_workers=distributed.num_decoders(workers, len(mine), images.small),
         pin_memory=backbone.device.type == "cuda",
     )
     total = sum(len(partial.rows_of(chunk)) for chunk in mine)
@@ -280,7 +280,7 @@ def _passes(decoded: _Decoded | DataError, most: int) -> Iterator[tuple[list[int
 
 def _forward(backbone: Backbone, batch: Tensor, readout: Readout, transform: Transform) -> np.ndarray:
     """uint8 images (n, 3, H, W) -> (n, *row_shape) float32; of several scales the mean of their rows, divided by its length."""
-    images = normalise(batch.to(backbone.device, non_blocking=True), transform.mean, transform.std)
+    images = normalize_images(batch.to(backbone.device, non_blocking=True), transform.mean, transform.std)
     rows = [readout(backbone(_scaled(images, scale), layers=readout.layers, patches=readout.patches)) for scale in transform.scales]
     if len(rows) == 1:
         return rows[0].cpu().numpy()

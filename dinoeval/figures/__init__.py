@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 _WHERE = {
     "attention": "attention_maps",
     "AttentionMaps": "attention_maps",
-    "attention_video": "film",
-    "AttentionVideo": "film",
+    "attention_video": "video",
+    "AttentionVideo": "video",
     "pca": "feature_maps",
     "FeatureMaps": "feature_maps",
     "class_means": "class_map",
@@ -31,8 +31,8 @@ if TYPE_CHECKING:
     from dinoeval.figures.attention_maps import AttentionMaps, attention
     from dinoeval.figures.class_map import ClassMap, class_means, tsne
     from dinoeval.figures.feature_maps import FeatureMaps, pca
-    from dinoeval.figures.film import AttentionVideo, attention_video
     from dinoeval.figures.style import save
+    from dinoeval.figures.video import AttentionVideo, attention_video
 
 
 def __getattr__(name: str):

@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from dinoeval.errors import BadImage, ConfigError, DataError
-from dinoeval.figures.pictures import Picture, Reading, open_pictures, reading_for
+from dinoeval.figures.preprocessing import FigureTransform, Picture, figure_transform, open_pictures
 from dinoeval.figures.style import COLOURS, blended, coloured, enlarged, outlined, panels, rgb
 
 if TYPE_CHECKING:
@@ -137,7 +137,7 @@ def attention(
     image_size: int | str = 480,
     mass: float = MASS,
     points: Sequence[tuple[float, float]] = (),
-    upright: bool = True,
+    exif_transpose: bool = True,
     transform: str = "auto",
 ) -> AttentionMaps:
     """Look at what the last block attends to in an image: a file or a PIL image.
@@ -149,7 +149,7 @@ def attention(
     images = open_pictures(image)
     if len(images) != 1:
         raise DataError(f"{image} holds {len(images)} images; one is drawn at a time")
-    reading = reading_for(backbone, image_size, upright, transform)
+    reading = figure_transform(backbone, image_size, exif_transpose, transform)
     try:
         return read_attention(backbone, images.paths[0], reading.picture(images, 0), reading, mass=mass, points=points)
     except BadImage as fault:
@@ -160,7 +160,7 @@ def read_attention(
     backbone: Backbone,
     name: str,
     picture: Image.Image,
-    reading: Reading,
+    reading: FigureTransform,
     *,
     mass: float = MASS,
     points: Sequence[tuple[float, float]] = (),
@@ -193,7 +193,7 @@ def read_attention(
     )
 
 
-def attention_rows(backbone: Backbone, name: str, pixels: np.ndarray, reading: Reading, queries: Sequence[int]) -> np.ndarray:
+def attention_rows(backbone: Backbone, name: str, pixels: np.ndarray, reading: FigureTransform, queries: Sequence[int]) -> np.ndarray:
     """What some tokens pay to the patches, (A, Q, h, w) float32. Raises DataError where it is not finite."""
     h, w = backbone.grid(*pixels.shape[:2])
     if h * w > _MANY_TOKENS:
@@ -210,7 +210,7 @@ def check_points(points: Sequence[tuple[float, float]], name: str, size: tuple[i
             raise ConfigError(f"the point {x:g},{y:g} lies outside {name}, which has {size[0]} x {size[1]} pixels; x goes right, y down")
 
 
-def _patch_at(point: tuple[float, float], size: tuple[int, int], reading: Reading, grid: tuple[int, int]) -> tuple[int, int]:
+def _patch_at(point: tuple[float, float], size: tuple[int, int], reading: FigureTransform, grid: tuple[int, int]) -> tuple[int, int]:
     """Row and column of the patch under a point; the nearest where it lies in the rest that is cut off."""
     width, height = reading.size or size
     row, column = int(point[1] * height / size[1]) // reading.patch, int(point[0] * width / size[0]) // reading.patch

@@ -14,7 +14,7 @@ import numpy as np
 from tqdm import tqdm
 
 from dinoeval.errors import BadImage, ConfigError, DataError
-from dinoeval.figures.pictures import Picture, Reading, open_pictures, reading_for
+from dinoeval.figures.preprocessing import FigureTransform, Picture, figure_transform, open_pictures
 from dinoeval.figures.style import blended, enlarged, panels
 
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ def pca(
     image_size: int | str = 480,
     only_foreground: bool = False,
     percentiles: tuple[float, float] = PERCENTILES,
-    upright: bool = True,
+    exif_transpose: bool = True,
     transform: str = "auto",
     batch_size: int | None = None,
 ) -> FeatureMaps:
@@ -99,7 +99,7 @@ def pca(
     component becomes a colour between its `percentiles` over all images. `image_size` is a side, `640x480` or `native`.
     """
     opened = open_pictures(images)
-    reading = reading_for(backbone, image_size, upright, transform)
+    reading = figure_transform(backbone, image_size, exif_transpose, transform)
     pixels = []
     for row in range(len(opened)):
         try:
@@ -113,7 +113,7 @@ def read_features(
     backbone: Backbone,
     images: ImageSet,
     pixels: Sequence[np.ndarray],
-    reading: Reading,
+    reading: FigureTransform,
     *,
     only_foreground: bool = False,
     percentiles: tuple[float, float] = PERCENTILES,
@@ -149,7 +149,7 @@ def read_features(
 
 
 def _tokens(
-    backbone: Backbone, names: Sequence[str], pixels: Sequence[np.ndarray], reading: Reading, batch_size: int | None
+    backbone: Backbone, names: Sequence[str], pixels: Sequence[np.ndarray], reading: FigureTransform, batch_size: int | None
 ) -> list[np.ndarray]:
     """The patch tokens of each image, (h, w, D) float32; neighbours of one size share a forward pass."""
     import torch

@@ -11,7 +11,7 @@ _TABLE = 4 << 20  # counts made at a time
 
 
 @dataclasses.dataclass(frozen=True)
-class Spread:
+class BootstrapEstimate:
     """A mean and what draws of its values say of it, in their unit."""
 
     mean: float
@@ -22,7 +22,7 @@ class Spread:
     """Between them lies the central part of those means: LEVEL of them."""
 
 
-def spread_of_mean(values: np.ndarray, draws: int = DRAWS, seed: int = SEED) -> Spread:
+def bootstrap_mean(values: np.ndarray, draws: int = DRAWS, seed: int = SEED) -> BootstrapEstimate:
     """Mean of (Q,) values, at least one, and its bootstrap error and interval; the draws depend on Q and the seed alone."""
     random = np.random.default_rng(seed)
     step = max(1, _TABLE // len(values))
@@ -31,4 +31,4 @@ def spread_of_mean(values: np.ndarray, draws: int = DRAWS, seed: int = SEED) -> 
     means /= len(values)
     low, high = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     error = float(means.std(ddof=1)) if len(values) > 1 else None
-    return Spread(float(np.mean(values)), error, float(low), float(high))
+    return BootstrapEstimate(float(np.mean(values)), error, float(low), float(high))

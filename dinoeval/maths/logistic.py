@@ -55,12 +55,12 @@ class Logistic:
         return self.classes[ranked]
 
 
-def fit(
-    features: np.ndarray, labels: np.ndarray, *, strength: float, solver: Solver, tolerance: float = 1e-3, max_passes: int = 2000
+def fit_logistic(
+    features: np.ndarray, labels: np.ndarray, *, strength: float, solver: Solver, tolerance: float = 1e-3, max_iter: int = 2000
 ) -> Logistic:
     """Fit a classifier to rows (N, D) float32 and their labels (N,), which may be of any kind that sorts.
 
-    Stops where the relative duality gap is below `tolerance`, or after `max_passes`; `Logistic.gap` tells which.
+    Stops where the relative duality gap is below `tolerance`, or after `max_iter`; `Logistic.gap` tells which.
     Raises ValueError for fewer than two classes, ImportError where cyanure is asked for and not installed.
     """
     classes, targets = np.unique(labels, return_inverse=True)  # cyanure answers with argmax, and breaks on gaps
@@ -73,15 +73,15 @@ def fit(
     # Of two classes one column is enough: w of the logistic loss is the difference of the softmax's columns w/2 and -w/2,
     # whose squares sum to half of its own. cyanure would take the square loss for the softmax of two.
     two = len(classes) == 2
-    weights, passes = solve(rows, targets, strength / 2 if two else strength, tolerance, max_passes)
+    weights, passes = solve(rows, targets, strength / 2 if two else strength, tolerance, max_iter)
     if two:
         weights = weights * [-0.5, 0.5]
-    objective, gap = certificate(rows, targets, weights, strength)
+    objective, gap = duality_gap(rows, targets, weights, strength)
     return Logistic(weights.astype(np.float32), classes, objective, gap, passes)
 
 
-def fit_each(
-    features: np.ndarray, marks: np.ndarray, *, strength: float, solver: Solver, tolerance: float = 1e-3, max_passes: int = 2000
+def fit_one_vs_rest(
+    features: np.ndarray, marks: np.ndarray, *, strength: float, solver: Solver, tolerance: float = 1e-3, max_iter: int = 2000
 ) -> Logistic:
     """Fit every class against all others, by the logistic loss; marks (N, C) are 1 present, 0 absent, -1 left out for that class.
 
@@ -95,7 +95,7 @@ def fit_each(
         present = marks[known, column]
         if present.any() and not present.all():
             # Two columns of twice the strength are as large as one of their difference.
-            one = fit(features[known], present, strength=2 * strength, solver=solver, tolerance=tolerance, max_passes=max_passes)
+            one = fit_logistic(features[known], present, strength=2 * strength, solver=solver, tolerance=tolerance, max_iter=max_iter)
             weights[:, column] = one.weights[:, 1] - one.weights[:, 0]
             fits.append(one)
     gap, passes = max((one.gap for one in fits), default=0.0), max((one.passes for one in fits), default=0)
@@ -107,7 +107,7 @@ def memory_needed(rows: int, dim: int, classes: int) -> int:
     return 8 * rows * (dim + 3 * (1 if classes == 2 else classes))
 
 
-def _cyanure(features: np.ndarray, targets: np.ndarray, strength: float, tolerance: float, max_passes: int) -> tuple[np.ndarray, int]:
+def _cyanure(features: np.ndarray, targets: np.ndarray, strength: float, tolerance: float, max_iter: int) -> tuple[np.ndarray, int]:
     from cyanure import estimators
     from sklearn.exceptions import ConvergenceWarning
 
@@ -117,8 +117,8 @@ def _cyanure(features: np.ndarray, targets: np.ndarray, strength: float, toleran
     classifier: Any = estimators.Classifier  # it annotates its floats as integers
     model = classifier(
         loss="multiclass-logistic" if targets.max() > 1 else "logistic", penalty="l2", fit_intercept=False,
-        lambda_1=strength / len(features), solver="auto", tol=tolerance, max_iter=max_passes,
-        duality_gap_interval=min(_GAP_INTERVAL, max_passes), n_threads=1, random_state=0, verbose=False,
+        lambda_1=strength / len(features), solver="auto", tol=tolerance, max_iter=max_iter,
+        duality_gap_interval=min(_GAP_INTERVAL, max_iter), n_threads=1, random_state=0, verbose=False,
     )  # fmt: skip
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # the gap tells
@@ -126,7 +126,7 @@ def _cyanure(features: np.ndarray, targets: np.ndarray, strength: float, toleran
     return model.coef_.reshape(features.shape[1], -1), int(model.n_iter_.max())
 
 
-def _sklearn(features: np.ndarray, targets: np.ndarray, strength: float, tolerance: float, max_passes: int) -> tuple[np.ndarray, int]:
+def _sklearn(features: np.ndarray, targets: np.ndarray, strength: float, tolerance: float, max_iter: int) -> tuple[np.ndarray, int]:
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
 
@@ -134,14 +134,14 @@ def _sklearn(features: np.ndarray, targets: np.ndarray, strength: float, toleran
     # It stops by the largest entry of the gradient, whose squared length must be below 2 * penalty * tolerance * objective.
     # The default of 1e-4 would stop it after two steps where there are many rows.
     entry = math.sqrt(2 * strength / len(features) * tolerance / (features.shape[1] * columns)) / _MARGIN
-    model = LogisticRegression(C=1 / strength, fit_intercept=False, tol=entry, max_iter=max_passes)
+    model = LogisticRegression(C=1 / strength, fit_intercept=False, tol=entry, max_iter=max_iter)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
         model.fit(features, targets)
     return model.coef_.T, int(model.n_iter_.max())
 
 
-def certificate(features: np.ndarray, targets: np.ndarray, weights: np.ndarray, strength: float) -> tuple[float, float]:
+def duality_gap(features: np.ndarray, targets: np.ndarray, weights: np.ndarray, strength: float) -> tuple[float, float]:
     """The objective, and its relative duality gap.
 
     With the softmax's probabilities less the targets as dual variables, primal less dual is the gradient's squared length

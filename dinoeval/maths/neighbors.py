@@ -47,7 +47,7 @@ def _kernels() -> str | None:
     return "HASWELL" if {"avx2", "fma"} <= set(flags) else None
 
 
-def normalise(rows: np.ndarray) -> np.ndarray:
+def l2_normalize(rows: np.ndarray) -> np.ndarray:
     """Divide each row (N, D) by its length, as a new contiguous float32 array."""
     rows = np.array(rows, np.float32, order="C")
     lengths = np.sqrt(np.einsum("nd,nd->n", rows, rows))
@@ -63,7 +63,7 @@ def nearest(queries: np.ndarray, bank: Iterable[np.ndarray], k: int, *, unit: bo
     Returns cosines (Q, k) float32 in descending order and bank rows (Q, k) int64; equal cosines come in ascending order of
     row. The bank must hold at least k rows.
     """
-    queries = normalise(queries)
+    queries = l2_normalize(queries)
     cosines = np.full((len(queries), k), -np.inf, np.float32)
     rows = np.full((len(queries), k), -1, np.int64)
     library = faiss()
@@ -75,7 +75,7 @@ def nearest(queries: np.ndarray, bank: Iterable[np.ndarray], k: int, *, unit: bo
         for block in bank:
             if len(block) == 0:
                 continue
-            block = block if unit else normalise(block)
+            block = block if unit else l2_normalize(block)
             for first in range(0, len(queries), _QUERIES):
                 some = slice(first, first + _QUERIES)
                 found = _search(queries[some], block, k)
@@ -154,7 +154,7 @@ def _rank(scores: np.ndarray, ranks: int) -> np.ndarray:
     return ranked
 
 
-def shares(cosines: np.ndarray, marks: np.ndarray, rows: np.ndarray, *, ks: Sequence[int], temperature: float) -> np.ndarray:
+def multilabel_scores(cosines: np.ndarray, marks: np.ndarray, rows: np.ndarray, *, ks: Sequence[int], temperature: float) -> np.ndarray:
     """Score every class where images may be of several: the weight of the neighbours that have it over the weight of all.
 
     `cosines` and `rows` (Q, K), nearest first, K >= max(ks); `marks` (B, C) of the bank: 1 present, 0 absent, -1 difficult.

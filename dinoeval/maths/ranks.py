@@ -15,7 +15,7 @@ def order_of(similarities: np.ndarray) -> np.ndarray:
     return np.argsort(-similarities, axis=1, kind="stable")
 
 
-def closer_strangers(queries: np.ndarray, similarities: np.ndarray, blocks: Iterable[np.ndarray]) -> np.ndarray:
+def count_closer_distractors(queries: np.ndarray, similarities: np.ndarray, blocks: Iterable[np.ndarray]) -> np.ndarray:
     """Count, for each query and database row, the distractors that are more similar to the query, (Q, N) int64.
 
     `queries` (Q, D), `similarities` (Q, N) to the database, `blocks` (B, D) of distractors: all normalised. Nothing of a

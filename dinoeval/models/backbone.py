@@ -15,12 +15,12 @@ from torch import Tensor, nn
 
 from dinoeval.errors import CheckpointError, ConfigError, DataError
 from dinoeval.files import expand
-from dinoeval.models import library
-from dinoeval.models.checkpoints import fit, open_checkpoint, tensor_digest
-from dinoeval.models.networks import Config, build_network, read_tokens, same_architecture
-from dinoeval.models.shelf import obtain
+from dinoeval.models import external
+from dinoeval.models.build import Config, build_network, read_tokens, same_architecture
+from dinoeval.models.checkpoints import match_state_dict, open_checkpoint, tensor_digest
+from dinoeval.models.download import ensure_weights
 from dinoeval.models.vit import VisionTransformer, parse_architecture
-from dinoeval.models.zoo import BUNDLED, ZOO, Weights, find
+from dinoeval.models.zoo import BUNDLED, ZOO, Weights, get_weights
 
 Precision = Literal["fp32", "bf16", "fp16"]
 Key = Literal["teacher", "student"]
@@ -153,7 +153,7 @@ class Backbone:
         """
         images = self._checked(images)
         own = isinstance(self.network, VisionTransformer)
-        if not own and not library.has_attention(self.network):
+        if not own and not external.has_attention(self.network):
             raise ConfigError(
                 f"the attention of {self.arch} cannot be read; that of DINO's own vision transformers can, and that of timm's "
                 "plain ones with a [CLS] token, such as timm/deit_small_patch16_224"
@@ -172,7 +172,7 @@ class Backbone:
         if own:
             return self.network.last_attention(images, queries)
         with self._precisely(images):
-            return library.attention(self.network, images, queries)
+            return external.attention(self.network, images, queries)
 
     def check_offers(self, layers: int = 1, patches: bool = False) -> None:
         """Raise ConfigError where this network has no patch tokens, or fewer blocks than `layers`."""
@@ -189,7 +189,7 @@ class Backbone:
             raise ConfigError(f"a backbone takes a batch of RGB images (N, 3, H, W), not {tuple(images.shape)}")
         if self.patch_size and min(images.shape[-2:]) < self.patch_size:
             raise ConfigError(f"images of {images.shape[-2]} x {images.shape[-1]} pixels are smaller than a patch of {self.patch_size}")
-        return images if isinstance(self.network, VisionTransformer) else library.whole_patches(self.network, images)
+        return images if isinstance(self.network, VisionTransformer) else external.whole_patches(self.network, images)
 
     @contextlib.contextmanager
     def _precisely(self, images: Tensor):
@@ -250,7 +250,7 @@ def load(
         assert arch is not None
         network, provenance = _untrained(arch), Provenance(RANDOM, "drawn with seed 0, untrained")
         if source == _PUBLISHED:
-            state, address = library.published(network)
+            state, address = external.published_weights(network)
             network.load_state_dict(state, strict=True)
             provenance = Provenance(arch, f"published by timm at {address}")
     backbone = Backbone(network, arch=arch, provenance=provenance, device=where, precision=precision)
@@ -264,9 +264,9 @@ def _resolve(arch: str | None, weights: str | Path | None) -> tuple[str | None, 
     named = ZOO.get(arch or BUNDLED)
     if weights is None and named is None:
         assert arch is not None
-        if arch.startswith(library.TIMM):
+        if arch.startswith(external.TIMM):
             return arch, _PUBLISHED
-        if not library.is_library(arch):
+        if not external.is_external(arch):
             parse_architecture(arch)
         raise CheckpointError(
             f"no weights are released for '{arch}'. Give your own with --weights FILE, or say --weights random "
@@ -284,7 +284,7 @@ def _resolve(arch: str | None, weights: str | Path | None) -> tuple[str | None, 
     name = str(weights)
     row = ZOO.get(name)
     if row is None and "/" not in name and not Path(name).suffix and not Path(name).exists():
-        row = find(name)  # raises, with a suggestion
+        row = get_weights(name)  # raises, with a suggestion
     if row is not None and row.kind == "linear head":
         raise CheckpointError(f"'{row.name}' is a linear head, not a backbone")
     return arch, row or expand(name)
@@ -298,7 +298,7 @@ def _untrained(arch: str) -> nn.Module:
 
 def _from_file(arch: str | None, source: Weights | Path, key: Key) -> tuple[str, nn.Module, Provenance]:
     row = source if isinstance(source, Weights) else None
-    path = obtain(source) if isinstance(source, Weights) else source
+    path = ensure_weights(source) if isinstance(source, Weights) else source
     name = row.name if row else str(path)
     checkpoint = open_checkpoint(path, key)
     says = row.arch if row else checkpoint.arch
@@ -307,13 +307,13 @@ def _from_file(arch: str | None, source: Weights | Path, key: Key) -> tuple[str,
     arch = arch or says
     if arch is None:
         raise ConfigError(f"{path} does not say its architecture: name it with --arch")
-    if library.is_library(arch):
+    if external.is_external(arch):
         network = _untrained(arch)
-        state = library.to_library_names(network, checkpoint.state)
+        state = external.to_external_names(network, checkpoint.state)
     else:
         with torch.device("meta"):  # no time is lost on drawing weights that are replaced at once
             network = build_network(arch)
         state = checkpoint.state
-    state = fit(state, checkpoint.ignored, network.state_dict(), arch=arch, source=name)
+    state = match_state_dict(state, checkpoint.ignored, network.state_dict(), arch=arch, source=name)
     network.load_state_dict(state, strict=True, assign=True)
     return arch, network, Provenance(name, checkpoint.layout, checkpoint.key)

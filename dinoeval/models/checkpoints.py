@@ -26,7 +26,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from dinoeval.errors import CheckpointError, some
+from dinoeval.errors import CheckpointError, join_names
 from dinoeval.files import check_writable, expand, write_whole
 
 # What wrappers prepend: DDP, the multi-crop wrapper, torch.compile, Hugging Face's task models.
@@ -109,7 +109,7 @@ def open_checkpoint(path: str | Path, key: str = "teacher") -> Checkpoint:
     state = {name: tensor for name, tensor in state.items() if name not in ignored}
     odd = [name for name, tensor in state.items() if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta]
     if odd:
-        raise CheckpointError(f"{path} holds tensors that are no plain floating-point numbers: {some(odd)}")
+        raise CheckpointError(f"{path} holds tensors that are no plain floating-point numbers: {join_names(odd)}")
     words = [container, "full checkpoint" if used else "one network"]
     if any(name.startswith("embeddings.") for name in state):
         state = _from_hugging_face(state, path)
@@ -143,7 +143,7 @@ def save_backbone(path: Path, state: Mapping[str, Tensor], *, arch: str, dtype: 
     write_whole(path, lambda target: save_file(tensors, target, header))
 
 
-def fit(
+def match_state_dict(
     state: Mapping[str, Tensor], ignored: Mapping[str, Tensor], expected: Mapping[str, Tensor], *, arch: str, source: str
 ) -> dict[str, Tensor]:
     """Return what a network loads strictly: its `expected` names and shapes; raises CheckpointError that shows the difference.
@@ -162,25 +162,25 @@ def fit(
     ]
     parts = []
     if missing:
-        parts.append(f"missing in the file ({len(missing)} of {len(expected)}): {some(missing)}")
+        parts.append(f"missing in the file ({len(missing)} of {len(expected)}): {join_names(missing)}")
     if unexpected:
-        parts.append(f"unknown to the network ({len(unexpected)}): {some(unexpected)}")
+        parts.append(f"unknown to the network ({len(unexpected)}): {join_names(unexpected)}")
     if shapes:
-        parts.append(f"wrong shape ({len(shapes)}): {some(shapes, 2)}")
+        parts.append(f"wrong shape ({len(shapes)}): {join_names(shapes, 2)}")
     if parts:
-        hint = describe(state)
+        hint = describe_shapes(state)
         looks = f" The file looks like {hint}." if hint and (shapes or missing) and not unexpected else ""
         raise CheckpointError(f"{source} does not fit {arch}; {'; '.join(parts)}.{looks}")
     kinds = [name for name in expected if state[name].is_floating_point() != expected[name].is_floating_point()]
     if kinds:
-        raise CheckpointError(f"{source} holds tensors that are no plain floating-point numbers: {some(kinds)}")
+        raise CheckpointError(f"{source} holds tensors that are no plain floating-point numbers: {join_names(kinds)}")
     broken = [name for name, tensor in state.items() if not torch.isfinite(tensor).all()]
     if broken:
-        raise CheckpointError(f"{source} holds NaN or infinite values in {some(broken)}: features from it would mean nothing")
+        raise CheckpointError(f"{source} holds NaN or infinite values in {join_names(broken)}: features from it would mean nothing")
     return {**state, **{name: torch.zeros((), dtype=tensor.dtype) for name, tensor in counters.items()}}
 
 
-def describe(state: Mapping[str, Tensor]) -> str | None:
+def describe_shapes(state: Mapping[str, Tensor]) -> str | None:
     """Say in words which network these tensors would fit, as far as shapes tell."""
     try:
         dim, _, patch, _ = state["patch_embed.proj.weight"].shape
@@ -288,7 +288,7 @@ def _choose(content: Any, key: str, path: Path) -> tuple[dict[str, Tensor], list
             state, chosen, used = _choose(inside[name], key, path)
             return state, [name, *chosen], used
     if not flat:
-        keys = some(map(str, content)) or "nothing"
+        keys = join_names(map(str, content)) or "nothing"
         raise CheckpointError(f"{path} holds no tensors under a name this program knows; its keys: {keys}")
     return flat, [], None
 

@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dinoeval.errors import CheckpointError, some
+from dinoeval.errors import CheckpointError, join_names
 from dinoeval.files import expand, write_whole
 from dinoeval.models.checkpoints import read_file
-from dinoeval.models.shelf import obtain
+from dinoeval.models.download import ensure_weights
 from dinoeval.models.zoo import ZOO
 
 
@@ -37,7 +37,7 @@ def open_head(name: str) -> LinearHead:
     row = ZOO.get(name)
     if row is not None and row.kind != "linear head":
         raise CheckpointError(f"'{name}' is no linear head. Heads: {', '.join(r.name for r in ZOO.values() if r.kind == 'linear head')}")
-    path = obtain(row) if row else expand(name)
+    path = ensure_weights(row) if row else expand(name)
     if not path.is_file():
         raise CheckpointError(f"no file {path}. --head takes a file of the released layout, or a name such as vit_b16_linear.")
     content, _, notes = read_file(path)
@@ -47,7 +47,7 @@ def open_head(name: str) -> LinearHead:
     plain = {str(key).removeprefix("module.").removeprefix("linear."): value for key, value in state.items()}
     weight, bias = plain.get("weight"), plain.get("bias")
     if not isinstance(weight, Tensor) or not isinstance(bias, Tensor) or weight.ndim != 2 or bias.shape != weight.shape[:1]:
-        held = some(map(str, state)) or "nothing"
+        held = join_names(map(str, state)) or "nothing"
         raise CheckpointError(f"{path} holds no linear head: it must have linear.weight (C, D) and linear.bias (C,), and has {held}")
     if not (torch.isfinite(weight).all() and torch.isfinite(bias).all()):
         raise CheckpointError(f"{path} holds NaN or infinite values: its scores would mean nothing")

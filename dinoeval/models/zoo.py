@@ -112,7 +112,7 @@ _OTHERS = [
 ZOO: dict[str, Weights] = {row.name: row for row in (*_OTHERS[-1:], *_released(), *_OTHERS[:-1])}
 
 
-def find(name: str) -> Weights:
+def get_weights(name: str) -> Weights:
     """Look a name up; raises ConfigError with a suggestion."""
     if name not in ZOO:
         raise ConfigError(unknown("weights", name, ZOO))

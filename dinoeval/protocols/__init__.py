@@ -13,10 +13,10 @@ from dinoeval.errors import ConfigError, unknown
 
 
 def names() -> list[str]:
-    return sorted(module.name for module in pkgutil.iter_modules(__path__))
+    return sorted(module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_"))
 
 
-def find(name: str) -> ModuleType:
+def get_protocol(name: str) -> ModuleType:
     """Import a protocol by name; raises ConfigError with a suggestion."""
     if name not in names():
         raise ConfigError(unknown("protocol", name, names()))

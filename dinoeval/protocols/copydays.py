@@ -20,11 +20,20 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dinoeval.data.copydays import BLOCKS, ORIGINAL, PUBLISHED, STRONG, Copydays, open_copydays
-from dinoeval.data.transforms import CentralCrop
+from dinoeval.data.transforms import CenterCrop
 from dinoeval.errors import ConfigError, DataError
 from dinoeval.features.readout import ClsGem
-from dinoeval.instances import Vectors, choose_root, departures, first_reason, network_name, open_folder, result_of, spreads_of
 from dinoeval.maths.ranks import order_of, positive_ranks, trapezoid_precision
+from dinoeval.protocols._instances import (
+    Descriptors,
+    bootstrap_metrics,
+    common_requirements,
+    first_reason,
+    network_name,
+    open_image_folder,
+    ranking_result,
+    resolve_root,
+)
 from dinoeval.results import Reference
 
 if TYPE_CHECKING:
@@ -53,7 +62,7 @@ class Config:
     """A folder of images that are added to the originals; the paper's are 10,000 of YFCC100M."""
     whitening: str | None = None
     """A folder of images to learn the whitening from; the paper's are 20,000 others of YFCC100M."""
-    whitening_centred: bool = False
+    center_whitening: bool = False
     """Whiten by the covariance about the mean; the paper's scores come from an uncentred one."""
     image_size: int | None = None
     """Pictures are squashed to a square of so many pixels; by default 320, and 224 for networks of 16-pixel patches, as in Table 4."""
@@ -70,22 +79,22 @@ def run(config: Config, session: Session) -> Result:
     """
     began = time.monotonic()
     size = _settle(config, session)
-    transform = CentralCrop(size, size, "bicubic", *session.colours(), squash=True)
-    root = choose_root(config.data, "copydays", "the folder that holds original/ and strong/")
+    transform = CenterCrop(size, size, "bicubic", *session.normalization(), squash=True)
+    root = resolve_root(config.data, "copydays", "the folder that holds original/ and strong/")
     opened = open_copydays(root, allow_missing=session.config.bad_images == "skip")
-    strangers, whitening = open_folder(config.distractors, "distractors"), open_folder(config.whitening, "whitening")
-    vectors = Vectors(session, ClsGem(config.gem_p), transform, seconds={"open": time.monotonic() - began})
+    strangers, whitening = open_image_folder(config.distractors, "distractors"), open_image_folder(config.whitening, "whitening")
+    vectors = Descriptors(session, ClsGem(config.gem_p), transform, seconds={"open": time.monotonic() - began})
     images = vectors.extract("images", opened.images)
     if whitening:
-        vectors.learn_whitening(whitening, config.whitening_centred)
+        vectors.learn_whitening(whitening, config.center_whitening)
     originals = images.pick(opened.blocks[ORIGINAL])
     if not len(originals):
         raise DataError(f"no original of {root} can be read")
     cosines, closer = vectors.compare(images, originals, strangers)
-    outcomes, table = _of_blocks(*score(cosines, closer, opened.scenes[images.rows], opened.scenes[originals.rows], config.top),
+    outcomes, table = _of_blocks(*score_copies(cosines, closer, opened.scenes[images.rows], opened.scenes[originals.rows], config.top),
                                  images, opened)  # fmt: skip
     reason, notes = _comparable(config, session, vectors, opened, size)
-    return result_of(
+    return ranking_result(
         "copydays",
         VERSION,
         config,
@@ -110,12 +119,12 @@ def _settle(config: Config, session: Session) -> int:
         raise ConfigError(f"the power of the generalised mean must be above 0, and a number: {config.gem_p}")
     if config.top < 1:
         raise ConfigError(f"top must be 1 or more: {config.top}")
-    if config.whitening_centred and config.whitening is None:
-        raise ConfigError("--whitening-centred is about --whitening, which is left out")
+    if config.center_whitening and config.whitening is None:
+        raise ConfigError("--center-whitening is about --whitening, which is left out")
     return config.image_size or SIZES.get(network_name(session)) or (224 if session.backbone.patch_size == 16 else 320)
 
 
-def score(
+def score_copies(
     cosines: np.ndarray, closer: np.ndarray | None, scenes: np.ndarray, originals: np.ndarray, top: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Average precision (Q,) of the first `top` places, and of all, as fractions.
@@ -139,7 +148,7 @@ def _of_blocks(cut: np.ndarray, full: np.ndarray, images: Features, opened: Copy
         outcomes[f"mAP_{block}"] = np.where(inside, cut, np.nan)
         if block == STRONG:
             outcomes["mAP_full_strong"] = np.where(inside, full, np.nan)
-        spreads = spreads_of({"mAP": cut[inside], "mAP_full": full[inside]})
+        spreads = bootstrap_metrics({"mAP": cut[inside], "mAP_full": full[inside]})
         row: dict[str, Any] = {"block": block, "images": int(inside.sum())}
         for metric, spread in spreads.items():
             row |= {metric: spread.mean, f"{metric} low": spread.low, f"{metric} high": spread.high}
@@ -147,7 +156,7 @@ def _of_blocks(cut: np.ndarray, full: np.ndarray, images: Features, opened: Copy
     return outcomes, table
 
 
-def _comparable(config: Config, session: Session, vectors: Vectors, opened: Copydays, size: int) -> tuple[str | None, list[str]]:
+def _comparable(config: Config, session: Session, vectors: Descriptors, opened: Copydays, size: int) -> tuple[str | None, list[str]]:
     """Why the published number cannot be compared with, or None; and what is to be known of this run."""
     name = network_name(session)
     notes = []
@@ -163,8 +172,8 @@ def _comparable(config: Config, session: Session, vectors: Vectors, opened: Copy
         (name in SIZES and size != SIZES[name], f"images were of {size} pixels, the paper's of {SIZES.get(name)}"),
         (config.gem_p != PAPER_POWER, f"the power of the generalised mean is {config.gem_p:g}, the paper's {PAPER_POWER:g}"),
         (config.top != PAPER_TOP, f"the first {config.top} places count, the paper's first {PAPER_TOP}"),
-        (config.whitening_centred, "the covariance of the whitening is centred, the paper's is not"),
-        *departures(session, name in PAPER, any(one.bad for one in vectors.features.values())),
+        (config.center_whitening, "the covariance of the whitening is centred, the paper's is not"),
+        *common_requirements(session, name in PAPER, any(one.bad for one in vectors.features.values())),
     ]  # fmt: skip
     reason = first_reason(reasons)
     if not reason:
@@ -172,7 +181,7 @@ def _comparable(config: Config, session: Session, vectors: Vectors, opened: Copy
     return reason, notes
 
 
-def _sets(vectors: Vectors) -> list[tuple[bool, str]]:
+def _sets(vectors: Descriptors) -> list[tuple[bool, str]]:
     """Whether distractors and the whitening set are there, and as many as the paper's."""
     reasons = []
     for kind, wanted in (("distractors", PAPER_DISTRACTORS), ("whitening", PAPER_WHITENING)):

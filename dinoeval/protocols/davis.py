@@ -23,17 +23,17 @@ from dinoeval import distributed
 from dinoeval.data.davis import PUBLISHED, Video, open_davis
 from dinoeval.data.images import from_files
 from dinoeval.data.masks import read_mask
-from dinoeval.errors import ConfigError, DataError, some
+from dinoeval.errors import ConfigError, DataError, join_names
 from dinoeval.files import expand
-from dinoeval.instances import choose_root, departures, first_reason, network_name, spreads_of
 from dinoeval.maths.bootstrap import DRAWS, SEED
+from dinoeval.protocols._instances import bootstrap_metrics, common_requirements, first_reason, network_name, resolve_root
 from dinoeval.results import Reference, Result
-from dinoeval.session import Half, describe_data
+from dinoeval.session import SplitRecord, describe_data
 
 if TYPE_CHECKING:
     from dinoeval.data.frames import FrameTransform
     from dinoeval.session import Session
-    from dinoeval.video import Rule
+    from dinoeval.video import PropagationConfig
 
 VERSION = 1
 METRICS = ("J&F", "J", "F", "J_recall", "J_decay", "F_recall", "F_decay")
@@ -44,7 +44,7 @@ PAPER = {
     for name, values in _TABLE5.items()
     for metric, value in zip(METRICS, values, strict=False)
 }
-_MAKING = ("image_size", "reading", "context", "radius", "top", "temperature", "failures")  # options that --masks has no use for
+_MAKING = ("image_size", "reading", "context", "radius", "top", "temperature", "edge_cases")  # options that --masks has no use for
 _log = logging.getLogger(__name__)
 
 
@@ -76,9 +76,9 @@ class Config:
     """Tokens that count."""
     temperature: float = 0.1
     """They count with weight exp(cosine / temperature)."""
-    failures: Literal["released", "mended"] = "released"
+    edge_cases: Literal["released", "fixed"] = "released"
     """Of the released code: objects that are lost when the first mask is shrunk are never predicted, and a soft map that is the same
-    everywhere becomes NaN, which wins, or noise. mended gives a lost object the token that holds most of it, and leaves such a map."""
+    everywhere becomes NaN, which wins, or noise. fixed gives a lost object the token that holds most of it, and leaves such a map."""
 
 
 @dataclasses.dataclass
@@ -98,7 +98,7 @@ def run(config: Config, session: Session) -> Result:
     Several processes share the sequences.
     """
     began = time.monotonic()
-    root = choose_root(config.data, "DAVIS", "the folder that holds JPEGImages/ and Annotations/")
+    root = resolve_root(config.data, "DAVIS", "the folder that holds JPEGImages/ and Annotations/")
     rule, transform = _settle(config, session)
     if config.overlay is not None:
         from dinoeval.figures.overlay import make_folder
@@ -114,7 +114,7 @@ def run(config: Config, session: Session) -> Result:
         drawing = time.monotonic()
         _draw(expand(config.overlay), [videos[number] for number, _ in own], work.folder)
         seconds["overlay"] = time.monotonic() - drawing
-    outcomes = [outcome for _, outcome in sorted(pair for share in distributed.gather(own) for pair in share)]
+    outcomes = [outcome for _, outcome in sorted(pair for share in distributed.all_gather(own) for pair in share)]
     for outcome in outcomes:
         for stage, took in outcome.seconds.items():
             seconds[stage] = seconds.get(stage, 0.0) + took
@@ -124,10 +124,10 @@ def run(config: Config, session: Session) -> Result:
     return _result(config, session, transform, root, videos, outcomes, seconds)
 
 
-def _settle(config: Config, session: Session) -> tuple[Rule, FrameTransform]:
+def _settle(config: Config, session: Session) -> tuple[PropagationConfig, FrameTransform]:
     """Check the options."""
     from dinoeval.data.frames import frame_transform
-    from dinoeval.video import Rule
+    from dinoeval.video import PropagationConfig
 
     settings = session.config
     if config.masks is not None and (config.out or settings.arch or settings.weights):
@@ -138,9 +138,9 @@ def _settle(config: Config, session: Session) -> tuple[Rule, FrameTransform]:
         raise ConfigError("no frame of a video can be skipped: leave out --bad-images skip")
     if config.masks is None:
         session.backbone.check_offers(patches=True)
-    names = [field.name for field in dataclasses.fields(Rule)]
-    rule = Rule(**{name: getattr(config, name) for name in names})
-    return rule, frame_transform(config.image_size, config.reading, session.backbone.patch_size or 1, *session.colours())
+    names = [field.name for field in dataclasses.fields(PropagationConfig)]
+    rule = PropagationConfig(**{name: getattr(config, name) for name in names})
+    return rule, frame_transform(config.image_size, config.reading, session.backbone.patch_size or 1, *session.normalization())
 
 
 def _changed(config: Config) -> list[tuple[str, Any]]:
@@ -159,15 +159,15 @@ class _Scoring:
         if not (self.folder / video.name).is_dir():
             raise DataError(f"{self.folder} has no folder {video.name}: masks lie at <sequence>/NNNNN.png")
         began = time.monotonic()
-        scores = score(video, self.folder / video.name)
+        scores = score_objects(video, self.folder / video.name)
         return _Outcome(scores, [], {}, {"scores": time.monotonic() - began})
 
 
 class _Making:
     """Makes masks, then scores them."""
 
-    def __init__(self, config: Config, session: Session, videos: list[Video], rule: Rule, transform: FrameTransform) -> None:
-        from dinoeval.data.mask_folders import finished
+    def __init__(self, config: Config, session: Session, videos: list[Video], rule: PropagationConfig, transform: FrameTransform) -> None:
+        from dinoeval.data.mask_folders import read_record
         from dinoeval.features.cache import FINISHED, RUNS, key_of
 
         self.session, self.rule, self.transform, self.done = session, rule, transform, 0
@@ -181,28 +181,28 @@ class _Making:
         self.folder = expand(config.out) if config.out else runs / f"davis-{key_of({**common, 'videos': prints})}"
         self.marker = None if config.out else self.folder / FINISHED
         for name, recipe in self.recipes.items():
-            finished(self.folder / name, recipe)  # refuses masks of another run before any work
+            read_record(self.folder / name, recipe)  # refuses masks of another run before any work
         self.count = len(videos)
         _log.info("masks go to %s", self.folder)
 
     def do(self, video: Video) -> _Outcome:
-        from dinoeval.data.mask_folders import finished
+        from dinoeval.data.mask_folders import read_record
 
         began = time.monotonic()
-        earlier = finished(self.folder / video.name, self.recipes[video.name])
+        earlier = read_record(self.folder / video.name, self.recipes[video.name])
         record = earlier or self._make(video)
         made = time.monotonic()
         self.done += 1
         how = "were made by an earlier run" if earlier else f"took {made - began:.1f} s"
         _log.info("%s: its %d masks %s (%d of %d sequences)", video.name, len(video.frames), how, self.done, self.count)
-        scores = score(video, self.folder / video.name) if video.annotated else {}
+        scores = score_objects(video, self.folder / video.name) if video.annotated else {}
         return _Outcome(scores, record["lost"], record["constant"], {"masks": made - began, "scores": time.monotonic() - made})
 
     def _make(self, video: Video) -> dict[str, Any]:
         from tqdm import tqdm
 
         from dinoeval.data.frames import open_frame
-        from dinoeval.data.mask_folders import fill
+        from dinoeval.data.mask_folders import write_masks
         from dinoeval.video import Propagation
 
         propagation = Propagation(self.session.backbone, video.first, self.transform, self.rule)
@@ -210,7 +210,7 @@ class _Making:
         quiet = None if distributed.rank() == 0 else True
         frames = tqdm(map(open_frame, video.frames), video.name, len(names), unit="frame", disable=quiet, leave=False)
         masks = zip((f"{name}.png" for name in names), propagation.masks(names, frames), strict=True)
-        return fill(
+        return write_masks(
             self.folder / video.name,
             self.recipes[video.name],
             masks,
@@ -218,7 +218,7 @@ class _Making:
         )
 
 
-def score(video: Video, folder: Path) -> dict[str, np.ndarray]:
+def score_objects(video: Video, folder: Path) -> dict[str, np.ndarray]:
     """The official scores of a sequence's masks: (objects,) fractions by metric, NaN where a sequence has fewer than 3 frames.
 
     The first frame and the last do not count. Raises DataError where a mask is missing, of another size, or has an object
@@ -268,7 +268,7 @@ def _result(
 ) -> Result:  # fmt: skip
     scored = videos[0].annotated
     values = {metric: np.concatenate([outcome.scores[metric] for outcome in outcomes]) for metric in METRICS} if scored else {}
-    spreads = spreads_of(values)
+    spreads = bootstrap_metrics(values)
     reason = _not_comparable(config, session, videos)
     objects = [f"{video.name}/{label}" for video in videos for label in range(1, video.objects + 1)] if scored else []
     return Result(
@@ -302,7 +302,7 @@ def _describe(root: Path, videos: list[Video]) -> dict[str, Any]:
     halves = {}
     for half, paths in (("frames", [path for video in videos for path in video.frames]),
                         ("annotations", [path for video in videos for path in video.annotations])):  # fmt: skip
-        halves[half] = Half(from_files(str(root), half, root, [path.relative_to(root).as_posix() for path in paths]), [])
+        halves[half] = SplitRecord(from_files(str(root), half, root, [path.relative_to(root).as_posix() for path in paths]), [])
     return describe_data(str(root), **halves)
 
 
@@ -315,7 +315,7 @@ def _not_comparable(config: Config, session: Session, videos: list[Video]) -> st
         (not videos[0].annotated, "only first frames have annotations"),
         (counts != PUBLISHED, f"the validation set of 2017 has {wanted}, this one {there}"),
         *((True, other) for other in others if config.masks is None),
-        *(departures(session, (network_name(session), METRICS[0]) in PAPER, False) if config.masks is None else []),
+        *(common_requirements(session, (network_name(session), METRICS[0]) in PAPER, False) if config.masks is None else []),
     ])  # fmt: skip
 
 
@@ -332,7 +332,7 @@ def _notes(videos: list[Video], outcomes: list[_Outcome]) -> list[str]:
         (unseen, "numbers that the first mask leaves out, and that the official evaluation counts as objects: {}"),
     ]
     return [
-        *(text.format(some(names, 20)) for names, text in found if names),
+        *(text.format(join_names(names, 20)) for names, text in found if names),
         *([f"errors are of {DRAWS:,} draws of the objects with replacement, seed {SEED}"] if videos[0].annotated else []),
     ]
 

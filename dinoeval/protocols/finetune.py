@@ -17,17 +17,17 @@ import time
 from typing import TYPE_CHECKING
 
 from dinoeval import distributed
-from dinoeval.classification import choose_data
 from dinoeval.data.images import ImageSet, open_splits
 from dinoeval.errors import ConfigError, DinoevalError
 from dinoeval.models.zoo import ZOO
+from dinoeval.protocols._classification import resolve_dataset
 from dinoeval.results import Reference, Result, proportion_error
-from dinoeval.session import Half, describe_data
-from dinoeval.training.recipes import PRESETS, FinetuneRecipe, choose
+from dinoeval.session import SplitRecord, describe_data
+from dinoeval.training.finetune.recipes import PRESETS, FinetuneRecipe, get_finetune_recipe
 
 if TYPE_CHECKING:
     from dinoeval.session import Session
-    from dinoeval.training.finetuning import Outcome
+    from dinoeval.training.finetune.run import Outcome
 
 VERSION = 1
 TARGETS = {  # images to train on, images to score, classes
@@ -86,7 +86,7 @@ class Config:
 def run(config: Config, session: Session) -> Result:
     """Fine-tune a copy of the session's backbone; a Result whose metrics are top1 and top5 in percent, of the last epoch."""
     began = time.monotonic()
-    data, notes = choose_data(config.data, session.backbone.arch)
+    data, notes = resolve_dataset(config.data, session.backbone.arch)
     _check(config, session)
     train, val = open_splits(data)
     preset, recipe = _recipe(config, data)
@@ -105,9 +105,9 @@ def run(config: Config, session: Session) -> Result:
         standard_errors={metric: proportion_error(value, len(val)) for metric, value in metrics.items()},
         config={**asked, **recipe.record(), "data": data, "preset": preset},
         backbone=session.describe_backbone(),
-        data=describe_data(data, train=Half(train, []), val=Half(val, [])),
+        data=describe_data(data, train=SplitRecord(train, []), val=SplitRecord(val, [])),
         transform=session.transform.id,
-        machine={**session.machine, "processes": str(distributed.world())},
+        machine={**session.machine, "processes": str(distributed.world_size())},
         seconds={"open": opened - began, "train and score": time.monotonic() - opened, "total": time.monotonic() - began},
         references=references,
         not_comparable=why_not,
@@ -123,7 +123,7 @@ def run(config: Config, session: Session) -> Result:
 
 def _recipe(config: Config, data: str) -> tuple[str, FinetuneRecipe]:
     """The preset's recipe with the options that were given in its place."""
-    preset, recipe = choose(config.preset, data)
+    preset, recipe = get_finetune_recipe(config.preset, data)
     names = {field.name for field in dataclasses.fields(FinetuneRecipe)}
     given = {name: value for name, value in dataclasses.asdict(config).items() if name in names and value is not None}
     return preset, dataclasses.replace(recipe, **given)
@@ -142,7 +142,7 @@ def _check(config: Config, session: Session) -> None:
 def _train(config: Config, session: Session, recipe: FinetuneRecipe, train: ImageSet, val: ImageSet) -> Outcome:
     import torch
 
-    from dinoeval.training.finetuning import Run, Settings
+    from dinoeval.training.finetune.run import Run, Settings
 
     settings = Settings(
         out=config.out, seed=config.seed, save_every=config.save_every,

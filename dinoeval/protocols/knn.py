@@ -22,21 +22,21 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dinoeval import distributed
-from dinoeval.classification import (
-    Scored,
-    choose_data,
+from dinoeval.errors import ConfigError
+from dinoeval.maths.neighbors import multilabel_scores, nearest, vote
+from dinoeval.models.zoo import ZOO
+from dinoeval.protocols._classification import (
+    Scores,
+    extract_subsets,
     labels_of,
-    merged,
-    open_labelled,
-    part_features,
-    result_of_parts,
+    merge_scores,
+    open_labeled,
+    resolve_dataset,
     score_classes,
     score_predictions,
-    training_parts,
+    subset_result,
+    training_subsets,
 )
-from dinoeval.errors import ConfigError
-from dinoeval.maths.neighbors import nearest, shares, vote
-from dinoeval.models.zoo import ZOO
 from dinoeval.results import Reference, Result
 
 if TYPE_CHECKING:
@@ -79,15 +79,15 @@ def run(config: Config, session: Session) -> Result:
     """
     began = time.monotonic()
     _check(config)
-    name, notes = choose_data(config.data, session.backbone.arch)
-    train_images, val_images = open_labelled(name)
-    parts = training_parts(train_images, config.train_subset, config.subset_seeds)
+    name, notes = resolve_dataset(config.data, session.backbone.arch)
+    train_images, val_images = open_labeled(name)
+    parts = training_subsets(train_images, config.train_subset, config.subset_seeds)
     fitting_ks(config.k, min(map(len, parts)))  # refuses what cannot fit before anything is computed
     opened = time.monotonic()
-    trains, val = part_features(session, train_images, parts, val_images)
+    trains, val = extract_subsets(session, train_images, parts, val_images)
     ks, note = fitting_ks(config.k, min(map(len, trains)))
     runs, seconds = _score_parts(config, ks, trains, val)
-    return result_of_parts(
+    return subset_result(
         "knn",
         VERSION,
         config,
@@ -119,10 +119,10 @@ def _check(config: Config) -> None:
         raise ConfigError(f"temperature must be above 0, and a number: {config.temperature}")
 
 
-def _score_parts(config: Config, ks: list[int], trains: list[Features], val: Features) -> tuple[list[Scored], dict[str, float]]:
+def _score_parts(config: Config, ks: list[int], trains: list[Features], val: Features) -> tuple[list[Scores], dict[str, float]]:
     """Search each part and let the neighbours vote; also the seconds that both took."""
     # Each process searches for its own share of the queries.
-    mine = np.array_split(np.arange(len(val)), distributed.world())[distributed.rank()]
+    mine = np.array_split(np.arange(len(val)), distributed.world_size())[distributed.rank()]
     queries, truth = val.numpy()[mine], labels_of(val.images)
     runs, seconds = [], {"search": 0.0, "vote": 0.0}
     for train in trains:
@@ -131,12 +131,12 @@ def _score_parts(config: Config, ks: list[int], trains: list[Features], val: Fea
         searched = time.monotonic()
         labels = labels_of(train.images)
         if val.images.multi_label:
-            found = shares(cosines, labels, rows, ks=ks, temperature=config.temperature)  # (ks, Q, C)
+            found = multilabel_scores(cosines, labels, rows, ks=ks, temperature=config.temperature)  # (ks, Q, C)
         else:
             found = vote(cosines, labels[rows], ks=ks, temperature=config.temperature, num_classes=len(train.images.classes))  # (ks, Q, 5)
-        found = np.concatenate(distributed.gather(found), axis=1)
+        found = np.concatenate(distributed.all_gather(found), axis=1)
         score = score_classes if val.images.multi_label else score_predictions
-        runs.append(merged([score(found[position], truth, f"@{k}") for position, k in enumerate(ks)]))
+        runs.append(merge_scores([score(found[position], truth, f"@{k}") for position, k in enumerate(ks)]))
         seconds["search"] += searched - began
         seconds["vote"] += time.monotonic() - searched
     return runs, seconds

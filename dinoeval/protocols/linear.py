@@ -23,21 +23,29 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from dinoeval import distributed
-from dinoeval.classification import choose_data, labels_of, mean_of_runs, open_labelled, published, result_of, training_parts
 from dinoeval.data.images import ImageSet
 from dinoeval.data.subsets import hold_out
 from dinoeval.errors import ConfigError, DataError
 from dinoeval.features.readout import Readout, parse_readout
 from dinoeval.files import expand
 from dinoeval.models.zoo import ZOO
+from dinoeval.protocols._classification import (
+    average_runs,
+    classification_result,
+    labels_of,
+    open_labeled,
+    published_rows,
+    resolve_dataset,
+    training_subsets,
+)
 from dinoeval.results import Reference, Result
-from dinoeval.session import Half
+from dinoeval.session import SplitRecord
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from dinoeval.session import Session
-    from dinoeval.training.probing import Source, Sweep
+    from dinoeval.training.probe.sweep import FeatureSource, Sweep
 
 VERSION = 1
 SEED = 0
@@ -83,7 +91,7 @@ class Config:
 
 
 @dataclasses.dataclass(frozen=True)
-class Probe:
+class LinearProbeRun:
     """What one training run found."""
 
     ranks: dict[str, np.ndarray]
@@ -108,8 +116,8 @@ def run(config: Config, session: Session) -> Result:
     """Train heads on the session's backbone, or score one; a Result with top1 and top5 in percent, and every head in `table`."""
     began = time.monotonic()
     _check(config)
-    name, notes = choose_data(config.data, session.backbone.arch)
-    train, val = open_labelled(name)
+    name, notes = resolve_dataset(config.data, session.backbone.arch)
+    train, val = open_labeled(name)
     if train.multi_label:
         raise DataError(f"{name} has several labels an image: logistic and knn score such sets, linear does not")
     readouts = {readout.id: readout for readout in _readouts(config, session.backbone.arch)}
@@ -117,22 +125,22 @@ def run(config: Config, session: Session) -> Result:
         session.backbone.check_offers(readout.layers, readout.patches)
     if config.head is not None:
         return _score_head(config, session, name, notes, train, val, began)
-    parts = training_parts(train, config.train_subset, config.subset_seeds)
+    parts = training_subsets(train, config.train_subset, config.subset_seeds)
     exams = {readout.id: session.features(val, readout) for readout in readouts.values()}
     seen = next(iter(exams.values()))
     probes = [_probe(config, session, train, rows, readouts, exams, seed) for seed, rows in enumerate(parts)]
-    means, errors, deviations = mean_of_runs([probe.metrics for probe in probes], len(seen))
+    means, errors, deviations = average_runs([probe.metrics for probe in probes], len(seen))
     first = probes[0]
     sizes = {"train": len(train), "val": len(seen), "classes": len(train.classes)}
-    references, why_not = published(PAPER, session, sizes, departures(config, session.backbone.arch))
+    references, why_not = published_rows(PAPER, session, sizes, departures(config, session.backbone.arch))
     several = len(probes) > 1
-    return result_of(
+    return classification_result(
         "linear",
         VERSION,
         config,
         session,
         name,
-        {"train": Half(train.subset(parts[0]) if config.train_subset else train, first.bad), "val": seen},
+        {"train": SplitRecord(train.subset(parts[0]) if config.train_subset else train, first.bad), "val": seen},
         settled={"readouts": tuple(readouts), "out": None},
         metrics=means,
         standard_errors=errors,
@@ -205,10 +213,10 @@ def _batch(config: Config, images: int) -> tuple[int, list[str]]:
 
 def _probe(
     config: Config, session: Session, train: ImageSet, rows: np.ndarray, readouts: dict[str, Readout], val: dict[str, Any], seed: int
-) -> Probe:
+) -> LinearProbeRun:
     """One training run on some rows of the training set."""
     from dinoeval.features.cache import RUNS, key_of
-    from dinoeval.training.probing import Exam, Head, Sweep, train_heads
+    from dinoeval.training.probe.sweep import EvalSet, Head, Sweep, train_heads
 
     assert train.labels is not None
     kept, held = rows, rows[:0]
@@ -220,10 +228,10 @@ def _probe(
     heads = [
         Head(readout=readout, lr=lr, weight_decay=decay) for readout in readouts for lr in config.lrs for decay in config.weight_decays
     ]
-    exams = {"val": Exam(features={name: half.numpy() for name, half in val.items()}, labels=labels_of(next(iter(val.values())).images))}
+    exams = {"val": EvalSet(features={name: half.numpy() for name, half in val.items()}, labels=labels_of(next(iter(val.values())).images))}
     if len(held):
         halves = {name: session.features(train, readout, held) for name, readout in readouts.items()}
-        exams["held_out"] = Exam(
+        exams["held_out"] = EvalSet(
             features={name: half.numpy() for name, half in halves.items()}, labels=labels_of(next(iter(halves.values())).images)
         )
     source, kept, dims = _source(config, session, train, kept, readouts)
@@ -246,9 +254,9 @@ def _probe(
 
 def _source(
     config: Config, session: Session, train: ImageSet, kept: np.ndarray, readouts: dict[str, Readout]
-) -> tuple[Source, np.ndarray, dict[str, int]]:
+) -> tuple[FeatureSource, np.ndarray, dict[str, int]]:
     """Where training features come from, the rows that it has, and their widths."""
-    from dinoeval.training.probing import Augmented, Cached
+    from dinoeval.training.probe.sweep import Augmented, Cached
 
     if config.features == "augmented":
         dims = {name: readout.row_shape(session.backbone.dim, (0, 0))[0] for name, readout in readouts.items()}
@@ -268,7 +276,7 @@ def _source(
 
 def _report(
     config: Config, sweep: Sweep, exams: dict[str, Any], folder: Path, session: Session, train: ImageSet, notes: list[str]
-) -> Probe:
+) -> LinearProbeRun:
     """Choose by each exam, save the heads, say every head's scores."""
     from dinoeval.models.linear_head import save_head
 
@@ -288,7 +296,7 @@ def _report(
         notes = [*notes, "top1 is of the last epoch: with one head and nothing held out there was nothing to choose"]
     if config.features == "cached":
         notes = [*notes, "trained on cached central crops: not the paper's protocol, which augments"]
-    return Probe(ranks, [f"{'; '.join(said)}; heads in {folder}"], _table(sweep, list(exams)), list(sweep.bad.values()), notes)
+    return LinearProbeRun(ranks, [f"{'; '.join(said)}; heads in {folder}"], _table(sweep, list(exams)), list(sweep.bad.values()), notes)
 
 
 def _network(session: Session) -> dict[str, Any]:
@@ -331,7 +339,7 @@ def _ranks_of(head: Mapping[str, Any], readout: str, exam: Any, session: Session
 def _score_head(config: Config, session: Session, name: str, notes: list[str], train: ImageSet, val: ImageSet, began: float) -> Result:
     """Score a head that was trained elsewhere or before."""
     from dinoeval.models.linear_head import open_head
-    from dinoeval.training.probing import Exam
+    from dinoeval.training.probe.sweep import EvalSet
 
     assert config.head is not None
     head = open_head(config.head)
@@ -352,16 +360,16 @@ def _score_head(config: Config, session: Session, name: str, notes: list[str], t
             f"the head {source} was trained with another {' and another '.join(others)}: it would score what it does not know"
         )
     seen = session.features(val, readout)
-    exam = Exam(features={readout.id: seen.numpy()}, labels=labels_of(seen.images))
+    exam = EvalSet(features={readout.id: seen.numpy()}, labels=labels_of(seen.images))
     ranks = _ranks_of({"weight": head.weight, "bias": head.bias}, readout.id, exam, session)
-    probe = Probe({"": ranks}, [], [], [], [])
-    metrics, errors, _ = mean_of_runs([probe.metrics], len(seen))
+    probe = LinearProbeRun({"": ranks}, [], [], [], [])
+    metrics, errors, _ = average_runs([probe.metrics], len(seen))
     paper = {row: dataclasses.replace(reference, metric="top1") for row, reference in PAPER.items()}
     sizes = {"train": len(train), "val": len(seen), "classes": classes}
     other = source != f"{session.backbone.provenance.name}_linear"
-    references, why_not = published(paper, session, sizes, [(other, f"the head {source} is not the released one of this backbone")])
-    return result_of(
-        "linear", VERSION, config, session, name, {"train": Half(train, []), "val": seen},
+    references, why_not = published_rows(paper, session, sizes, [(other, f"the head {source} is not the released one of this backbone")])
+    return classification_result(
+        "linear", VERSION, config, session, name, {"train": SplitRecord(train, []), "val": seen},
         settled={"readouts": (readout.id,), "head": source}, metrics=metrics, standard_errors=errors,
         seconds={"total": time.monotonic() - began}, references=references, not_comparable=why_not,
         notes=[*notes, f"head {source} on {readout.id}"], samples=samples(seen.images, probe.hits),

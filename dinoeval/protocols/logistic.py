@@ -24,23 +24,23 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from dinoeval import distributed
-from dinoeval.classification import (
-    Scored,
-    choose_data,
-    labels_of,
-    open_labelled,
-    part_features,
-    result_of_parts,
-    score_classes,
-    score_predictions,
-    training_parts,
-)
 from dinoeval.data.images import ImageSet
 from dinoeval.data.subsets import hold_out
-from dinoeval.errors import ConfigError, DataError, some
-from dinoeval.maths.logistic import Logistic, fit, fit_each, memory_needed
-from dinoeval.maths.neighbors import normalise
+from dinoeval.errors import ConfigError, DataError, join_names
+from dinoeval.maths.logistic import Logistic, fit_logistic, fit_one_vs_rest, memory_needed
+from dinoeval.maths.neighbors import l2_normalize
 from dinoeval.models.zoo import ZOO
+from dinoeval.protocols._classification import (
+    Scores,
+    extract_subsets,
+    labels_of,
+    open_labeled,
+    resolve_dataset,
+    score_classes,
+    score_predictions,
+    subset_result,
+    training_subsets,
+)
 from dinoeval.results import Reference, Result
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ class Config:
     """cyanure is the paper's; scikit-learn's L-BFGS ends at the same minimum, sooner or later depending on the features."""
     tolerance: float = TOLERANCE
     """The fit ends when the objective is above its minimum by at most this share of it, as the duality gap tells."""
-    max_passes: int = 2000
+    max_iter: int = 2000
     """Passes over the images, or steps of scikit-learn, after which the fit ends in any case; a note says so."""
     train_subset: str | None = None
     """1pct, 10pct, any <number>pct of every class, or a file that lists image names, to train on; by default all."""
@@ -85,7 +85,7 @@ class Config:
 class Fitted:
     """What was found on one part of the training images."""
 
-    scored: Scored
+    scored: Scores
     gap: float
     table: list[dict[str, Any]]
     unlearnt: list[str]
@@ -99,18 +99,18 @@ def run(config: Config, session: Session) -> Result:
     """
     began = time.monotonic()
     _check(config)
-    name, notes = choose_data(config.data, session.backbone.arch)
-    train_images, val_images = open_labelled(name)
-    parts = training_parts(train_images, config.train_subset, config.subset_seeds)
+    name, notes = resolve_dataset(config.data, session.backbone.arch)
+    train_images, val_images = open_labeled(name)
+    parts = training_subsets(train_images, config.train_subset, config.subset_seeds)
     _announce(config, max(map(len, parts)), session.backbone.dim, train_images)
     opened = time.monotonic()
-    trains, val = part_features(session, train_images, parts, val_images)
+    trains, val = extract_subsets(session, train_images, parts, val_images)
     extracted = time.monotonic()
     # One process fits; its threads are all there are.
-    fitted = distributed.share(_fit_parts(config, trains, val) if distributed.rank() == 0 else None)
+    fitted = distributed.broadcast(_fit_parts(config, trains, val) if distributed.rank() == 0 else None)
     assert fitted is not None
     worst = max(one.gap for one in fitted)
-    return result_of_parts(
+    return subset_result(
         "logistic",
         VERSION,
         config,
@@ -149,8 +149,8 @@ def _check(config: Config) -> None:
         raise ConfigError(f"lambdas must be a tuple of numbers above 0, such as (0.01, 0.1, 1): {config.lambdas}")
     if not 0 < config.tolerance < 1:
         raise ConfigError(f"tolerance must be between 0 and 1: {config.tolerance}")
-    if config.max_passes < 1:
-        raise ConfigError(f"max_passes must be 1 or more: {config.max_passes}")
+    if config.max_iter < 1:
+        raise ConfigError(f"max_iter must be 1 or more: {config.max_iter}")
     if config.solver == "cyanure":
         try:
             import cyanure.estimators  # noqa: F401
@@ -171,13 +171,13 @@ def _announce(config: Config, size: int, dim: int, images: ImageSet) -> None:
 
 
 def _fit_parts(config: Config, trains: Sequence[Features], val: Features) -> list[Fitted]:
-    queries = normalise(val.numpy())
+    queries = l2_normalize(val.numpy())
     several = len(trains) > 1
     return [_fit_part(config, seed, train, queries, val, {"seed": seed} if several else {}) for seed, train in enumerate(trains)]
 
 
 def _fit_part(config: Config, seed: int, train: Features, queries: np.ndarray, val: Features, row: dict[str, Any]) -> Fitted:
-    rows, labels, truth = normalise(train.numpy()), labels_of(train.images), labels_of(val.images)
+    rows, labels, truth = l2_normalize(train.numpy()), labels_of(train.images), labels_of(val.images)
     strength, table, unlearnt = config.lambdas[0], [], _unlearnt(train, truth)
     if len(config.lambdas) > 1:
         kept, held = hold_out(labels, HELD_OUT, seed)
@@ -212,11 +212,11 @@ def _held_out(config: Config, strength: float, rows: np.ndarray, labels: np.ndar
 
 
 def _fit(config: Config, strength: float, rows: np.ndarray, labels: np.ndarray) -> Logistic:
-    solve = fit if labels.ndim == 1 else fit_each
-    return solve(rows, labels, strength=strength, solver=config.solver, tolerance=config.tolerance, max_passes=config.max_passes)
+    solve = fit_logistic if labels.ndim == 1 else fit_one_vs_rest
+    return solve(rows, labels, strength=strength, solver=config.solver, tolerance=config.tolerance, max_iter=config.max_iter)
 
 
-def _score(model: Logistic, queries: np.ndarray, truth: np.ndarray) -> Scored:
+def _score(model: Logistic, queries: np.ndarray, truth: np.ndarray) -> Scores:
     return score_predictions(model.rank(queries), truth) if truth.ndim == 1 else score_classes(model.scores(queries), truth)
 
 
@@ -224,20 +224,20 @@ def _notes(config: Config, fitted: Sequence[Fitted], gap: float) -> list[str]:
     notes = []
     if gap > config.tolerance:
         notes.append(
-            f"not converged in {config.max_passes} passes: the duality gap is {gap:.1e} of the objective, more than "
-            f"{config.tolerance:g}; raise --max-passes"
+            f"not converged in {config.max_iter} passes: the duality gap is {gap:.1e} of the objective, more than "
+            f"{config.tolerance:g}; raise --max-iter"
         )
     if unlearnt := sorted({name for one in fitted for name in one.unlearnt}):
-        notes.append(f"{len(unlearnt)} classes could not be learnt from these training images: {some(unlearnt)}")
+        notes.append(f"{len(unlearnt)} classes could not be learnt from these training images: {join_names(unlearnt)}")
     return notes
 
 
 def _precisions(fitted: Sequence[Fitted], val: Features) -> list[dict[str, Any]]:
     """The average precision of every class, in percent, over all runs; None for a class without an image."""
-    found = fitted[0].scored.of_classes
+    found = fitted[0].scored.per_class
     if not found:
         return []
-    means = {f"AP{metric.removeprefix('mAP')}": np.mean([one.scored.of_classes[metric] for one in fitted], axis=0) for metric in found}
+    means = {f"AP{metric.removeprefix('mAP')}": np.mean([one.scored.per_class[metric] for one in fitted], axis=0) for metric in found}
     images = (labels_of(val.images) == 1).sum(0).tolist()
     return [
         {

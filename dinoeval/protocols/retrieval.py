@@ -25,8 +25,17 @@ from dinoeval.data.retrieval import LEVELS, PUBLISHED, Name, Query, open_retriev
 from dinoeval.data.transforms import MULTISCALE, Thumbnail
 from dinoeval.errors import ConfigError
 from dinoeval.features.readout import Cls
-from dinoeval.instances import Vectors, choose_root, departures, first_reason, network_name, open_folder, result_of, spreads_of
 from dinoeval.maths.ranks import order_of, positive_ranks, score_ranks
+from dinoeval.protocols._instances import (
+    Descriptors,
+    bootstrap_metrics,
+    common_requirements,
+    first_reason,
+    network_name,
+    open_image_folder,
+    ranking_result,
+    resolve_root,
+)
 from dinoeval.results import Reference
 
 if TYPE_CHECKING:
@@ -72,7 +81,7 @@ class Config:
     """A folder of images that are added to the database, such as revisitop's one million."""
     whitening: str | None = None
     """A folder of images to learn a whitening from; the paper's retrieval has none."""
-    whitening_centred: bool = False
+    center_whitening: bool = False
     """Whiten by the covariance about the mean, not by the uncentred one that the paper's copy detection has."""
 
 
@@ -83,20 +92,20 @@ def run(config: Config, session: Session) -> Result:
     """
     began = time.monotonic()
     size, scales = settle(config)
-    transform = Thumbnail(size, scales, *session.colours())
-    root = choose_root(config.data, "", f"the folder that holds {config.dataset}/")
+    transform = Thumbnail(size, scales, *session.normalization())
+    root = resolve_root(config.data, "", f"the folder that holds {config.dataset}/")
     opened = open_retrieval(root, config.dataset)
     queries = opened.cropped() if config.query_crop else opened.queries
-    strangers, whitening = open_folder(config.distractors, "distractors"), open_folder(config.whitening, "whitening")
-    vectors = Vectors(session, Cls(), transform, seconds={"open": time.monotonic() - began})
+    strangers, whitening = open_image_folder(config.distractors, "distractors"), open_image_folder(config.whitening, "whitening")
+    vectors = Descriptors(session, Cls(), transform, seconds={"open": time.monotonic() - began})
     found = vectors.extract("queries", queries), vectors.extract("database", opened.database)
     if whitening:
-        vectors.learn_whitening(whitening, config.whitening_centred)
+        vectors.learn_whitening(whitening, config.center_whitening)
     cosines, closer = vectors.compare(*found, strangers)
-    outcomes = score(cosines, closer, *found, opened.truth)
+    outcomes = score_queries(cosines, closer, *found, opened.truth)
     reason, notes = _comparable(config, session, vectors)
-    spreads = {metric: spread for metric, spread in spreads_of(outcomes).items() if metric.startswith("mAP")}
-    return result_of(
+    spreads = {metric: spread for metric, spread in bootstrap_metrics(outcomes).items() if metric.startswith("mAP")}
+    return ranking_result(
         "retrieval",
         VERSION,
         config,
@@ -117,15 +126,15 @@ def settle(config: Config) -> tuple[int, tuple[float, ...]]:
     """The image size and the scales: as given, or those that are published for the set."""
     if config.image_size is not None and config.image_size < 1:
         raise ConfigError(f"image size must be 1 or more: {config.image_size}")
-    if config.whitening_centred and config.whitening is None:
-        raise ConfigError("--whitening-centred is about --whitening, which is left out")
+    if config.center_whitening and config.whitening is None:
+        raise ConfigError("--center-whitening is about --whitening, which is left out")
     size, several = SETTINGS[config.dataset]
     if config.image_size is not None:
         size, several = config.image_size, config.multiscale
     return size, MULTISCALE if several or config.multiscale else (1.0,)
 
 
-def score(
+def score_queries(
     cosines: np.ndarray, closer: np.ndarray | None, queries: Features, database: Features, truth: tuple[Query, ...]
 ) -> dict[str, np.ndarray]:
     """Average precision and precision at k of every query (Q,) at each level, by metric; fractions.
@@ -148,7 +157,7 @@ def score(
     return outcomes
 
 
-def _comparable(config: Config, session: Session, vectors: Vectors) -> tuple[str | None, list[str]]:
+def _comparable(config: Config, session: Session, vectors: Descriptors) -> tuple[str | None, list[str]]:
     """Why the published numbers cannot be compared with, or None; and what is to be known where they can."""
     name, (size, scales) = network_name(session), settle(config)
     counts = tuple(len(vectors.features[kind]) for kind in ("database", "queries"))
@@ -160,7 +169,7 @@ def _comparable(config: Config, session: Session, vectors: Vectors) -> tuple[str
         (config.query_crop, "queries were cut to their boxes, the paper's are whole"),
         (config.distractors is not None, "distractors were added to the database"),
         (config.whitening is not None, "features were whitened, the paper's are not"),
-        *departures(session, (name, config.dataset, "hard") in PAPER, any(one.bad for one in vectors.features.values())),
+        *common_requirements(session, (name, config.dataset, "hard") in PAPER, any(one.bad for one in vectors.features.values())),
     ]
     reason = first_reason(reasons)
     if reason:

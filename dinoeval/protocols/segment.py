@@ -24,13 +24,13 @@ from tqdm import tqdm
 from dinoeval import distributed
 from dinoeval.data.masks import VOID
 from dinoeval.data.segmentation_sets import VOC_IMAGES, MaskedImages, Objects, ids_of, open_segmentation
-from dinoeval.errors import ConfigError, DataError, some
-from dinoeval.figures.pictures import Reading, reading_for
-from dinoeval.instances import choose_root, departures, first_reason, network_name, spreads_of
+from dinoeval.errors import ConfigError, DataError, join_names
+from dinoeval.figures.preprocessing import FigureTransform, figure_transform
 from dinoeval.maths.bootstrap import DRAWS, SEED
 from dinoeval.maths.segmentation import jaccards
+from dinoeval.protocols._instances import bootstrap_metrics, common_requirements, first_reason, network_name, resolve_root
 from dinoeval.results import Reference, Result
-from dinoeval.session import Half, describe_data
+from dinoeval.session import SplitRecord, describe_data
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -73,19 +73,19 @@ def run(config: Config, session: Session) -> Result:
     began = time.monotonic()
     if not 0 < config.mass <= 1:
         raise ConfigError(f"mass must be above 0 and at most 1: {config.mass}")
-    reading = reading_for(session.backbone, config.image_size, upright=False, transform=session.config.transform)
-    root = choose_root(config.data, "VOCdevkit", "the folder that holds VOCdevkit/, or one with images/ and masks/")
+    reading = figure_transform(session.backbone, config.image_size, exif_transpose=False, transform=session.config.transform)
+    root = resolve_root(config.data, "VOCdevkit", "the folder that holds VOCdevkit/, or one with images/ and masks/")
     least = 1 if reading.size else reading.patch
     opened = open_segmentation(root, config.objects, least_side=least, skip_bad=session.config.bad_images == "skip")
     before = time.monotonic()
-    parts = distributed.gather(dict(_score_images(config, session, opened, reading)))
+    parts = distributed.all_gather(dict(_score_images(config, session, opened, reading)))
     found = {row: scores for part in parts for row, (scores, _) in part.items()}
     lost = sum(number for part in parts for _, number in part.values())
     rows = [row for row in sorted(found) if len(found[row])]
     if not rows:
         raise DataError(f"no object of {root} is left in masks of {reading.id}")
     outcomes, table = summarise([found[row] for row in rows])
-    spreads = spreads_of(outcomes)
+    spreads = bootstrap_metrics(outcomes)
     reason, notes = _comparable(config, session, opened, vanished=len(found) - len(rows), lost=lost)
     images, masks = opened.images.subset(rows), opened.masks.subset(rows)
     return Result(
@@ -95,7 +95,7 @@ def run(config: Config, session: Session) -> Result:
         standard_errors={metric: spread.error for metric, spread in spreads.items() if spread.error is not None},
         config={**dataclasses.asdict(config), "data": str(root), "objects": config.objects if opened.voc else "masks/"},
         backbone=session.describe_backbone(),
-        data=describe_data(str(root), images=Half(images, list(opened.bad)), masks=Half(masks, [])),
+        data=describe_data(str(root), images=SplitRecord(images, list(opened.bad)), masks=SplitRecord(masks, [])),
         transform=reading.id,
         machine=session.machine,
         seconds={"open": before - began, "scores": time.monotonic() - before, "total": time.monotonic() - began},
@@ -107,11 +107,13 @@ def run(config: Config, session: Session) -> Result:
     )
 
 
-def _score_images(config: Config, session: Session, opened: MaskedImages, reading: Reading) -> Iterator[tuple[int, tuple[np.ndarray, int]]]:
+def _score_images(
+    config: Config, session: Session, opened: MaskedImages, reading: FigureTransform
+) -> Iterator[tuple[int, tuple[np.ndarray, int]]]:
     """Score this process's share of the images: row, (O, A + 1) as from `score`, and the objects that are gone in the resized mask."""
     import torch
 
-    from dinoeval.data.transforms import normalise
+    from dinoeval.data.transforms import normalize_images
 
     backbone = session.backbone
     mine = list(distributed.shard(len(opened.images)))
@@ -121,13 +123,13 @@ def _score_images(config: Config, session: Session, opened: MaskedImages, readin
         for start in range(0, len(mine), step):
             rows = mine[start : start + step]
             pixels = np.stack([reading(reading.picture(opened.images, row)) for row in rows])  # (N, H, W, 3)
-            batch = normalise(torch.from_numpy(pixels).to(backbone.device).permute(0, 3, 1, 2), reading.mean, reading.std)
+            batch = normalize_images(torch.from_numpy(pixels).to(backbone.device).permute(0, 3, 1, 2), reading.mean, reading.std)
             attention = backbone.attention(batch, queries=(0,))[:, :, 0, 1:]  # (N, A, h*w)
             backbone.check_finite(attention, [opened.images.paths[row] for row in rows])
             maps = attention.unflatten(-1, backbone.grid(*batch.shape[-2:])).cpu()  # (N, A, h, w)
             for row, of_image in zip(rows, maps, strict=True):
                 whole = opened.ids(row)
-                scores = score(of_image, resized(whole, reading.size, batch.shape[-2:]), mass=config.mass, void=config.void)
+                scores = score_masks(of_image, resized(whole, reading.size, batch.shape[-2:]), mass=config.mass, void=config.void)
                 yield row, (scores, len(ids_of(whole)) - len(scores))
             bar.update(len(rows))
 
@@ -139,7 +141,7 @@ def resized(ids: np.ndarray, size: tuple[int, int] | None, kept: tuple[int, ...]
     return ids[: kept[0], : kept[1]]
 
 
-def score(attention: Tensor, ids: np.ndarray, *, mass: float, void: Literal["ignored", "background"]) -> np.ndarray:
+def score_masks(attention: Tensor, ids: np.ndarray, *, mass: float, void: Literal["ignored", "background"]) -> np.ndarray:
     """The Jaccard of every object with the mask of every head, and last with that of the mean over heads: (O, A + 1).
 
     `attention` (A, h, w) of [CLS] to patches, `ids` (h * patch, w * patch); no rows where they hold no object.
@@ -183,7 +185,7 @@ def _comparable(config: Config, session: Session, opened: MaskedImages, vanished
         (config.mass not in (PAPER_MASS, APPENDIX_MASS), f"masks keep {config.mass:g} of the attention, the paper's {PAPER_MASS} or "
          f"{APPENDIX_MASS}"),
         (config.image_size != PAPER_SIZE, f"image size is {config.image_size}, that of the released visualize_attention.py {PAPER_SIZE}"),
-        *departures(session, name in PAPER, bool(opened.bad)),
+        *common_requirements(session, name in PAPER, bool(opened.bad)),
     ]  # fmt: skip
     notes = [
         "assumed, because the paper leaves it open: "
@@ -194,11 +196,11 @@ def _comparable(config: Config, session: Session, opened: MaskedImages, vanished
         f"errors are of {DRAWS:,} draws of the images with replacement, seed {SEED}",
     ]
     if opened.empty:
-        notes.append(f"images without an object, left out: {len(opened.empty)} ({some(opened.empty)})")
+        notes.append(f"images without an object, left out: {len(opened.empty)} ({join_names(opened.empty)})")
     if lost:
         notes.append(f"objects that are gone once their masks are resized, and do not count: {lost}")
     if opened.alone:
-        notes.append(f"masks without an image: {len(opened.alone)} ({some(opened.alone)})")
+        notes.append(f"masks without an image: {len(opened.alone)} ({join_names(opened.alone)})")
     if vanished:
         notes.append(f"images whose objects are all gone once their masks are resized, left out: {vanished}")
     if session.backbone.provenance.random and session.backbone.arch in PAPER_RANDOM:

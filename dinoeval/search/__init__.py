@@ -8,7 +8,7 @@ library.duplicates()
 
 from dinoeval.search.building import build
 from dinoeval.search.duplicates import Group
-from dinoeval.search.library import Library, Matches, open
+from dinoeval.search.index import ImageIndex, Matches, open
 from dinoeval.search.threshold import Threshold
 
-__all__ = ["Group", "Library", "Matches", "Threshold", "build", "open"]
+__all__ = ["Group", "ImageIndex", "Matches", "Threshold", "build", "open"]

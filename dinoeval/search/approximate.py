@@ -16,7 +16,7 @@ import numpy as np
 
 from dinoeval.errors import ConfigError, DataError
 from dinoeval.maths.neighbors import faiss, nearest
-from dinoeval.search.rows import Rows, sample
+from dinoeval.search.vectors import VectorFile, sample
 
 Kind = Literal["exact", "ivf", "hnsw", "pq"]
 RECALL_AT = 10
@@ -37,7 +37,7 @@ class Approximate:
 
     kind: Kind
     index: Any
-    rows: Rows
+    rows: VectorFile
     effort: int
     """Lists that are probed (ivf, pq), or nodes that are kept in mind (hnsw)."""
     rerank: int = 1
@@ -83,7 +83,7 @@ def _steps(count: int, bytes_each: int) -> Iterator[slice]:
     return (slice(start, start + step) for start in range(0, count, step))
 
 
-def make(kind: Kind, rows: Rows) -> Any:
+def make(kind: Kind, rows: VectorFile) -> Any:
     """Train an index on a sample of `rows`, and add them all. Raises ConfigError where they are too few for it."""
     index = _untrained(kind, len(rows), rows.dim)
     if not index.is_trained:
@@ -150,7 +150,7 @@ def load(path: Path, *, mapped: bool = True) -> Any:
         raise DataError(f"{path} cannot be read: {str(error).splitlines()[0]}. Open the index again, or build it.") from error
 
 
-def tune(kind: Kind, index: Any, rows: Rows) -> tuple[Approximate, dict[str, Any]]:
+def tune(kind: Kind, index: Any, rows: VectorFile) -> tuple[Approximate, dict[str, Any]]:
     """Choose the least effort that reaches a recall@10 of 0.97 on a sample of the rows, or the most there is.
 
     Returns the tuned index, and `at`, `recall` and `sample`. A row's own place among its neighbours is not counted.
@@ -175,7 +175,7 @@ def tune(kind: Kind, index: Any, rows: Rows) -> tuple[Approximate, dict[str, Any
     return best[0], {"at": at, "recall": round(best[1], 4), "sample": len(chosen)}
 
 
-def _trials(kind: Kind, index: Any, rows: Rows) -> Iterator[Approximate]:
+def _trials(kind: Kind, index: Any, rows: VectorFile) -> Iterator[Approximate]:
     most = min(4096, len(rows)) if kind == "hnsw" else index.nlist
     efforts = [2**power for power in range(4 if kind == "hnsw" else 0, 13) if 2**power < most] + [most]
     for rerank in (4, 16, 64) if kind == "pq" else (1,):

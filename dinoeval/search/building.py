@@ -17,16 +17,16 @@ import numpy as np
 
 from dinoeval import distributed
 from dinoeval.data.images import ImageSet, open_images
-from dinoeval.errors import BadImage, ConfigError, DataError, some, unknown
+from dinoeval.errors import BadImage, ConfigError, DataError, join_names, unknown
 from dinoeval.features.extract import Features
 from dinoeval.features.readout import Readout, parse_readout
-from dinoeval.maths.neighbors import normalise
+from dinoeval.maths.neighbors import l2_normalize
 from dinoeval.models.backbone import Backbone
 from dinoeval.search import approximate
 from dinoeval.search.approximate import Kind
-from dinoeval.search.library import Library, check_readout, check_same, describe, settled
-from dinoeval.search.rows import Rows, write_rows
-from dinoeval.search.store import LOCK, MANIFEST, NEIGHBOURS, ROWS, Draft, Record, Stored, check_place, find, resolve
+from dinoeval.search.index import ImageIndex, check_readout, check_same, index_spec, settled
+from dinoeval.search.store import LOCK, MANIFEST, NEIGHBOURS, ROWS, Draft, Record, Stored, check_place, open_stored, resolve
+from dinoeval.search.vectors import VectorFile, write_vectors
 from dinoeval.session import Session, SessionConfig
 
 _log = logging.getLogger(__name__)
@@ -50,7 +50,9 @@ class _Changes:
 
     def __str__(self) -> str:
         parts = [f"{len(self.kept):,} images as they were", f"{len(self.added) - len(self.changed):,} new"]
-        parts += [f"{len(names):,} {word}: {some(names)}" for word, names in (("changed", self.changed), ("gone", self.gone)) if names]
+        parts += [
+            f"{len(names):,} {word}: {join_names(names)}" for word, names in (("changed", self.changed), ("gone", self.gone)) if names
+        ]
         return "; ".join(parts)
 
 
@@ -62,7 +64,7 @@ def build(
     session: SessionConfig | None = None,
     readout: str | None = None,
     index: Kind | None = None,
-) -> Library:
+) -> ImageIndex:
     """Make an index of the pictures below `folder` in the folder `out`, or bring the one that is there up to date.
 
     `readout` is `cls` by default; `index` is `exact`, `ivf`, `hnsw` or `pq`. Where `out` holds an index of the same
@@ -80,7 +82,7 @@ def build(
     if len(images) < 2:
         raise DataError(f"{root} holds one image alone, {images.paths[0]}: a search needs two at least")
     with _locked(target):
-        stored = find(target)
+        stored = open_stored(target)
         if stored is not None:
             check_readout(stored, readout)
             if stored.manifest["folder"] != str(root):
@@ -93,9 +95,9 @@ def build(
             check_same(stored, opened)
         _update(stored, target, images, root, opened, chosen, index or (stored.manifest["kind"] if stored else "exact"))
     distributed.barrier()
-    stored = find(target)
+    stored = open_stored(target)
     assert stored is not None
-    return Library(stored, opened)
+    return ImageIndex(stored, opened)
 
 
 @contextlib.contextmanager
@@ -145,13 +147,13 @@ def _update(stored: Stored | None, target: Path, images: ImageSet, root: Path, s
         raise DataError(f"{root} holds {len(records)} image that can be read: a search needs two at least")
     with Draft(target) as draft:
         dim = features.entry.row_shape[0] if features else stored.rows.dim  # type: ignore[union-attr]
-        path = draft.write(ROWS, lambda path: write_rows(path, _all_rows(stored, changes, features), len(records), dim))
-        rows = Rows(path, len(records), dim)
+        path = draft.write(ROWS, lambda path: write_vectors(path, _all_rows(stored, changes, features), len(records), dim))
+        rows = VectorFile(path, len(records), dim)
         facts = _approximate(draft, stored, changes, rows, kind)
         names = hashlib.sha256("".join(f"{record.name}\0{record.size}\n" for record in records).encode(errors="surrogateescape"))
         manifest = {
             "folder": str(root), "images": len(records), "fingerprint": names.hexdigest()[:16], "dim": dim,
-            **describe(session, readout.id), "kind": kind, **facts, "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+            **index_spec(session, readout.id), "kind": kind, **facts, "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         }  # fmt: skip
         draft.publish(manifest, records, sorted([*changes.bad, *lost]))
 
@@ -212,11 +214,11 @@ def _places(images: ImageSet, features: Features) -> list[int]:
 
 def _all_rows(stored: Stored | None, changes: _Changes, features: Features | None) -> Iterator[np.ndarray]:
     old = stored.rows.blocks(changes.kept) if stored else iter(())
-    new = map(normalise, features.blocks()) if features else iter(())
+    new = map(l2_normalize, features.blocks()) if features else iter(())
     return itertools.chain(old, new)
 
 
-def _approximate(draft: Draft, stored: Stored | None, changes: _Changes, rows: Rows, kind: Kind) -> dict[str, Any]:
+def _approximate(draft: Draft, stored: Stored | None, changes: _Changes, rows: VectorFile, kind: Kind) -> dict[str, Any]:
     """Make the approximate index, or add to the one that is there; what the manifest says of it."""
     if kind == "exact":
         return {"parameters": {}, "recall": None}

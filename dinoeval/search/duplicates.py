@@ -6,7 +6,7 @@ import dataclasses
 
 import numpy as np
 
-from dinoeval.search.rows import Rows
+from dinoeval.search.vectors import VectorFile
 
 _ROUNDING = 1e-6  # of a cosine of rows of length 1: that of equal ones falls on both sides of 1
 _BLOCK = 2048  # rows; cosines of a pair of blocks take 16 MB
@@ -24,7 +24,7 @@ class Group:
     """(n,) float32, of each image with the nearest other one."""
 
 
-def linked(rows: Rows, threshold: float) -> tuple[list[np.ndarray], np.ndarray]:
+def linked(rows: VectorFile, threshold: float) -> tuple[list[np.ndarray], np.ndarray]:
     """Compare all rows with all others and return the connected components of the pairs whose cosine is at least `threshold`.
 
     Exact: N * N / 2 products in blocks of bounded memory, whatever the threshold. Returns the row numbers of each

@@ -30,7 +30,7 @@ class Tile:
 
 
 @dataclasses.dataclass(frozen=True)
-class Strip:
+class Section:
     """Thumbnails that belong together, under one heading."""
 
     heading: str
@@ -44,7 +44,7 @@ def check_sheet(path: str | Path) -> None:
     check_writable(path)
 
 
-def write_sheet(path: str | Path, title: str, strips: Sequence[Strip]) -> None:
+def write_sheet(path: str | Path, title: str, strips: Sequence[Section]) -> None:
     """Write strips of thumbnails to a .html page, which holds all it shows, or to a .png picture.
 
     Of very many tiles the first are shown, and the sheet says how many groups it leaves out. Raises a DinoevalError.
@@ -55,7 +55,7 @@ def write_sheet(path: str | Path, title: str, strips: Sequence[Strip]) -> None:
     for strip in strips:
         if not left:
             break
-        shown.append(Strip(strip.heading, strip.tiles[:left]))
+        shown.append(Section(strip.heading, strip.tiles[:left]))
         left -= len(shown[-1].tiles)
     cut = len(shown) < len(strips) or any(len(one.tiles) < len(whole.tiles) for one, whole in zip(shown, strips, strict=False))
     note = f"Only the first {_MOST_TILES[ending]:,} images are shown." if cut else ""
@@ -102,7 +102,7 @@ li small {{ display: block; overflow-wrap: anywhere; opacity: .75; }}
 """
 
 
-def _page(title: str, note: str, strips: Sequence[Strip]) -> str:
+def _page(title: str, note: str, strips: Sequence[Section]) -> str:
     sections = []
     for strip in strips:
         tiles = "\n".join(_tile(tile) for tile in strip.tiles)
@@ -129,7 +129,7 @@ def _tile(tile: Tile) -> str:
     return f"<li>{shown}<strong>{html.escape(tile.caption)}</strong><small>{name}</small></li>"
 
 
-def _picture(title: str, note: str, strips: Sequence[Strip]) -> Image.Image:
+def _picture(title: str, note: str, strips: Sequence[Section]) -> Image.Image:
     """Strips side by side where they fit, each a heading over lines of up to _ACROSS tiles."""
     font, bold = ImageFont.load_default(12), ImageFont.load_default(15)
     placed, lines = _laid_out(strips)
@@ -151,11 +151,11 @@ def _picture(title: str, note: str, strips: Sequence[Strip]) -> Image.Image:
     return sheet
 
 
-def _width(strip: Strip) -> int:
+def _width(strip: Section) -> int:
     return min(_ACROSS, max(2, len(strip.tiles)))
 
 
-def _laid_out(strips: Sequence[Strip]) -> tuple[list[tuple[int, int]], list[int]]:
+def _laid_out(strips: Sequence[Section]) -> tuple[list[tuple[int, int]], list[int]]:
     """Column and shelf of each strip, in order, and how many lines of tiles each shelf has."""
     placed: list[tuple[int, int]] = []
     lines: list[int] = []

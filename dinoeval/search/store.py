@@ -17,10 +17,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from dinoeval.errors import ConfigError, DataError, some
+from dinoeval.errors import ConfigError, DataError, join_names
 from dinoeval.features.entry import crc32_of
 from dinoeval.files import expand, write_whole
-from dinoeval.search.rows import Rows
+from dinoeval.search.vectors import VectorFile
 
 FORMAT = 1
 MANIFEST, ROWS, IMAGES, NEIGHBOURS, LOCK = "manifest.json", "rows.faiss", "images.json", "neighbours.faiss", ".lock"
@@ -53,7 +53,7 @@ class Stored:
     records: tuple[Record, ...]
     bad: tuple[Record, ...]
     """Files that were no images when they were looked at."""
-    rows: Rows
+    rows: VectorFile
 
     def file(self, part: str) -> Path:
         return self.folder / self.manifest["files"][part]["name"]
@@ -67,10 +67,10 @@ def check_place(folder: Path) -> None:
         raise ConfigError(f"{folder} is a file, and an index is a folder: name another place")
     strange = [entry.name for entry in folder.iterdir() if not _OURS.fullmatch(entry.name) and entry.name != LOCK]
     if strange and MANIFEST not in strange:
-        raise ConfigError(f"{folder} is no index of `dinoeval search build`: it has no {MANIFEST}, but {some(sorted(strange))}")
+        raise ConfigError(f"{folder} is no index of `dinoeval search build`: it has no {MANIFEST}, but {join_names(sorted(strange))}")
 
 
-def find(folder: Path) -> Stored | None:
+def open_stored(folder: Path) -> Stored | None:
     """Open the index in `folder`, checking every byte; None where there is none. Raises DataError where it is damaged."""
     try:
         check_place(folder)
@@ -107,7 +107,7 @@ def _read(folder: Path) -> Stored:
             raise damaged(f"bytes of {path.name} changed")
     lists = json.loads((folder / manifest["files"][IMAGES]["name"]).read_text())
     records, bad = (tuple(Record(*line) for line in lists[part]) for part in ("images", "bad"))
-    rows = Rows(folder / manifest["files"][ROWS]["name"], len(records), manifest["dim"])
+    rows = VectorFile(folder / manifest["files"][ROWS]["name"], len(records), manifest["dim"])
     return Stored(folder, manifest, records, bad, rows)
 
 

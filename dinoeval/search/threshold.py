@@ -44,7 +44,7 @@ def copies(picture: Image.Image) -> list[Image.Image]:
     return [*made, picture.resize(half, Image.Resampling.LANCZOS), inside]
 
 
-def choose(of_copies: np.ndarray, of_others: np.ndarray, images: int) -> Threshold:
+def choose_threshold(of_copies: np.ndarray, of_others: np.ndarray, images: int) -> Threshold:
     """Choose the threshold of largest F0.25 between cosines of copies with their originals and of images with their nearest others.
 
     Both are one-dimensional. Real duplicates that are in the set count as wrong ones, against every threshold alike.

@@ -8,7 +8,7 @@ from PIL import Image
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as vision
 
-from dinoeval.data.frames import FrameTransform, frame_size, frames_in, missing_frames, open_frame, open_frames, opencv_resize
+from dinoeval.data.frames import FrameTransform, frame_size, frames_in, missing_frames, open_frame, opencv_resize, read_frames
 from dinoeval.errors import ConfigError, DataError
 
 
@@ -96,9 +96,9 @@ def test_frames_stand_upright(tmp_path):
     turned[0x0112] = 6
     Image.fromarray(pixels).save(tmp_path / "turned.jpg", exif=turned)
     assert frame_size(tmp_path / "turned.jpg") == (40, 20)
-    upright = np.asarray(open_frame(tmp_path / "turned.jpg"))
-    assert upright.shape == (20, 40, 3)
-    assert upright[:, 30:].mean() > 240 > 20 > upright[:, :10].mean()
+    exif_transpose = np.asarray(open_frame(tmp_path / "turned.jpg"))
+    assert exif_transpose.shape == (20, 40, 3)
+    assert exif_transpose[:, 30:].mean() > 240 > 20 > exif_transpose[:, :10].mean()
 
 
 def test_any_kind_of_picture_becomes_rgb(tmp_path):
@@ -147,7 +147,7 @@ def test_16_bit_pictures_stand_upright_too(tmp_path):
 def test_an_animated_picture_is_a_video(tmp_path):
     frames = [Image.new("RGB", (8, 6), (50 * number, 0, 0)) for number in range(4)]
     frames[0].save(tmp_path / "film.gif", save_all=True, append_images=frames[1:])
-    names, pictures = open_frames(tmp_path / "film.gif")
+    names, pictures = read_frames(tmp_path / "film.gif")
     assert names == ["00000", "00001", "00002", "00003"]
     assert [int(np.asarray(picture)[0, 0, 0]) for picture in pictures] == [0, 50, 100, 150]
 
@@ -155,14 +155,14 @@ def test_an_animated_picture_is_a_video(tmp_path):
 def test_what_is_no_frame_is_named(tmp_path):
     (tmp_path / "clip.mp4").write_bytes(b"\0" * 100)
     with pytest.raises(DataError, match=r"clip\.mp4.*ffmpeg"):
-        open_frames(tmp_path / "clip.mp4")
+        read_frames(tmp_path / "clip.mp4")
     made_up_images(1, (64, 64))[0].save(tmp_path / "cut.jpg")
     (tmp_path / "cut.jpg").write_bytes((tmp_path / "cut.jpg").read_bytes()[:900])
     with pytest.raises(DataError, match=r"cut\.jpg cannot be decoded"):
         open_frame(tmp_path / "cut.jpg")
     with pytest.raises(DataError, match="holds no frame"):
-        open_frames(tmp_path.joinpath("empty").mkdir() or tmp_path / "empty")
+        read_frames(tmp_path.joinpath("empty").mkdir() or tmp_path / "empty")
     with pytest.raises(DataError, match="nowhere"):
-        open_frames(tmp_path / "nowhere")
+        read_frames(tmp_path / "nowhere")
     with pytest.raises(ConfigError, match="64 pixels or more"):
         FrameTransform(side=32)

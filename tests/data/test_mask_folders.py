@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from dinoeval.data.mask_folders import fill, finished
+from dinoeval.data.mask_folders import read_record, write_masks
 from dinoeval.data.masks import read_mask
 from dinoeval.errors import ConfigError
 
@@ -21,10 +21,10 @@ def test_a_run_leaves_the_unfinished_masks_of_another_alone(tmp_path):
 
     def disturbed():
         yield "0.png", MASK
-        fill(tmp_path / "clip", {}, masks(), lambda: ABOUT)
+        write_masks(tmp_path / "clip", {}, masks(), lambda: ABOUT)
         yield "1.png", MASK
 
-    fill(tmp_path / "clip.mended", {}, disturbed(), lambda: ABOUT)
+    write_masks(tmp_path / "clip.mended", {}, disturbed(), lambda: ABOUT)
     for folder in ("clip", "clip.mended"):
         assert (read_mask(tmp_path / folder / "1.png") == MASK).all()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["clip", "clip.mended"]
@@ -33,14 +33,14 @@ def test_a_run_leaves_the_unfinished_masks_of_another_alone(tmp_path):
 def test_an_empty_folder_that_is_a_link_is_filled(tmp_path):
     (tmp_path / "there").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "there")
-    fill(tmp_path / "link", {"a": 1}, masks(), lambda: ABOUT)
+    write_masks(tmp_path / "link", {"a": 1}, masks(), lambda: ABOUT)
     assert (tmp_path / "link").is_symlink()
     assert (read_mask(tmp_path / "there/0.png") == MASK).all()
-    assert finished(tmp_path / "link", {"a": 1})
+    assert read_record(tmp_path / "link", {"a": 1})
 
 
 @pytest.mark.parametrize("record", ["[]", "{}", '{"recipe": [], "masks": {}}', '{"recipe": {}, "masks": {}}', "nonsense"])
 def test_a_record_of_another_program_is_refused(tmp_path, record):
     (tmp_path / "dinoeval.json").write_text(record)
     with pytest.raises(ConfigError, match="was not written by this program"):
-        finished(tmp_path, {})
+        read_record(tmp_path, {})

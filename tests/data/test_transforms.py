@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from torchvision import transforms
 
-from dinoeval.data.transforms import MEAN, PAPER, STD, CentralCrop, normalise, parse_transform
+from dinoeval.data.transforms import MEAN, PAPER, STD, CenterCrop, normalize_images, parse_transform
 from dinoeval.errors import ConfigError
 
 RELEASED = transforms.Compose(
@@ -26,7 +26,7 @@ RELEASED = transforms.Compose(
 @given(st.integers(1, 700), st.integers(1, 700))
 def test_the_papers_transform_equals_torchvisions_bit_by_bit(width, height):
     image = made_up_images(1, (width, height))[0]
-    assert torch.equal(normalise(PAPER(image)[None])[0], RELEASED(image))
+    assert torch.equal(normalize_images(PAPER(image)[None])[0], RELEASED(image))
 
 
 def test_a_small_picture_is_enlarged_and_a_square_one_of_the_right_size_only_cropped():
@@ -37,12 +37,12 @@ def test_a_small_picture_is_enlarged_and_a_square_one_of_the_right_size_only_cro
 
 def test_normalise_by_hand():
     """255 in red is (1 - 0.485) / 0.229 = 2.2489."""
-    assert normalise(torch.full((1, 3, 1, 1), 255, dtype=torch.uint8))[0, 0, 0, 0].item() == pytest.approx(2.2489, abs=1e-4)
+    assert normalize_images(torch.full((1, 3, 1, 1), 255, dtype=torch.uint8))[0, 0, 0, 0].item() == pytest.approx(2.2489, abs=1e-4)
 
 
 def test_names():
     assert parse_transform("auto", 224) == PAPER == parse_transform("dino:256/224", 32)
-    assert parse_transform("auto", 32) == CentralCrop(32, 32)
+    assert parse_transform("auto", 32) == CenterCrop(32, 32)
     assert parse_transform("dino@1:73/64", 224).id == "dino@1:73/64"
     for wrong in ("dino:224/256", "timm", "dino:0/0", "dino@2:256/224"):
         with pytest.raises(ConfigError):

@@ -19,7 +19,7 @@ from factories import TINY, class_folders, made_up_images, made_up_state
 
 import dinoeval
 from dinoeval.data.images import open_images, open_splits
-from dinoeval.data.transforms import CentralCrop
+from dinoeval.data.transforms import CenterCrop
 from dinoeval.errors import CacheError, ConfigError, DataError
 from dinoeval.features.cache import FeatureCache
 from dinoeval.features.entry import INDEX, MANIFEST
@@ -28,7 +28,7 @@ from dinoeval.features.readout import Cls, ClsAvg, LastCls, Patches
 from dinoeval.maths.neighbors import faiss
 from dinoeval.session import Session, SessionConfig
 
-CROP = CentralCrop(16, 16)
+CROP = CenterCrop(16, 16)
 
 
 def features(weights: Path, folder: Path, cache: FeatureCache | None = None, readout=Cls(), **options) -> Features:  # noqa: B008
@@ -66,7 +66,7 @@ def test_whatever_changes_the_rows_changes_the_entry(tiny_weights, pictures, tmp
     one = features(tiny_weights, pictures)
     other_weights = extract(dinoeval.load("vit_xs4_16", weights="random"), open_images(pictures), Cls(), CROP, FeatureCache())
     backbone = dinoeval.load(weights=tiny_weights)
-    other_crop = extract(backbone, open_images(pictures), Cls(), CentralCrop(20, 16), FeatureCache())
+    other_crop = extract(backbone, open_images(pictures), Cls(), CenterCrop(20, 16), FeatureCache())
     low = extract(dinoeval.load(weights=tiny_weights, precision="bf16"), open_images(pictures), Cls(), CROP, FeatureCache())
     torch.save(made_up_state(TINY), tmp_path / "unnamed.pth")
     unnamed = dinoeval.load("vit_xs4_16_h2", weights=tmp_path / "unnamed.pth")
@@ -236,7 +236,7 @@ def test_a_picture_beyond_all_measure_is_a_bad_image_and_stays_one(tiny_weights,
     """One pixel wide and 60,000 high: its short side at 256 would make 3.9 billion pixels."""
     made_up_images(1, (1, 60_000))[0].save(tmp_path / "thread.png")
     made_up_images(1)[0].save(tmp_path / "good.png")
-    backbone, crop = dinoeval.load(weights=tiny_weights), CentralCrop(256, 224)
+    backbone, crop = dinoeval.load(weights=tiny_weights), CenterCrop(256, 224)
     runs = [extract(backbone, open_images(tmp_path), Cls(), crop, FeatureCache(), bad_images="skip") for _ in range(2)]
     assert [len(run) for run in runs] == [1, 1]
     assert [run.cached for run in runs] == [False, True]

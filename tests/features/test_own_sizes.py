@@ -10,7 +10,7 @@ from PIL import Image
 
 import dinoeval
 from dinoeval.data.images import in_memory, open_images
-from dinoeval.data.transforms import MULTISCALE, Thumbnail, normalise
+from dinoeval.data.transforms import MULTISCALE, Thumbnail, normalize_images
 from dinoeval.errors import DataError
 from dinoeval.features.cache import FeatureCache
 from dinoeval.features.extract import extract, forward, forward_readable
@@ -56,7 +56,7 @@ def test_batches_of_equal_size_give_the_features_of_one_by_one(folder, backbone,
     images, transform = open_images(folder), Thumbnail(80, scales)
     cached = extract(backbone, images, Cls(), transform, FeatureCache(), batch_size=batch_size)
     for row, features in enumerate(cached.numpy()):
-        pixels = normalise(transform(images.open(row))[None])
+        pixels = normalize_images(transform(images.open(row))[None])
         seen = [torch.nn.functional.interpolate(pixels, scale_factor=scale, mode="bilinear") if scale < 1 else pixels for scale in scales]
         total = sum(backbone(one).cls[0] for one in seen)
         expected = total if len(scales) == 1 else total / 3 / torch.linalg.vector_norm(total / 3)

@@ -16,7 +16,7 @@ import dinoeval
 from dinoeval.cli import main
 from dinoeval.errors import ConfigError, DataError
 from dinoeval.figures.attention_maps import AttentionMaps
-from dinoeval.figures.pictures import folder_names
+from dinoeval.figures.preprocessing import folder_names
 from dinoeval.figures.style import COLOURS, rgb
 
 
@@ -124,7 +124,7 @@ def test_every_kind_of_file_is_read_upright_and_in_eight_bits(backbone, tmp_path
     whole = np.asarray(picture)
     np.testing.assert_array_equal(read("rgb.png"), whole)
     np.testing.assert_array_equal(read("turned.png"), np.asarray(picture.transpose(Image.Transpose.ROTATE_270)))
-    np.testing.assert_array_equal(read("turned.png", upright=False), whole)
+    np.testing.assert_array_equal(read("turned.png", exif_transpose=False), whole)
     np.testing.assert_array_equal(read("grey.png"), np.repeat(grey[..., None], 3, -1))
     np.testing.assert_array_equal(read("deep.png"), read("grey.png"))
     assert np.abs(read("cmyk.jpg").astype(int) - whole).mean() < 3

@@ -20,11 +20,11 @@ def backbone(tiny_weights) -> dinoeval.Backbone:
 
 
 def tokens_of(backbone, images) -> list[np.ndarray]:
-    from dinoeval.data.transforms import normalise
+    from dinoeval.data.transforms import normalize_images
 
     found = []
     for image in images:
-        batch = normalise(torch.from_numpy(image.copy()).permute(2, 0, 1)[None])
+        batch = normalize_images(torch.from_numpy(image.copy()).permute(2, 0, 1)[None])
         found.append(backbone(batch).patches[0].numpy())
     return found
 

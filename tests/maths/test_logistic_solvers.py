@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from scipy.optimize import minimize
 
-from dinoeval.maths.logistic import Logistic, fit, fit_each
-from dinoeval.maths.neighbors import normalise
+from dinoeval.maths.logistic import Logistic, fit_logistic, fit_one_vs_rest
+from dinoeval.maths.neighbors import l2_normalize
 
 SOLVERS = [
     pytest.param("cyanure", marks=pytest.mark.skipif(importlib.util.find_spec("cyanure") is None, reason="no cyanure for this Python")),
@@ -22,7 +22,7 @@ def clusters(rows: int, dim: int, classes: int, apart: float = 0.5) -> tuple[np.
     """Overlapping classes on the sphere."""
     random = np.random.default_rng(0)
     labels = np.concatenate((np.arange(classes), random.integers(0, classes, rows - classes)))
-    return normalise(random.standard_normal((classes, dim))[labels] * apart + random.standard_normal((rows, dim))), labels
+    return l2_normalize(random.standard_normal((classes, dim))[labels] * apart + random.standard_normal((rows, dim))), labels
 
 
 def objective(weights: np.ndarray, features: np.ndarray, labels: np.ndarray, strength: float) -> float:
@@ -46,7 +46,7 @@ def minimum(features: np.ndarray, labels: np.ndarray, strength: float) -> np.nda
 def test_both_solvers_end_at_the_minimum_of_the_formula(solver, classes, strength):
     features, labels = clusters(40, 5, classes)
     best = minimum(features, labels, strength)
-    model = fit(features, labels, strength=strength, solver=solver, tolerance=1e-9)
+    model = fit_logistic(features, labels, strength=strength, solver=solver, tolerance=1e-9)
     assert model.objective == pytest.approx(objective(best, features, labels, strength), rel=1e-6)
     assert model.objective == pytest.approx(objective(model.weights.astype(float), features, labels, strength), rel=1e-6)
     np.testing.assert_allclose(model.weights, best, atol=2e-3)
@@ -57,7 +57,7 @@ def test_both_solvers_end_at_the_minimum_of_the_formula(solver, classes, strengt
 def test_labels_of_any_kind_come_back(solver, labels):
     features, numbers = clusters(60, 8, len(labels), apart=2)
     given = np.array(labels)[numbers]  # a class of its own cluster each
-    model = fit(features, given, strength=0.1, solver=solver)
+    model = fit_logistic(features, given, strength=0.1, solver=solver)
     ranked = model.rank(features)
     assert ranked.shape == (60, min(5, len(labels)))
     assert set(ranked.ravel()) == set(labels)
@@ -72,8 +72,8 @@ def test_labels_of_any_kind_come_back(solver, labels):
 def test_a_fit_that_ends_early_says_by_how_much(solver, rows, classes, passes):
     """The gap bounds how far the objective is above its minimum, and with enough passes it is below the tolerance."""
     features, labels = clusters(rows, 16, classes)
-    early = fit(features, labels, strength=0.01, solver=solver, tolerance=1e-6, max_passes=passes)
-    whole = fit(features, labels, strength=0.01, solver=solver, tolerance=1e-6)
+    early = fit_logistic(features, labels, strength=0.01, solver=solver, tolerance=1e-6, max_iter=passes)
+    whole = fit_logistic(features, labels, strength=0.01, solver=solver, tolerance=1e-6)
     assert early.gap > 1e-6
     assert whole.gap <= 1e-6
     assert whole.passes > early.passes
@@ -85,7 +85,7 @@ def test_a_fit_that_ends_early_says_by_how_much(solver, rows, classes, passes):
 def test_many_rows_and_classes_converge_to_the_tolerance(solver):
     """Single precision would end cyanure's fit with a gap of a percent, scikit-learn's own tolerance after two steps."""
     features, labels = clusters(6000, 24, 30)
-    assert fit(features, labels, strength=0.1, solver=solver).gap <= 1e-3
+    assert fit_logistic(features, labels, strength=0.1, solver=solver).gap <= 1e-3
 
 
 @pytest.mark.parametrize("solver", SOLVERS)
@@ -93,7 +93,7 @@ def test_nothing_is_edited_or_said(solver, capfd):
     for classes in (2, 3):
         features, labels = clusters(50, 8, classes)
         features.flags.writeable = labels.flags.writeable = False  # an edit would raise
-        fit(features, labels + 5, strength=0.1, solver=solver, max_passes=1)
+        fit_logistic(features, labels + 5, strength=0.1, solver=solver, max_iter=1)
     assert capfd.readouterr() == ("", "")
 
 
@@ -104,16 +104,16 @@ def test_of_equal_scores_the_earlier_class_is_first():
 
 def test_one_class_is_no_question():
     with pytest.raises(ValueError, match="two classes"):
-        fit(np.eye(3, dtype=np.float32), np.array([4, 4, 4]), strength=0.1, solver="sklearn")
+        fit_logistic(np.eye(3, dtype=np.float32), np.array([4, 4, 4]), strength=0.1, solver="sklearn")
 
 
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_each_class_is_fitted_against_all_others_without_its_difficult_rows(solver):
     random = np.random.default_rng(0)
-    features = normalise(random.standard_normal((60, 6)))
+    features = l2_normalize(random.standard_normal((60, 6)))
     marks = random.choice([1, 0, -1], (60, 4)).astype(np.int8)
     marks[:, 3] = 1
-    model = fit_each(features, marks, strength=0.5, solver=solver, tolerance=1e-9)
+    model = fit_one_vs_rest(features, marks, strength=0.5, solver=solver, tolerance=1e-9)
     for column in range(3):
         known = marks[:, column] >= 0
         rows, signs = features[known].astype(np.float64), np.where(marks[known, column] == 1, 1, -1)
@@ -132,9 +132,9 @@ def test_each_class_is_fitted_against_all_others_without_its_difficult_rows(solv
 def test_a_search_after_a_fit_comes_to_an_end():
     """cyanure on several threads leaves FAISS's OpenBLAS waiting for ever; in a process of its own, so that it can be stopped."""
     code = (
-        "import numpy as np; from dinoeval.maths.logistic import fit; from dinoeval.maths.neighbors import nearest\n"
+        "import numpy as np; from dinoeval.maths.logistic import fit_logistic; from dinoeval.maths.neighbors import nearest\n"
         "x = np.random.default_rng(0).standard_normal((3000, 64)).astype('f4')\n"
-        "nearest(x[:50], [x], 5); fit(x, np.arange(3000) % 5, strength=0.1, solver='cyanure'); nearest(x[:1000], [x], 20)"
+        "nearest(x[:50], [x], 5); fit_logistic(x, np.arange(3000) % 5, strength=0.1, solver='cyanure'); nearest(x[:1000], [x], 20)"
     )
     environment = {name: value for name, value in os.environ.items() if not name.endswith("_NUM_THREADS")}
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120, env=environment)

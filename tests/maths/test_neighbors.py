@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dinoeval.maths.neighbors import faiss, nearest, normalise, vote
+from dinoeval.maths.neighbors import faiss, l2_normalize, nearest, vote
 
 
 def blocks(bank: np.ndarray, size: int) -> list[np.ndarray]:
@@ -46,7 +46,7 @@ def test_nearest_equals_the_sorted_list_of_all_cosines(num_queries, block):
 @pytest.mark.parametrize("num_queries", [1, 30])
 def test_rows_of_length_one_need_no_pass_of_their_own(num_queries):
     random = np.random.default_rng(num_queries)
-    queries, bank = random.standard_normal((num_queries, 24)) * 3, normalise(random.standard_normal((150, 24)))
+    queries, bank = random.standard_normal((num_queries, 24)) * 3, l2_normalize(random.standard_normal((150, 24)))
     bank.flags.writeable = False  # as the memory map of an index
     cosines, rows = nearest(queries, blocks(bank, 64), 30, unit=True)
     expected = slow_nearest(queries, bank, 30)
@@ -98,7 +98,7 @@ def test_a_bank_smaller_than_k_is_refused_and_empty_blocks_are_not_searched():
 
 def test_normalise_leaves_its_input_alone_and_a_zero_row_zero():
     rows = np.array([[3, 4], [0, 0]], np.float32)
-    np.testing.assert_allclose(normalise(rows), [[0.6, 0.8], [0, 0]])
+    np.testing.assert_allclose(l2_normalize(rows), [[0.6, 0.8], [0, 0]])
     assert rows[0, 0] == 3
 
 

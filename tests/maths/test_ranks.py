@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dinoeval.maths.ranks import closer_strangers, order_of, positive_ranks, precision_at, score_ranks, trapezoid_precision
+from dinoeval.maths.ranks import count_closer_distractors, order_of, positive_ranks, precision_at, score_ranks, trapezoid_precision
 
 
 def slow_precision(listed: list[int], right: set[int], junk: set[int]) -> float:
@@ -62,7 +62,7 @@ def test_distractors_in_blocks_rank_as_if_they_were_in_the_database(rows, strang
     random = np.random.default_rng(seed)
     queries, database, others = (random.integers(-2, 3, (count, 2)).astype(np.float32) for count in (3, rows, strangers))  # many ties
     cosines = queries @ database.T
-    closer = closer_strangers(queries, cosines, (others[first : first + step] for first in range(0, strangers, step)))
+    closer = count_closer_distractors(queries, cosines, (others[first : first + step] for first in range(0, strangers, step)))
     whole = order_of(queries @ np.concatenate((database, others)).T)
     order = order_of(cosines)
     right, junk = np.arange(0, rows, 2), np.arange(1, rows, 4)

@@ -6,7 +6,7 @@ from set_factories import copydays_tree, made_up_videos
 
 import dinoeval
 from dinoeval.data.images import open_images
-from dinoeval.data.transforms import CentralCrop
+from dinoeval.data.transforms import CenterCrop
 from dinoeval.errors import ConfigError, DataError
 from dinoeval.features.extract import forward
 from dinoeval.features.readout import ClsGem
@@ -36,7 +36,7 @@ def slow_copydays(backbone, root, distractors, whitening, top) -> list[float]:
     """Scores of the strong copies, from the formulas, one picture a pass."""
     rows = []
     for where in (root / "strong", root / "original", distractors, whitening):
-        transform = CentralCrop(32, 32, squash=True)
+        transform = CenterCrop(32, 32, squash=True)
         rows.append(forward(backbone, open_images(where), ClsGem(), transform, batch_size=1).astype(np.float64))
     strong, originals, others, white = rows
     values, vectors = np.linalg.eigh(white.T @ white / len(white))
@@ -91,7 +91,7 @@ def test_all_blocks(backbone, tmp_path, frames):
 
 def test_the_centre_of_the_whitening_is_a_switch(backbone, root, pictures, frames):
     options = {"data": str(root), "whitening": str(pictures), "distractors": str(frames[0].parent.parent), **OPTIONS}
-    released, centred = (dinoeval.evaluate("copydays", backbone, whitening_centred=one, **options) for one in (False, True))
+    released, centred = (dinoeval.evaluate("copydays", backbone, center_whitening=one, **options) for one in (False, True))
     assert released.samples["mAP_strong"] != centred.samples["mAP_strong"]
     assert "centred" in (centred.not_comparable or "")
 
@@ -103,7 +103,7 @@ def test_whitening_needs_pictures_that_differ(backbone, root, tmp_path, frames):
         for number in range(copies):
             (folder / f"{number}.jpg").symlink_to(frames[0])
         with pytest.raises(DataError, match=says):
-            dinoeval.evaluate("copydays", backbone, data=str(root), whitening=str(folder), whitening_centred=True, **OPTIONS)
+            dinoeval.evaluate("copydays", backbone, data=str(root), whitening=str(folder), center_whitening=True, **OPTIONS)
 
 
 def test_sizes_of_the_paper(backbone, tiny_weights):
@@ -111,7 +111,7 @@ def test_sizes_of_the_paper(backbone, tiny_weights):
     assert copydays.PAPER["vit_b8"].value == 85.5
 
 
-@pytest.mark.parametrize("options", [{"image_size": 0}, {"gem_p": 0.0}, {"gem_p": float("nan")}, {"top": 0}, {"whitening_centred": True}])
+@pytest.mark.parametrize("options", [{"image_size": 0}, {"gem_p": 0.0}, {"gem_p": float("nan")}, {"top": 0}, {"center_whitening": True}])
 def test_options_that_make_no_sense(backbone, root, options):
     with pytest.raises(ConfigError):
         dinoeval.evaluate("copydays", backbone, data=str(root), **{**OPTIONS, **options})

@@ -181,7 +181,7 @@ def test_masks_of_another_run_are_refused_and_stay(backbone, root, tmp_path):
     for options, says in (
         ({"radius": 3}, "radius was 4 and is 3"),
         ({"reading": "pil"}, "transform was"),
-        ({"failures": "mended"}, "failures"),
+        ({"edge_cases": "fixed"}, "edge_cases"),
     ):
         with pytest.raises(ConfigError, match=f"another run.*{says}"):
             evaluate(backbone, root, out=str(out), **options)
@@ -249,14 +249,14 @@ def test_two_processes_share_the_sequences(tiny_weights, root, tmp_path, backbon
 
 
 def test_what_keeps_it_from_being_the_papers(backbone, root):
-    told = evaluate(backbone, root, reading="pil", failures="mended").not_comparable or ""
+    told = evaluate(backbone, root, reading="pil", edge_cases="fixed").not_comparable or ""
     for reason in (
         "30 sequences, 61 objects and 1,999 frames, this one 2 sequences, 3 objects and 9 frames",
         "image_size is 64, the paper's 480",
         "reading is pil",
         "radius is 4",
         "context is 2",
-        "failures is mended",
+        "edge_cases is fixed",
         "no score of this protocol is published for",
     ):
         assert reason in told
@@ -323,8 +323,8 @@ def test_failures_and_short_sequences_are_told(backbone, tmp_path):
     assert result.samples["J"][3] is None
     assert result.metrics["J"] == pytest.approx(100 * np.mean(result.samples["J"][:3]))
     assert result.samples["J"][2] == 1  # nowhere in the truth of later frames, nor in the masks
-    mended = evaluate(backbone, root, failures="mended")
-    assert mended.samples["J"][2] == 0
+    fixed = evaluate(backbone, root, edge_cases="fixed")
+    assert fixed.samples["J"][2] == 0
     result.save(tmp_path / "r.json")
     assert dinoeval.Result.load(tmp_path / "r.json").metrics == result.metrics
 

@@ -26,18 +26,18 @@ from timm.scheduler.cosine_lr import CosineLRScheduler
 
 import dinoeval
 from dinoeval.data.images import in_memory, open_splits
-from dinoeval.data.transforms import CentralCrop, normalise
+from dinoeval.data.transforms import CenterCrop, normalize_images
 from dinoeval.errors import ConfigError, DataError, DinoevalError
 from dinoeval.models.checkpoints import open_checkpoint, tensor_digest
 from dinoeval.models.vit import VisionTransformer, parse_architecture
 from dinoeval.protocols import finetune
 from dinoeval.session import SessionConfig
-from dinoeval.training import finetuning
-from dinoeval.training.batches import AugmentedImages, Mixing, RepeatedOrder, augmentation, deal
-from dinoeval.training.recipes import PRESETS, FinetuneRecipe, choose
+from dinoeval.training.finetune import run as finetune_run
+from dinoeval.training.finetune.batches import AugmentedImages, Mixing, RepeatedOrder, augmentation, deal
+from dinoeval.training.finetune.recipes import PRESETS, FinetuneRecipe, get_finetune_recipe
 
 SMALL = dataclasses.replace(PRESETS["short"], epochs=3, warmup_epochs=1, train_batch_size=8, mixed_together=4, repeats=3, lr=0.02)
-TRANSFORM = CentralCrop(16, 16)
+TRANSFORM = CenterCrop(16, 16)
 CPU = torch.device("cpu")
 
 
@@ -56,10 +56,10 @@ def backbone(tiny_weights):
     return dinoeval.load(weights=tiny_weights)
 
 
-def trainer_of(recipe: FinetuneRecipe, *, forward_images: int = 100, classes: int = 3) -> finetuning.Trainer:
+def trainer_of(recipe: FinetuneRecipe, *, forward_images: int = 100, classes: int = 3) -> finetune_run.FinetuneTrainer:
     torch.manual_seed(0)
-    model = finetuning.Classifier(VisionTransformer(parse_architecture(TINY)), 96, classes, recipe.head_scale)
-    return finetuning.Trainer(model, recipe, CPU, "fp32", forward_images)
+    model = finetune_run.Classifier(VisionTransformer(parse_architecture(TINY)), 96, classes, recipe.head_scale)
+    return finetune_run.FinetuneTrainer(model, recipe, CPU, "fp32", forward_images)
 
 
 def test_the_learning_rate_is_that_of_deits_loop():
@@ -93,8 +93,8 @@ def test_vectors_and_tokens_are_not_decayed():
 
 
 def test_the_head_begins_small_and_the_network_as_it_was(backbone):
-    network = finetuning.trainable_copy(backbone, drop_path=0.25)
-    model = finetuning.Classifier(network, 96, 50, 0.001)
+    network = finetune_run.trainable_copy(backbone, drop_path=0.25)
+    model = finetune_run.Classifier(network, 96, 50, 0.001)
     assert model.head.weight.std().item() == pytest.approx(0.02 * 0.001, rel=0.1)
     assert not model.head.bias.any()
     assert all(parameter.requires_grad and parameter.dtype == torch.float32 for parameter in model.parameters())
@@ -102,7 +102,7 @@ def test_the_head_begins_small_and_the_network_as_it_was(backbone):
     assert tensor_digest(network.state_dict()) == backbone.digest
     # A backbone in bfloat16 has rounded matrices; training begins from those in the file.
     short = dinoeval.load(weights=backbone.provenance.name, precision="bf16")
-    assert tensor_digest(finetuning.trainable_copy(short, 0.0).state_dict()) == backbone.digest
+    assert tensor_digest(finetune_run.trainable_copy(short, 0.0).state_dict()) == backbone.digest
     with torch.no_grad():
         network.norm.weight.add_(1)
     assert tensor_digest(backbone.network.state_dict()) == backbone.digest, "a copy is trained, not the backbone"
@@ -216,7 +216,7 @@ def test_without_chance_the_picture_is_that_of_the_evaluation():
     recipe = dataclasses.replace(SMALL, crop_scale=(1.0, 1.0), randaugment="", flip=False, erase=0.0)
     images = labelled(size=(16, 16))
     picture, _ = AugmentedImages(images, recipe, TRANSFORM, seed=0)[0, 2, 0]
-    torch.testing.assert_close(picture, normalise(TRANSFORM(images.open(2))[None])[0])
+    torch.testing.assert_close(picture, normalize_images(TRANSFORM(images.open(2))[None])[0])
 
 
 def test_randaugment_survives_its_largest_magnitude():
@@ -275,7 +275,7 @@ def test_mixing_is_that_of_its_group_on_any_number_of_processes():
 
 
 def test_the_papers_recipes():
-    assert choose("auto", "/data/ImageNet-1k/") == ("imagenet", FinetuneRecipe())
+    assert get_finetune_recipe("auto", "/data/ImageNet-1k/") == ("imagenet", FinetuneRecipe())
     for data, preset in {
         "~/inat2018": "inat18",
         "CIFAR-10": "cifar10",
@@ -283,12 +283,12 @@ def test_the_papers_recipes():
         "a/stanford_cars.csv": "cars",
         "digits": "digits",
     }.items():
-        assert choose("auto", data)[0] == preset
-    assert choose("cars", "/data/wings")[0] == "cars"
+        assert get_finetune_recipe("auto", data)[0] == preset
+    assert get_finetune_recipe("cars", "/data/wings")[0] == "cars"
     with pytest.raises(ConfigError, match=r"no preset goes with the data set '/data/wings'.*Known: cifar10.*short"):
-        choose("auto", "/data/wings")
+        get_finetune_recipe("auto", "/data/wings")
     with pytest.raises(ConfigError, match="Did you mean imagenet"):
-        choose("imagnet", "x")
+        get_finetune_recipe("imagnet", "x")
     peaks = {name: recipe.peak_lr for name, recipe in PRESETS.items()}
     assert peaks["imagenet"] == 0.001  # issue 31: "effective learning rate of 0.001"
     assert peaks["cifar10"] == peaks["cifar100"] == pytest.approx(7.5e-6)
@@ -320,7 +320,7 @@ def command(weights: Path, folder: Path, out: Path, **config) -> list[str]:
 
 
 def log_of(out: Path) -> list[dict]:
-    rows = [json.loads(line) for line in (out / finetuning.LOG).read_text().splitlines()]
+    rows = [json.loads(line) for line in (out / finetune_run.LOG).read_text().splitlines()]
     return [{name: value for name, value in row.items() if name != "images_per_second"} for row in rows]
 
 
@@ -349,15 +349,15 @@ def test_a_network_learns_and_what_is_written_gives_the_same_predictions(tmp_pat
     assert result.metrics["top1"] < result.metrics["top5"] <= 100
     assert "recipe of ours" in result.not_comparable
     # Backbone and head, as a user would put them together.
-    trained = dinoeval.load(weights=tmp_path / "run" / finetuning.BACKBONE)
-    head = load_file(tmp_path / "run" / finetuning.HEAD)
+    trained = dinoeval.load(weights=tmp_path / "run" / finetune_run.BACKBONE)
+    head = load_file(tmp_path / "run" / finetune_run.HEAD)
     features = torch.from_numpy(dinoeval.embed(trained, folder / "val", cache=False))
     assert (features @ head["weight"].T + head["bias"]).argmax(1).tolist() == result.samples["prediction"]
     right = np.array(result.samples["prediction"]) == np.array(result.samples["label"])
     assert right.astype(int).tolist() == result.samples["top1"]
     assert 100 * right.mean() == result.metrics["top1"]
     assert result.standard_errors["top1"] == pytest.approx(100 * math.sqrt(right.mean() * (1 - right.mean()) / 100))
-    assert tensor_digest(open_checkpoint(tmp_path / "run" / finetuning.CHECKPOINT).state) == trained.digest != backbone.digest
+    assert tensor_digest(open_checkpoint(tmp_path / "run" / finetune_run.CHECKPOINT).state) == trained.digest != backbone.digest
     assert (tmp_path / "run/checkpoint0004.pth").exists()
     # The same command once more trains nothing, and says the same.
     again = run(backbone, folder, **config)
@@ -372,15 +372,15 @@ def test_a_killed_run_resumes_and_ends_with_the_numbers_of_an_undisturbed_one(ba
     assert run(backbone, pictures).samples == whole.samples, "workers change nothing"
     words = command(tiny_weights, pictures, tmp_path / "b", workers=1)
     process = subprocess.Popen([sys.executable, *words], stderr=subprocess.DEVNULL, start_new_session=True)
-    while process.poll() is None and not (tmp_path / "b" / finetuning.LOG).exists():
+    while process.poll() is None and not (tmp_path / "b" / finetune_run.LOG).exists():
         time.sleep(0.002)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
-    assert not (tmp_path / "b" / finetuning.BACKBONE).exists(), "it ended before it could be killed"
+    assert not (tmp_path / "b" / finetune_run.BACKBONE).exists(), "it ended before it could be killed"
     resumed = run(backbone, pictures, session, out=str(tmp_path / "b"))
     assert log_of(tmp_path / "a") == log_of(tmp_path / "b")
     assert (resumed.metrics, resumed.samples) == (whole.metrics, whole.samples)
-    states = [torch.load(tmp_path / folder / finetuning.CHECKPOINT, weights_only=True) for folder in "ab"]
+    states = [torch.load(tmp_path / folder / finetune_run.CHECKPOINT, weights_only=True) for folder in "ab"]
     for part in ("model", "model_ema"):
         assert tensor_digest(states[0][part]) == tensor_digest(states[1][part])
 
@@ -397,7 +397,7 @@ def test_two_processes_give_what_one_gives(backbone, tiny_weights, pictures, tmp
     assert (one.machine["processes"], two.machine["processes"]) == ("1", "2")
     for a, b in zip(log_of(tmp_path / "one"), log_of(tmp_path / "two"), strict=True):
         assert a == pytest.approx(b, rel=1e-4)
-    states = [torch.load(tmp_path / folder / finetuning.CHECKPOINT, weights_only=True)["model"] for folder in ("one", "two")]
+    states = [torch.load(tmp_path / folder / finetune_run.CHECKPOINT, weights_only=True)["model"] for folder in ("one", "two")]
     for name in states[0]:
         torch.testing.assert_close(states[0][name], states[1][name], rtol=0, atol=2e-4)
 
@@ -419,7 +419,7 @@ def test_mistakes_are_explained(backbone, pictures, tmp_path):
         run(backbone, class_folders(tmp_path / "one", classes=1))
     train, val = open_splits(str(pictures))
     with pytest.raises(DataError, match="several labels an image; finetune takes one"):
-        finetuning.check_fits(dataclasses.replace(train, labels=np.ones((24, 3), np.int8)), val, SMALL)
+        finetune_run.check_fits(dataclasses.replace(train, labels=np.ones((24, 3), np.int8)), val, SMALL)
     bad = class_folders(tmp_path / "bad")
     for name in ("train/class0/1.png", "train/class2/5.png"):
         (bad / name).write_text("text")
@@ -427,7 +427,7 @@ def test_mistakes_are_explained(backbone, pictures, tmp_path):
         with pytest.raises(DataError, match=r"cannot be read: class0/1.png \(no image.*, class2/5.png \(no image.*Mend or remove"):
             run(backbone, bad, SessionConfig(workers=workers), train_batch_size=24, preset="digits")
     (tmp_path / "other").mkdir()
-    torch.save({"student": {}}, tmp_path / "other" / finetuning.CHECKPOINT)
+    torch.save({"student": {}}, tmp_path / "other" / finetune_run.CHECKPOINT)
     with pytest.raises(ConfigError, match="was not written by finetune"):
         run(backbone, pictures, out=str(tmp_path / "other"))
     (tmp_path / "file").write_text("")

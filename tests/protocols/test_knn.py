@@ -8,7 +8,7 @@ import dinoeval
 from dinoeval.cli import main
 from dinoeval.errors import ConfigError, DataError
 from dinoeval.features.cache import FeatureCache
-from dinoeval.maths.neighbors import normalise
+from dinoeval.maths.neighbors import l2_normalize
 from dinoeval.models.zoo import ZOO
 from dinoeval.protocols import knn
 from dinoeval.results import Result
@@ -17,7 +17,7 @@ from dinoeval.session import SessionConfig
 
 def slow_knn(train: np.ndarray, labels: np.ndarray, queries: np.ndarray, k: int) -> np.ndarray:
     """The paper's formula in twenty lines of NumPy, (Q, classes) sums of exp(cosine / 0.07)."""
-    cosines = normalise(queries).astype(np.float64) @ normalise(train).astype(np.float64).T
+    cosines = l2_normalize(queries).astype(np.float64) @ l2_normalize(train).astype(np.float64).T
     scores = np.zeros((len(queries), labels.max() + 1))
     for query, row in enumerate(cosines):
         for neighbour in np.argsort(-row, kind="stable")[:k]:
@@ -143,13 +143,13 @@ def test_other_options_than_the_papers_have_no_published_number():
 
 
 def test_without_data_imagenet_is_looked_for_and_else_the_digits_taken_with_a_line_that_says_so(monkeypatch, tmp_path):
-    assert knn.choose_data("some", "vit_s8") == ("some", [])
-    data, notes = knn.choose_data(None, "vit_s8")
+    assert knn.resolve_dataset("some", "vit_s8") == ("some", [])
+    data, notes = knn.resolve_dataset(None, "vit_s8")
     assert data == "digits"
     assert "$DINOEVAL_DATA/imagenet was not found" in notes[0]
     monkeypatch.setenv("DINOEVAL_DATA", str(tmp_path))
     (tmp_path / "imagenet/train").mkdir(parents=True)
-    assert knn.choose_data(None, "vit_s8") == ("imagenet", [])
+    assert knn.resolve_dataset(None, "vit_s8") == ("imagenet", [])
 
 
 def test_a_result_survives_the_disk(backbone, pictures, tmp_path):

@@ -15,12 +15,12 @@ from factories import class_folders
 
 import dinoeval
 from dinoeval.data.images import open_splits
-from dinoeval.data.transforms import CentralCrop, RandomCrop
+from dinoeval.data.transforms import CenterCrop, RandomCrop
 from dinoeval.errors import CheckpointError, ConfigError, DataError
 from dinoeval.features.readout import Cls, ClsAvg, LastCls
 from dinoeval.protocols import linear
 from dinoeval.session import SessionConfig
-from dinoeval.training.probing import Augmented, Cached, Head, Sweep
+from dinoeval.training.probe.sweep import Augmented, Cached, Head, Sweep
 
 
 class Rows:
@@ -93,7 +93,7 @@ def test_one_forward_pass_gives_all_readouts_and_workers_change_nothing(backbone
     steps = [np.arange(10), np.array([23, 11, 12])]
     runs = []
     for workers, together in ((0, 32), (2, 4)):
-        source = Augmented(backbone, images, readouts, CentralCrop(16, 16), seed=0, workers=workers, batch_size=together)
+        source = Augmented(backbone, images, readouts, CenterCrop(16, 16), seed=0, workers=workers, batch_size=together)
         runs.append(list(source.batches(1, steps)))
     for (one, rows), (other, again), step in zip(*runs, steps, strict=True):
         assert np.array_equal(rows, step)
@@ -202,7 +202,7 @@ def test_a_killed_run_ends_with_the_numbers_of_an_undisturbed_one(tiny_weights, 
     """Two kills: the first as soon as a state is on disk, the second soon after the run has gone on from it."""
 
     def command(name: str) -> list[str]:
-        begin = "import dinoeval.training.probing as p; p.SAVE_SECONDS = 0; from dinoeval.cli import main; main()"
+        begin = "import dinoeval.training.probe.sweep as p; p.SAVE_SECONDS = 0; from dinoeval.cli import main; main()"
         return [
             *(sys.executable, "-c", begin, "linear", "--weights", str(tiny_weights), "--data", str(pictures), "--device", "cpu"),
             *("--readouts", "cls", "--lrs", "0.1", "1", "--epochs", "20", "--train-batch-size", "4"),
@@ -242,7 +242,7 @@ def test_bad_images_are_named_or_left_out(backbone, tmp_path):
 def test_features_that_are_no_numbers_name_the_image_and_not_the_rate(pictures):
     backbone = dinoeval.load("vit_xs4_16", weights="random", device="cpu")
     backbone.network.norm.bias[0] = float("nan")
-    source = Augmented(backbone, open_splits(str(pictures))[0], [Cls()], CentralCrop(16, 16), seed=0)
+    source = Augmented(backbone, open_splits(str(pictures))[0], [Cls()], CenterCrop(16, 16), seed=0)
     with pytest.raises(DataError, match=r"features of class0/0.png by vit_xs4_16 are NaN"):
         list(source.batches(0, [np.arange(4)]))
 

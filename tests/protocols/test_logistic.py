@@ -15,14 +15,14 @@ from scipy.special import logsumexp
 from sklearn.metrics import average_precision_score
 
 import dinoeval
-from dinoeval.classification import published_of_part
 from dinoeval.cli import main
 from dinoeval.data.images import open_splits
 from dinoeval.data.subsets import hold_out, subset_rows
 from dinoeval.errors import ConfigError, DataError
-from dinoeval.maths.neighbors import normalise
+from dinoeval.maths.neighbors import l2_normalize
 from dinoeval.models.zoo import ZOO
 from dinoeval.protocols import knn, logistic
+from dinoeval.protocols._classification import published_of_subset
 from dinoeval.results import Result, compare
 from dinoeval.session import SessionConfig
 
@@ -54,7 +54,7 @@ def overlapping(tmp_path_factory) -> Path:
 
 def slow_weights(features: np.ndarray, labels: np.ndarray, strength: float) -> np.ndarray:
     """The minimum of the objective as issue 121 has it, by a general minimiser; (D, C)."""
-    rows, one_hot = normalise(features).astype(np.float64), np.eye(labels.max() + 1)[labels]
+    rows, one_hot = l2_normalize(features).astype(np.float64), np.eye(labels.max() + 1)[labels]
     shape = rows.shape[1], one_hot.shape[1]
 
     def objective(flat: np.ndarray) -> tuple[float, np.ndarray]:
@@ -75,7 +75,7 @@ def slow_weights(features: np.ndarray, labels: np.ndarray, strength: float) -> n
 def test_scores_equal_the_formula_on_the_same_features(backbone, overlapping, solver):
     result = score(backbone, overlapping, solver=solver, tolerance=1e-8)
     train, val = (dinoeval.embed(backbone, overlapping / split) for split in ("train", "val"))
-    scores = normalise(val).astype(float) @ slow_weights(train, np.repeat(np.arange(4), 30), 0.1)
+    scores = l2_normalize(val).astype(float) @ slow_weights(train, np.repeat(np.arange(4), 30), 0.1)
     truth = np.repeat(np.arange(4), 12)
     assert result.samples["label"] == truth.tolist()
     assert result.samples["prediction"] == scores.argmax(1).tolist()
@@ -131,7 +131,7 @@ def test_of_several_lambdas_the_best_on_held_out_images_is_fitted_again(backbone
     right = []
     for strength in (1000.0, 0.00001, 0.1):
         weights = slow_weights(features[kept], labels[kept], strength)
-        right.append(100 * float(((normalise(features[held]) @ weights).argmax(1) == labels[held]).mean()))
+        right.append(100 * float(((l2_normalize(features[held]) @ weights).argmax(1) == labels[held]).mean()))
     assert [(row["lambda"], row["held_out"]) for row in result.table] == list(zip((1000.0, 0.00001, 0.1), right, strict=True))
     assert max(right) > right[0]
     best = (1000.0, 0.00001, 0.1)[int(np.argmax(right))]
@@ -158,7 +158,7 @@ def slow_precision(scores: np.ndarray, marks: np.ndarray) -> float:
 
 def test_several_labels_an_image_are_fitted_one_against_all(backbone, voc07):
     result = score(backbone, Path("voc07"), tolerance=1e-8)
-    train, val = (normalise(dinoeval.embed(backbone, [Path(path) for path in paths])).astype(float) for paths in voc_files(voc07))
+    train, val = (l2_normalize(dinoeval.embed(backbone, [Path(path) for path in paths])).astype(float) for paths in voc_files(voc07))
     scores = np.zeros((24, 20))
     for column in range(20):
         known = voc07["trainval"][:, column] != 0
@@ -180,7 +180,7 @@ def voc_files(marks: dict[str, np.ndarray]) -> list[list[str]]:
 
 def test_neighbours_with_several_labels_score_by_their_share_of_the_weight(backbone, voc07):
     result = dinoeval.evaluate("knn", backbone, data="voc07", k=(3, 10))
-    train, val = (normalise(dinoeval.embed(backbone, [Path(path) for path in paths])).astype(float) for paths in voc_files(voc07))
+    train, val = (l2_normalize(dinoeval.embed(backbone, [Path(path) for path in paths])).astype(float) for paths in voc_files(voc07))
     for k in (3, 10):
         scores = np.zeros((24, 20))
         for query, cosines in enumerate(val @ train.T):
@@ -211,7 +211,7 @@ def test_classes_that_a_part_does_not_have_are_named(backbone, overlapping, voc0
 
 
 def test_a_fit_that_did_not_converge_says_so_and_has_no_reference(backbone, overlapping):
-    result = score(backbone, overlapping, max_passes=1)
+    result = score(backbone, overlapping, max_iter=1)
     assert "not converged in 1 passes" in result.notes[0]
     reasons = [reason for holds, reason in logistic.departures(logistic.Config(), 0.5) if holds]
     assert "did not converge" in reasons[0]
@@ -231,7 +231,7 @@ def test_images_that_cannot_be_read_are_left_out(backbone, tmp_path):
 
 
 def test_what_cannot_be_asked(backbone, pictures, tmp_path):
-    wrong_values = {"lambdas": [(), (0.0,), (np.inf,)], "tolerance": [0.0], "max_passes": [0], "train_subset": ["120pct", "none.txt"]}
+    wrong_values = {"lambdas": [(), (0.0,), (np.inf,)], "tolerance": [0.0], "max_iter": [0], "train_subset": ["120pct", "none.txt"]}
     for options in ({name: value} for name, values in wrong_values.items() for value in values):
         with pytest.raises(ConfigError):
             score(backbone, pictures, **options)
@@ -258,7 +258,7 @@ def test_the_published_numbers_are_the_papers_and_its_parts_are_told_only():
 
     def told(low_shot, name: str, arch: str, images: int) -> str:
         network = type("Backbone", (), {"provenance": type("Provenance", (), {"name": name}), "arch": arch})
-        return " ".join(published_of_part(low_shot, type("Session", (), {"backbone": network}), images))
+        return " ".join(published_of_subset(low_shot, type("Session", (), {"backbone": network}), images))
 
     assert "has 64.5 for 12,811 images of ImageNet, without naming them" in told(logistic.LOW_SHOT, "vit_s16", "vit_s16", 12_811)
     assert "has 67.8 " in told(logistic.LOW_SHOT, "/mine/r.pth", "resnet50", 128_116)

@@ -14,7 +14,7 @@ from dinoeval.data.transforms import MULTISCALE, Thumbnail
 from dinoeval.errors import ConfigError, DataError
 from dinoeval.features.extract import forward
 from dinoeval.features.readout import Cls
-from dinoeval.maths.neighbors import normalise
+from dinoeval.maths.neighbors import l2_normalize
 from dinoeval.protocols import retrieval
 from dinoeval.results import Result, compare
 from dinoeval.session import SessionConfig
@@ -54,7 +54,7 @@ def test_scores_equal_the_definition_on_features_made_one_by_one(backbone, root)
     rows = {}
     for key in ("imlist", "qimlist"):
         images = open_images([root / f"roxford5k/jpg/{name}.jpg" for name in content[key]])
-        rows[key] = normalise(forward(backbone, images, Cls(), Thumbnail(64, MULTISCALE), batch_size=1))
+        rows[key] = l2_normalize(forward(backbone, images, Cls(), Thumbnail(64, MULTISCALE), batch_size=1))
     cosines = rows["qimlist"] @ rows["imlist"].T
     lists = [{name: set(query[name].tolist()) for name in ("easy", "hard", "junk")} for query in content["gnd"]]
     expected = {
@@ -127,7 +127,7 @@ def test_distractors_lower_the_score_as_if_they_were_in_the_database(backbone, r
 def test_whitening_and_cropped_queries_change_the_score(backbone, root, pictures):
     runs = [
         dinoeval.evaluate("retrieval", backbone, data=str(root), **OPTIONS, **options)
-        for options in ({}, {"query_crop": True}, {"whitening": str(pictures)}, {"whitening": str(pictures), "whitening_centred": True})
+        for options in ({}, {"query_crop": True}, {"whitening": str(pictures)}, {"whitening": str(pictures), "center_whitening": True})
     ]
     assert len({tuple(run.samples["mAP_medium"]) for run in runs}) == 4
     assert "boxes" in (runs[1].not_comparable or "")
@@ -186,7 +186,7 @@ def test_settings_of_the_paper_where_no_size_is_named():
     ("options", "error", "says"),
     [
         ({"image_size": 0}, ConfigError, "1 or more"),
-        ({"whitening_centred": True}, ConfigError, "left out"),
+        ({"center_whitening": True}, ConfigError, "left out"),
         ({"distractors": "/nowhere"}, DataError, "--distractors"),
         ({"image_size": 3}, ConfigError, "smaller than a patch"),
     ],

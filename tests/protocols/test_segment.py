@@ -66,7 +66,7 @@ def test_the_best_head_of_each_object_by_hand():
     attention = torch.tensor([[[0.6, 0.1], [0.2, 0.1]], [[0.1, 0.2], [0.1, 0.6]]]) / 2  # the other half went to [CLS]
     ids = np.array([[1, 1, 0, 0], [1, 1, 0, 0], [0, 0, 7, 0], [0, 0, 7, 0]], np.uint8)
     # 55 % of head 0 is its upper left patch, of head 1 its lower right one; 55 % of the mean are both of these.
-    found = segment.score(attention, ids, mass=0.55, void="ignored")
+    found = segment.score_masks(attention, ids, mass=0.55, void="ignored")
     np.testing.assert_array_equal(found, [[4 / 4, 0 / 8, 4 / 8], [0 / 6, 2 / 4, 2 / 8]])
     outcomes, table = segment.summarise([found])
     assert outcomes["jaccard"].tolist() == [(1 + 0.5) / 2]
@@ -78,10 +78,10 @@ def test_the_best_head_of_each_object_by_hand():
 def test_void_pixels_by_hand():
     attention = torch.tensor([[[0.7, 0.1], [0.1, 0.1]]])
     ids = np.array([[1, VOID, 0, 0], [1, VOID, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0]], np.uint8)
-    assert segment.score(attention, ids, mass=0.5, void="ignored").tolist() == [[1, 1]]
-    assert segment.score(attention, ids, mass=0.5, void="background").tolist() == [[0.5, 0.5]]
+    assert segment.score_masks(attention, ids, mass=0.5, void="ignored").tolist() == [[1, 1]]
+    assert segment.score_masks(attention, ids, mass=0.5, void="background").tolist() == [[0.5, 0.5]]
     only_void = np.full((4, 4), VOID, np.uint8)
-    assert segment.score(attention, only_void, mass=0.5, void="ignored").shape == (0, 2)
+    assert segment.score_masks(attention, only_void, mass=0.5, void="ignored").shape == (0, 2)
 
 
 def test_means_go_over_the_objects_of_an_image_first():

@@ -6,21 +6,21 @@ import numpy as np
 import pytest
 
 from dinoeval.errors import ConfigError
-from dinoeval.maths.neighbors import faiss, nearest, normalise
+from dinoeval.maths.neighbors import faiss, l2_normalize, nearest
 from dinoeval.search.approximate import Approximate, extend, load, make, save, tune
-from dinoeval.search.rows import Rows, write_rows
+from dinoeval.search.vectors import VectorFile, write_vectors
 
 
 def clusters(count: int, dim: int = 16, seed: int = 0) -> np.ndarray:
     random = np.random.default_rng(seed)
     centres = random.standard_normal((20, dim), dtype=np.float32)
-    return normalise(centres[random.integers(0, 20, count)] + 0.5 * random.standard_normal((count, dim), dtype=np.float32))
+    return l2_normalize(centres[random.integers(0, 20, count)] + 0.5 * random.standard_normal((count, dim), dtype=np.float32))
 
 
 @pytest.fixture
-def rows(tmp_path) -> Rows:
-    write_rows(tmp_path / "rows", [clusters(1500)], 1500, 16)
-    return Rows(tmp_path / "rows", 1500, 16)
+def rows(tmp_path) -> VectorFile:
+    write_vectors(tmp_path / "rows", [clusters(1500)], 1500, 16)
+    return VectorFile(tmp_path / "rows", 1500, 16)
 
 
 def test_rows_are_a_file_of_faiss(tmp_path, rows):
@@ -52,22 +52,22 @@ def test_recall_told_is_the_recall(tmp_path, rows, kind):
 def test_added_rows_are_found(tmp_path, rows, kind):
     save(make(kind, rows), tmp_path / "index")
     more = clusters(30, seed=5)
-    write_rows(tmp_path / "more", [clusters(1500), more], 1530, 16)
+    write_vectors(tmp_path / "more", [clusters(1500), more], 1530, 16)
     index = load(tmp_path / "index", mapped=False)
     extend(index, [more])
-    _, found = Approximate(kind, index, Rows(tmp_path / "more", 1530, 16), 4096, 64).search(more, 1)
+    _, found = Approximate(kind, index, VectorFile(tmp_path / "more", 1530, 16), 4096, 64).search(more, 1)
     np.testing.assert_array_equal(found[:, 0], np.arange(1500, 1530))
 
 
 def test_copies_of_one_image_do_not_spoil_the_recall(tmp_path):
     """Fifty times the same row: its ten nearest are any of the others."""
     values = np.concatenate((np.repeat(clusters(1), 50, axis=0), clusters(100, seed=1)))
-    write_rows(tmp_path / "rows", [values], 150, 16)
-    rows = Rows(tmp_path / "rows", 150, 16)
+    write_vectors(tmp_path / "rows", [values], 150, 16)
+    rows = VectorFile(tmp_path / "rows", 150, 16)
     assert tune("hnsw", make("hnsw", rows), rows)[1]["recall"] == 1
 
 
 def test_product_quantisation_of_few_images_is_refused(tmp_path):
-    write_rows(tmp_path / "rows", [clusters(255)], 255, 16)
+    write_vectors(tmp_path / "rows", [clusters(255)], 255, 16)
     with pytest.raises(ConfigError, match="there are only 255 images"):
-        make("pq", Rows(tmp_path / "rows", 255, 16))
+        make("pq", VectorFile(tmp_path / "rows", 255, 16))

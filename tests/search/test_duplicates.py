@@ -5,17 +5,17 @@ import pytest
 from factories import made_up_images
 from PIL import Image
 
-from dinoeval.maths.neighbors import normalise
+from dinoeval.maths.neighbors import l2_normalize
 from dinoeval.search import duplicates
 from dinoeval.search.duplicates import linked
-from dinoeval.search.rows import Rows, write_rows
-from dinoeval.search.threshold import choose, copies
+from dinoeval.search.threshold import choose_threshold, copies
+from dinoeval.search.vectors import VectorFile, write_vectors
 
 
-def on_disk(path, rows: np.ndarray) -> Rows:
-    rows = normalise(rows)
-    write_rows(path, [rows[:3], rows[3:]], *rows.shape)
-    return Rows(path, *rows.shape)
+def on_disk(path, rows: np.ndarray) -> VectorFile:
+    rows = l2_normalize(rows)
+    write_vectors(path, [rows[:3], rows[3:]], *rows.shape)
+    return VectorFile(path, *rows.shape)
 
 
 def test_a_chain_is_one_group_and_a_loner_none(tmp_path):
@@ -34,7 +34,7 @@ def test_a_chain_is_one_group_and_a_loner_none(tmp_path):
 def test_groups_are_those_of_a_walk_over_all_pairs(tmp_path, monkeypatch, count, threshold):
     monkeypatch.setattr(duplicates, "_BLOCK", 8)
     monkeypatch.setattr(duplicates, "_PENDING", 5)
-    values = normalise(np.random.default_rng(count).standard_normal((count, 4)))
+    values = l2_normalize(np.random.default_rng(count).standard_normal((count, 4)))
     groups, best = linked(on_disk(tmp_path / "rows", values), threshold)
     cosines = values @ values.T - 9 * np.eye(count, dtype=np.float32)
     expected, seen = set(), set()
@@ -64,17 +64,17 @@ def test_copies_are_as_people_make_them():
 
 
 def test_threshold_lies_between_copies_and_others_where_they_part():
-    chosen = choose(np.array([0.99, 0.98, 1.0]), np.array([0.5, 0.9, 0.94]), images=1)
+    chosen = choose_threshold(np.array([0.99, 0.98, 1.0]), np.array([0.5, 0.9, 0.94]), images=1)
     assert (chosen.cosine, chosen.recall, chosen.alike) == (0.96, 1.0, 0.0)
 
 
 def test_threshold_weighs_wrong_ones_more_than_missed_ones():
     """F0.25 by hand. At 0.9: recall 1, precision 1/1.5, so 0.68. At 0.99: recall 0.75, precision 1, so 0.981. At 0.995: 0.5, 1, 0.944."""
-    chosen = choose(np.array([0.9, 0.99, 0.995, 1.0]), np.array([0.2, 0.3, 0.95, 0.97]), images=4)
+    chosen = choose_threshold(np.array([0.9, 0.99, 0.995, 1.0]), np.array([0.2, 0.3, 0.95, 0.97]), images=4)
     assert (chosen.cosine, chosen.recall, chosen.alike) == (0.98, 0.75, 0.0)
 
 
 def test_threshold_stays_usable_where_most_images_have_duplicates():
-    chosen = choose(np.linspace(0.99, 1, 50), np.concatenate((np.linspace(0.99, 1, 80), np.linspace(0.3, 0.8, 20))), images=50)
+    chosen = choose_threshold(np.linspace(0.99, 1, 50), np.concatenate((np.linspace(0.99, 1, 80), np.linspace(0.3, 0.8, 20))), images=50)
     assert chosen.recall > 0.9
     assert chosen.cosine > 0.8

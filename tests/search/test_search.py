@@ -19,7 +19,7 @@ import dinoeval
 from dinoeval import search
 from dinoeval.cli import main
 from dinoeval.errors import DinoevalError
-from dinoeval.maths.neighbors import normalise
+from dinoeval.maths.neighbors import l2_normalize
 from dinoeval.models.checkpoints import save_backbone
 from dinoeval.session import SessionConfig
 
@@ -54,7 +54,7 @@ def one_paragraph(done: tuple[int, str, str], *said: str) -> None:
 def test_answers_are_those_of_the_features(photos, backbone, tmp_path, kind):
     library = search.build(photos, tmp_path / "index", backbone, index=kind)
     assert (len(library), library.manifest["kind"], kind == "exact") == (24, kind, library.manifest["recall"] is None)
-    rows = normalise(dinoeval.embed(backbone, photos))
+    rows = l2_normalize(dinoeval.embed(backbone, photos))
     np.testing.assert_array_equal(library.rows(), rows)
     cosines = rows @ rows.T
     for number, matches in enumerate(search.open(tmp_path / "index").query(library.paths, k=23)):
@@ -99,7 +99,7 @@ def test_building_again_makes_only_what_is_new(photos, tiny_weights, tmp_path, c
     assert counts == [2, 24]
     library = search.open(index)
     assert len(list(index.iterdir())) == len(before)
-    rows = normalise(dinoeval.embed(dinoeval.load(weights=tiny_weights), library.paths, readout="last2"))
+    rows = l2_normalize(dinoeval.embed(dinoeval.load(weights=tiny_weights), library.paths, readout="last2"))
     np.testing.assert_allclose(library.rows(), rows, atol=2e-6)
 
 

@@ -9,11 +9,11 @@ from factories import made_up_images
 from PIL import Image
 
 from dinoeval.errors import DinoevalError
-from dinoeval.search.sheet import Strip, Tile, write_sheet
+from dinoeval.search.sheet import Section, Tile, write_sheet
 
 
 @pytest.fixture
-def strips(tmp_path) -> list[Strip]:
+def strips(tmp_path) -> list[Section]:
     paths = [tmp_path / name for name in ("a.png", "<b>.png", "größe.png")]
     for path, picture in zip(paths, made_up_images(3, (400, 300)), strict=True):
         picture.save(path)
@@ -21,8 +21,8 @@ def strips(tmp_path) -> list[Strip]:
     (tmp_path / "broken.png").write_text("text")
     names = [path.name for path in paths]
     return [
-        Strip("first & best", [Tile(str(tmp_path / name), name, "0.99") for name in names]),
-        Strip("second", [Tile(str(tmp_path / name), name, "0.5") for name in ("small.png", "broken.png", "gone.png")]),
+        Section("first & best", [Tile(str(tmp_path / name), name, "0.99") for name in names]),
+        Section("second", [Tile(str(tmp_path / name), name, "0.5") for name in ("small.png", "broken.png", "gone.png")]),
     ]
 
 

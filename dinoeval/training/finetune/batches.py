@@ -21,9 +21,9 @@ from torch.utils.data import Dataset, Sampler
 from torchvision.transforms import Compose
 
 from dinoeval.data.images import ImageSet
-from dinoeval.data.transforms import CentralCrop
-from dinoeval.errors import BadImage, ConfigError, DataError, some
-from dinoeval.training.recipes import FinetuneRecipe
+from dinoeval.data.transforms import CenterCrop
+from dinoeval.errors import BadImage, ConfigError, DataError, join_names
+from dinoeval.training.finetune.recipes import FinetuneRecipe
 
 Item = tuple[int, int, int]  # epoch, row, which repeat of it
 _MIXING = 1  # sets the seeds of mixing apart from those of pictures
@@ -70,7 +70,7 @@ class RepeatedOrder(Sampler):
             yield [(self.epoch, int(row), int(repeat)) for row, repeat in zip(order[rows], repeats, strict=True)]
 
 
-def augmentation(recipe: FinetuneRecipe, transform: CentralCrop) -> Compose:
+def augmentation(recipe: FinetuneRecipe, transform: CenterCrop) -> Compose:
     """PIL image -> normalised float32 (3, s, s): timm's training transform with the options of DeiT's main.py.
 
     Colour jitter is off: timm left it out of DeiT's runs, where there is RandAugment.
@@ -103,7 +103,7 @@ def _posterize(image: Image.Image, bits: int, **_: object) -> Image.Image:
 class AugmentedImages(Dataset):
     """Item -> normalised float32 picture (3, s, s) and its label, or what is wrong with the picture, as a value."""
 
-    def __init__(self, images: ImageSet, recipe: FinetuneRecipe, transform: CentralCrop, seed: int) -> None:
+    def __init__(self, images: ImageSet, recipe: FinetuneRecipe, transform: CenterCrop, seed: int) -> None:
         assert images.labels is not None
         self.images, self.labels, self.seed = images, images.labels, seed
         self.augment = augmentation(recipe, transform)
@@ -124,10 +124,10 @@ class AugmentedImages(Dataset):
         return picture, int(self.labels[row])
 
 
-class CentredImages(Dataset):
+class CenterCroppedImages(Dataset):
     """Row -> uint8 picture (3, s, s) by the evaluation's transform, and its row; or what is wrong with it, as a value."""
 
-    def __init__(self, images: ImageSet, transform: CentralCrop) -> None:
+    def __init__(self, images: ImageSet, transform: CenterCrop) -> None:
         self.images, self.transform = images, transform
 
     def __getitem__(self, row: int) -> tuple[Tensor, int] | DataError:
@@ -141,7 +141,7 @@ def collate(samples: list[tuple[Tensor, int] | DataError]) -> tuple[Tensor, Tens
     """Stack pictures (B, 3, s, s) and numbers (B,); pictures that cannot be read stand for the batch."""
     faults = [str(sample) for sample in samples if isinstance(sample, DataError)]
     if faults:
-        return DataError(f"images that cannot be read: {some(sorted(set(faults)))}. Mend or remove them: training leaves none out")
+        return DataError(f"images that cannot be read: {join_names(sorted(set(faults)))}. Mend or remove them: training leaves none out")
     pictures, numbers = zip(*samples, strict=True)  # type: ignore[arg-type]
     return torch.stack(pictures), torch.tensor(numbers)
 

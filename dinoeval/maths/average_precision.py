@@ -18,7 +18,7 @@ _DRAWS = 100  # the error of an error is then 7 %
 class MeanPrecision:
     """Average precision of every class and its mean, as fractions."""
 
-    of_classes: np.ndarray
+    per_class: np.ndarray
     """(C,), NaN for a class without an image."""
     mean: float
     """Over the classes that have one."""

@@ -19,9 +19,9 @@ from dinoeval.data.images import open_images
 from dinoeval.environment import data_folder
 from dinoeval.errors import ConfigError, DataError
 from dinoeval.files import expand
-from dinoeval.maths.bootstrap import DRAWS, LEVEL, SEED, Spread, spread_of_mean
-from dinoeval.maths.neighbors import normalise
-from dinoeval.maths.ranks import closer_strangers
+from dinoeval.maths.bootstrap import DRAWS, LEVEL, SEED, BootstrapEstimate, bootstrap_mean
+from dinoeval.maths.neighbors import l2_normalize
+from dinoeval.maths.ranks import count_closer_distractors
 from dinoeval.maths.whitening import Whitening, learn_whitening
 from dinoeval.models.zoo import ZOO
 from dinoeval.results import Result
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 
-def choose_root(data: str | None, inside: str, wanted: str) -> Path:
+def resolve_root(data: str | None, inside: str, wanted: str) -> Path:
     """The folder that was named, or $DINOEVAL_DATA/<inside>; raises ConfigError where there is neither."""
     root = data_folder()
     if data is not None:
@@ -47,7 +47,7 @@ def choose_root(data: str | None, inside: str, wanted: str) -> Path:
     raise ConfigError(f"no data were named and there is no $DINOEVAL_DATA{'/' + inside if inside else ''}: give --data, {wanted}")
 
 
-def open_folder(folder: str | None, kind: str) -> ImageSet | None:
+def open_image_folder(folder: str | None, kind: str) -> ImageSet | None:
     """The images of an optional folder, as a set called `kind`."""
     if folder is None:
         return None
@@ -57,7 +57,7 @@ def open_folder(folder: str | None, kind: str) -> ImageSet | None:
 
 
 @dataclasses.dataclass
-class Vectors:
+class Descriptors:
     """Makes the vectors that are compared, by one readout and transform, and keeps what was extracted and how long it took."""
 
     session: Session
@@ -98,7 +98,7 @@ class Vectors:
     def blocks(self, features: Features) -> Iterator[np.ndarray]:
         """The same in blocks of bounded size."""
         for block in features.blocks():
-            yield normalise(self.whitening(block) if self.whitening else block)
+            yield l2_normalize(self.whitening(block) if self.whitening else block)
 
     def compare(self, queries: Features, database: Features, distractors: ImageSet | None) -> tuple[np.ndarray, np.ndarray | None]:
         """Cosines (Q, N) of queries and database, and how many distractors are closer (Q, N) where there are any."""
@@ -106,7 +106,7 @@ class Vectors:
         began = time.monotonic()
         vectors = self.of(queries)
         cosines = vectors @ self.of(database).T
-        closer = closer_strangers(vectors, cosines, self.blocks(strangers)) if strangers else None
+        closer = count_closer_distractors(vectors, cosines, self.blocks(strangers)) if strangers else None
         self.seconds["comparison"] = time.monotonic() - began
         return cosines, closer
 
@@ -122,7 +122,7 @@ def network_name(session: Session) -> str:
     return name.removesuffix("_full").split(".")[0] if name.startswith("timm/") else name.removesuffix("_full")
 
 
-def departures(session: Session, published: bool, bad: bool) -> list[tuple[bool, str]]:
+def common_requirements(session: Session, published: bool, bad: bool) -> list[tuple[bool, str]]:
     """What keeps any score of these protocols from being compared with the paper's, each with whether it holds."""
     backbone = session.backbone
     return [
@@ -139,17 +139,17 @@ def first_reason(reasons: Sequence[tuple[bool, str]]) -> str | None:
     return "; ".join(reason for holds, reason in reasons if holds) or None
 
 
-def spreads_of(outcomes: Mapping[str, np.ndarray]) -> dict[str, Spread]:
+def bootstrap_metrics(outcomes: Mapping[str, np.ndarray]) -> dict[str, BootstrapEstimate]:
     """The mean of each metric's outcomes (Q,), fractions, over the queries that have one; in percent. Without any: left out."""
     scored = {metric: values[~np.isnan(values)] for metric, values in outcomes.items()}
-    return {metric: spread_of_mean(100 * values) for metric, values in scored.items() if len(values)}
+    return {metric: bootstrap_mean(100 * values) for metric, values in scored.items() if len(values)}
 
 
-def result_of(
+def ranking_result(
     protocol: str,
     version: int,
     config: Any,
-    vectors: Vectors,
+    vectors: Descriptors,
     name: str,
     outcomes: Mapping[str, np.ndarray],
     queries: Sequence[str],
@@ -159,7 +159,7 @@ def result_of(
     **rest: Any,
 ) -> Result:
     """A Result of outcomes by metric, (Q,) fractions, NaN for queries that are not counted; `rest` are fields of Result."""
-    spreads = spreads_of(outcomes)
+    spreads = bootstrap_metrics(outcomes)
     session = vectors.session
     folders = {key: Path(value).name for key in ("distractors", "whitening") if (value := getattr(config, key))}
     lacking = [metric for metric in outcomes if metric not in spreads]

@@ -16,18 +16,18 @@ import numpy as np
 from PIL import Image
 
 from dinoeval.data.images import ImageSet, in_memory, open_images
-from dinoeval.errors import BadImage, CheckpointError, ConfigError, DataError, some
+from dinoeval.errors import BadImage, CheckpointError, ConfigError, DataError, join_names
 from dinoeval.features.extract import forward, forward_readable
 from dinoeval.features.readout import Readout, parse_readout
-from dinoeval.maths.neighbors import nearest, normalise
+from dinoeval.maths.neighbors import l2_normalize, nearest
 from dinoeval.models.backbone import RANDOM, Backbone
 from dinoeval.models.zoo import ZOO
 from dinoeval.search import approximate
 from dinoeval.search.approximate import Approximate
 from dinoeval.search.duplicates import Group, linked
-from dinoeval.search.rows import sample
-from dinoeval.search.store import NEIGHBOURS, Record, Stored, find, resolve
-from dinoeval.search.threshold import Threshold, choose, copies
+from dinoeval.search.store import NEIGHBOURS, Record, Stored, open_stored, resolve
+from dinoeval.search.threshold import Threshold, choose_threshold, copies
+from dinoeval.search.vectors import sample
 from dinoeval.session import Session, SessionConfig
 
 _COPIED, _COMPARED = 64, 1000  # images, to measure a threshold
@@ -48,7 +48,7 @@ class Matches:
     """(k,) float32."""
 
 
-class Library:
+class ImageIndex:
     """The images of one folder, and what their features say of which are alike."""
 
     def __init__(self, stored: Stored, session: Session | None = None, config: SessionConfig | None = None) -> None:
@@ -104,7 +104,7 @@ class Library:
         Exact, or as near to it as the index's recall says; that is of k = 10, and is lower for a larger k.
         """
         k = min(k, len(self))
-        queries = normalise(features)
+        queries = l2_normalize(features)
         if self._approximate is None:
             return nearest(queries, self._stored.rows.blocks(), k, unit=True)
         cosines, rows = self._approximate.search(queries, k)
@@ -126,7 +126,7 @@ class Library:
         found = [self._others(*one, k) for one in zip(sources, features, cosines, rows, strict=True)]
         if changed := sorted({path for one in found for row, path in zip(one.rows, one.paths, strict=True) if self._changed(row)}):
             _log.warning("%d images of the answer changed or went away since the index was built, which knows them as they were: %s. "
-                         "Build it again.", len(changed), some(changed))  # fmt: skip
+                         "Build it again.", len(changed), join_names(changed))  # fmt: skip
         fewest = min(len(matches.rows) for matches in found)
         if fewest < k:
             _log.warning("k = %d, and there are %d other images in the index: all of them are listed", k, fewest)
@@ -155,12 +155,12 @@ class Library:
         try:
             images = open_images([self.paths[row] for row in chosen])
             if changed := [self.paths[row] for row in chosen if self._changed(row)]:
-                raise DataError(f"{len(changed)} of {len(chosen)} images changed since the index was built: {some(changed)}")
+                raise DataError(f"{len(changed)} of {len(chosen)} images changed since the index was built: {join_names(changed)}")
             session, readout = self.session, parse_readout(self.manifest["readout"])
             parts = []
             for row in range(len(images)):  # one at a time: photographs are large
                 made = forward(session.backbone, in_memory(copies(images.open(row))), readout, session.transform)
-                parts.append(normalise(made))
+                parts.append(l2_normalize(made))
         except (BadImage, DataError, OSError) as fault:
             raise DataError(f"no threshold can be measured: {fault}. Build the index again, or name a threshold") from fault
         made = np.concatenate(parts)
@@ -169,7 +169,7 @@ class Library:
         cosines, found = nearest(rows.take(compared), rows.blocks(), 2, unit=True)
         itself = np.where((found == compared[:, None]).any(1), (found == compared[:, None]).argmax(1), 1)
         others = np.take_along_axis(cosines, 1 - itself[:, None], 1)[:, 0]
-        return choose(np.einsum("nd,nd->n", made, originals), others, len(chosen))
+        return choose_threshold(np.einsum("nd,nd->n", made, originals), others, len(chosen))
 
     def _changed(self, row: int) -> bool:
         """Whether the file of a row is no longer the one that the row was made of."""
@@ -229,19 +229,19 @@ def _is(facts: os.stat_result, path: str) -> bool:
 
 def open(
     index: str | Path, backbone: Backbone | None = None, *, session: SessionConfig | None = None, readout: str | None = None
-) -> Library:
+) -> ImageIndex:
     """Open an index, checking every byte of it.
 
     Its backbone is loaded from where its weights were when it was built, unless one is given here, or named in
     `session`. Raises ConfigError where that is another one, DataError where the index is damaged or not there.
     """
     folder = resolve(index)
-    stored = find(folder)
+    stored = open_stored(folder)
     if stored is None:
         raise DataError(f"no index {folder}: `dinoeval search build FOLDER --out {folder}` makes one")
     check_readout(stored, readout)
     config = session or SessionConfig()
-    return Library(stored, Session(settled(config, stored.manifest), backbone) if backbone else None, config)
+    return ImageIndex(stored, Session(settled(config, stored.manifest), backbone) if backbone else None, config)
 
 
 def settled(config: SessionConfig, manifest: dict[str, Any]) -> SessionConfig:
@@ -252,7 +252,7 @@ def settled(config: SessionConfig, manifest: dict[str, Any]) -> SessionConfig:
     return dataclasses.replace(config, **filled)
 
 
-def describe(session: Session, readout_id: str) -> dict[str, Any]:
+def index_spec(session: Session, readout_id: str) -> dict[str, Any]:
     """The part of a manifest that says what makes a row: two with different ones have nothing to do with each other."""
     backbone, source = session.backbone, session.backbone.provenance
     weights: str | None = source.name
@@ -287,7 +287,7 @@ def check_readout(stored: Stored, readout: str | None) -> None:
 
 def check_same(stored: Stored, session: Session) -> None:
     """Raise ConfigError where features of this session cannot be compared with those of the index."""
-    manifest, here = stored.manifest, describe(session, stored.manifest["readout"])
+    manifest, here = stored.manifest, index_spec(session, stored.manifest["readout"])
     if (manifest["digest"], manifest["network"]) != (here["digest"], here["network"]):
         told = [f"{facts['session']['arch']} ({facts['session']['weights'] or 'its own weights'}), digest {facts['digest']}"
                 for facts in (manifest, here)]  # fmt: skip

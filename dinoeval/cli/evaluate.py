@@ -22,7 +22,7 @@ def _protocol_options(name: str) -> type:
     from dinoeval import protocols
     from dinoeval.session import SessionConfig
 
-    config = protocols.find(name).Config
+    config = protocols.get_protocol(name).Config
     fields = [
         ("config", Annotated[config, tyro.conf.arg(name="")], dataclasses.field(default_factory=config)),
         ("session", Annotated[SessionConfig, tyro.conf.arg(name="")], dataclasses.field(default_factory=SessionConfig)),
@@ -31,7 +31,7 @@ def _protocol_options(name: str) -> type:
     return dataclasses.make_dataclass(name, fields, frozen=True, namespace={"__doc__": config.__doc__})
 
 
-def score(name: str, args: list[str], program: str) -> int:
+def run_protocol(name: str, args: list[str], program: str) -> int:
     """Run a protocol, print its table, write its Result."""
     import tyro
 
@@ -42,7 +42,7 @@ def score(name: str, args: list[str], program: str) -> int:
     if options.json:
         check_writable(options.json)
     try:
-        result = protocols.find(name).run(options.config, Session(options.session))
+        result = protocols.get_protocol(name).run(options.config, Session(options.session))
     except RuntimeError as error:
         if type(error).__name__ != "OutOfMemoryError":  # torch's, without importing torch
             raise

@@ -102,7 +102,7 @@ PRESETS = {
 }  # fmt: skip
 
 
-def find(name: str) -> Recipe:
+def get_recipe(name: str) -> Recipe:
     if name not in PRESETS:
         raise ConfigError(unknown("preset", name, PRESETS))
     return PRESETS[name]

@@ -18,7 +18,7 @@ from scipy.io import savemat
 from torchvision import datasets
 
 from dinoeval.data.images import ImageSet, open_splits
-from dinoeval.data.named import NAMES, VOC_CLASSES
+from dinoeval.data.sources import NAMES, VOC_CLASSES
 from dinoeval.errors import DataError
 from dinoeval.results import Result
 

@@ -7,15 +7,15 @@ import math
 import pytest
 from factories import TINY
 
-from dinoeval.classification import IMAGENET, mean_of_runs, published
 from dinoeval.protocols import knn
+from dinoeval.protocols._classification import IMAGENET, average_runs, published_rows
 
 
 def why_not(name: str, arch: str, *, train=1_281_167, transform="dino@1:256/224", precision="fp32", key=None, reasons=()) -> str | None:
     source = type("Provenance", (), {"name": name, "random": name == "random", "key": key})
     network = type("Backbone", (), {"provenance": source, "arch": arch, "precision": precision})
     session = type("Session", (), {"backbone": network, "transform": type("Transform", (), {"id": transform})})
-    references, reason = published(knn.PAPER, session, {**IMAGENET, "train": train}, reasons)
+    references, reason = published_rows(knn.PAPER, session, {**IMAGENET, "train": train}, reasons)
     return reason or f"{references[0].metric} {references[0].value}"
 
 
@@ -34,10 +34,10 @@ def test_a_published_number_stands_only_beside_what_it_was_measured_on():
 
 
 def test_runs_on_several_subsets_are_averaged_with_both_kinds_of_error():
-    means, errors, deviations = mean_of_runs([{"top1": 60.0}, {"top1": 64.0}], 100)
+    means, errors, deviations = average_runs([{"top1": 60.0}, {"top1": 64.0}], 100)
     assert (means["top1"], deviations["top1"]) == (62.0, pytest.approx(math.sqrt(8)))
     assert errors["top1"] == pytest.approx(math.sqrt(0.62 * 0.38 / 100 * 100**2 + 8 / 2))
 
 
 def test_one_run_has_the_error_of_a_proportion_and_no_deviation():
-    assert mean_of_runs([{"top1": 50.0}], 100) == ({"top1": 50.0}, {"top1": 5.0}, {})
+    assert average_runs([{"top1": 50.0}], 100) == ({"top1": 50.0}, {"top1": 5.0}, {})

@@ -19,7 +19,7 @@ from tqdm import tqdm
 from dinoeval.data.images import ImageSet, open_images
 from dinoeval.errors import BadImage, ConfigError, DataError
 from dinoeval.figures.attention_maps import attention_rows
-from dinoeval.figures.pictures import NATIVE, Reading, reading_for
+from dinoeval.figures.preprocessing import NATIVE, FigureTransform, figure_transform
 from dinoeval.figures.style import coloured, enlarged
 from dinoeval.files import check_writable, expand, write_whole
 from dinoeval.models.backbone import Backbone
@@ -38,7 +38,7 @@ class AttentionVideo:
     """(F, h, w) float32: what [CLS] pays to each patch, the mean of all heads."""
     seconds: float
     """How long a frame is shown."""
-    reading: Reading
+    reading: FigureTransform
 
     @functools.cached_property
     def limits(self) -> tuple[float, float]:
@@ -87,17 +87,17 @@ def attention_video(
     *,
     image_size: int | str = NATIVE,
     fps: float | None = None,
-    upright: bool = True,
+    exif_transpose: bool = True,
     transform: str = "auto",
 ) -> AttentionVideo:
     """Look at the attention of all frames of a video: a folder of frames, or an animated picture.
 
     Frames go by the numbers in their names. `fps` is by default that of an animated picture, else 24.
     """
-    opened, seconds = open_frames(frames)
+    opened, seconds = open_frame_set(frames)
     if fps is not None and not 0 < fps < float("inf"):
         raise ConfigError(f"fps must be above 0: {fps}")
-    reading = reading_for(backbone, image_size, upright, transform)
+    reading = figure_transform(backbone, image_size, exif_transpose, transform)
     maps: list[np.ndarray] = []
     for number in tqdm(range(len(opened)), desc="frames", unit="frame", disable=None, leave=False):
         rows = attention_rows(backbone, opened.paths[number], _pixels(opened, number, reading), reading, [0])  # (A, 1, h, w)
@@ -109,7 +109,7 @@ def attention_video(
     return AttentionVideo(opened, np.stack(maps), 1 / fps if fps else seconds, reading)
 
 
-def open_frames(where: str | Path) -> tuple[ImageSet, float]:
+def open_frame_set(where: str | Path) -> tuple[ImageSet, float]:
     """Open a folder of frames or an animated picture, and tell the seconds a frame."""
     path = expand(where)
     if path.is_dir():
@@ -141,7 +141,7 @@ def _by_number(name: str) -> list[str | int]:
     return [int(part) if place % 2 else part for place, part in enumerate(re.split(r"([0-9]+)", name))]
 
 
-def _pixels(frames: ImageSet, number: int, reading: Reading) -> np.ndarray:
+def _pixels(frames: ImageSet, number: int, reading: FigureTransform) -> np.ndarray:
     try:
         return reading(reading.picture(frames, number))
     except BadImage as fault:

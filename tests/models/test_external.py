@@ -121,11 +121,11 @@ def test_a_timm_network_is_read_from_a_file_and_keeps_its_parts_that_are_named_l
     save_backbone(tmp_path / "w.safetensors", backbone.network.state_dict(), arch=name)
     again = dinoeval.load(weights=tmp_path / "w.safetensors", device="cpu")
     assert (again.arch, again.digest) == (name, backbone.digest)
-    from dinoeval.models.checkpoints import fit, open_checkpoint
+    from dinoeval.models.checkpoints import match_state_dict, open_checkpoint
 
     torch.save(network.state_dict(), tmp_path / "avg.pth")
     opened = open_checkpoint(tmp_path / "avg.pth")
-    fitted = fit(opened.state, opened.ignored, network.state_dict(), arch="a", source="b")
+    fitted = match_state_dict(opened.state, opened.ignored, network.state_dict(), arch="a", source="b")
     assert fitted.keys() == network.state_dict().keys()
 
 

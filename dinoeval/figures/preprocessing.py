@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from dinoeval.data.images import ImageSet, in_memory, open_images
-from dinoeval.data.transforms import MEAN, MOST_PIXELS, STD, normalise, parse_transform
+from dinoeval.data.transforms import MEAN, MOST_PIXELS, STD, normalize_images, parse_transform
 from dinoeval.errors import BadImage, ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -27,13 +27,13 @@ NATIVE = "native"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Reading:
+class FigureTransform:
     """From an RGB picture to the network's input: resized (PIL, bilinear), then cut to whole patches (visualize_attention.py)."""
 
     size: tuple[int, int] | None
     """Width and height to resize to, without regard to the aspect; None keeps the picture's."""
     patch: int
-    upright: bool = True
+    exif_transpose: bool = True
     """Turn pictures by their EXIF tag; the released code does not. Pillow turns TIFF files as it reads them, whatever is said here."""
     mean: tuple[float, ...] = MEAN
     std: tuple[float, ...] = STD
@@ -43,12 +43,12 @@ class Reading:
         how = "native" if self.size is None else f"{self.size[0]}x{self.size[1]}:bilinear"
         numbers = ["/".join(f"{value:g}" for value in values) for values in (self.mean, self.std)]
         own = "" if (self.mean, self.std) == (MEAN, STD) else f":{':'.join(numbers)}"
-        return f"figure@{VERSION}:{how}{'' if self.upright else ':as-stored'}{own}"
+        return f"figure@{VERSION}:{how}{'' if self.exif_transpose else ':as-stored'}{own}"
 
     def picture(self, images: ImageSet, row: int) -> Image.Image:
         """Open a picture of a set, in RGB, before it is resized. Raises BadImage."""
         picture = dataclasses.replace(images, reader=_EightBits(images.reader)).open(row)
-        return ImageOps.exif_transpose(picture) if self.upright else picture
+        return ImageOps.exif_transpose(picture) if self.exif_transpose else picture
 
     def __call__(self, picture: Image.Image) -> np.ndarray:
         """RGB picture -> uint8 (H, W, 3), H and W multiples of the patch. Raises BadImage where it is smaller than a patch."""
@@ -62,10 +62,10 @@ class Reading:
         """uint8 (H, W, 3) -> normalised (1, 3, H, W)."""
         import torch
 
-        return normalise(torch.from_numpy(np.array(pixels)).permute(2, 0, 1)[None], self.mean, self.std)
+        return normalize_images(torch.from_numpy(np.array(pixels)).permute(2, 0, 1)[None], self.mean, self.std)
 
 
-def reading_for(backbone: Backbone, image_size: int | str, upright: bool, transform: str = "auto") -> Reading:
+def figure_transform(backbone: Backbone, image_size: int | str, exif_transpose: bool, transform: str = "auto") -> FigureTransform:
     """How this network is shown pictures: `image_size` is a side, WIDTHxHEIGHT or `native`; colours are those of --transform."""
     if backbone.patch_size is None:
         raise ConfigError(f"{backbone.arch} has no patches to draw. Its readouts: {', '.join(backbone.config.readouts)}.")
@@ -75,7 +75,7 @@ def reading_for(backbone: Backbone, image_size: int | str, upright: bool, transf
     size = parse_size(image_size)
     if size and min(size) < backbone.patch_size:
         raise ConfigError(f"image size {image_size} is smaller than a patch of {backbone.patch_size}")
-    return Reading(size=size, patch=backbone.patch_size, upright=upright, mean=chosen.mean, std=chosen.std)
+    return FigureTransform(size=size, patch=backbone.patch_size, exif_transpose=exif_transpose, mean=chosen.mean, std=chosen.std)
 
 
 def parse_size(image_size: int | str) -> tuple[int, int] | None:

@@ -29,15 +29,15 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from dinoeval import distributed
 from dinoeval.data.images import ImageSet
-from dinoeval.data.transforms import CentralCrop, normalise
-from dinoeval.errors import ConfigError, DataError, DinoevalError, some
+from dinoeval.data.transforms import CenterCrop, normalize_images
+from dinoeval.errors import ConfigError, DataError, DinoevalError, join_names
 from dinoeval.files import expand, write_whole
 from dinoeval.models.backbone import Backbone, load
+from dinoeval.models.build import build_network
 from dinoeval.models.checkpoints import read_pickle, save_backbone, tensor_digest
-from dinoeval.models.networks import build_network
 from dinoeval.models.vit import init_linear
-from dinoeval.training.batches import AugmentedImages, CentredImages, Mixing, RepeatedOrder, collate, deal
-from dinoeval.training.recipes import FinetuneRecipe
+from dinoeval.training.finetune.batches import AugmentedImages, CenterCroppedImages, Mixing, RepeatedOrder, collate, deal
+from dinoeval.training.finetune.recipes import FinetuneRecipe
 
 CHECKPOINT, LOG, BACKBONE, HEAD = "checkpoint.pth", "log.txt", "backbone.safetensors", "head.safetensors"
 # DeiT's; the class token and positions by the names that they have in our networks and in timm's.
@@ -98,7 +98,7 @@ def trainable_copy(backbone: Backbone, drop_path: float) -> nn.Module:
     return network.requires_grad_(True)
 
 
-class Trainer:
+class FinetuneTrainer:
     """A classifier, its optimizer, schedule and average; `step` does one iteration."""
 
     def __init__(self, model: Classifier, recipe: FinetuneRecipe, device: torch.device, precision: str, forward_images: int) -> None:
@@ -182,7 +182,7 @@ class Trainer:
 
 
 def _in_parallel(model: nn.Module, device: torch.device) -> nn.Module:
-    if distributed.world() == 1:
+    if distributed.world_size() == 1:
         return model
     distributed.barrier()  # joins the processes
     if device.type != "cuda":
@@ -194,7 +194,7 @@ class Run:
     """One fine-tuning run: its batches, its folder, its log."""
 
     def __init__(
-        self, backbone: Backbone, train: ImageSet, val: ImageSet, recipe: FinetuneRecipe, transform: CentralCrop, settings: Settings,
+        self, backbone: Backbone, train: ImageSet, val: ImageSet, recipe: FinetuneRecipe, transform: CenterCrop, settings: Settings,
         precision: str,
     ) -> None:  # fmt: skip
         check_fits(train, val, recipe)
@@ -202,15 +202,15 @@ class Run:
         self.arch, self.classes, self.out = backbone.arch, train.classes, expand(settings.out) if settings.out else None
         torch.manual_seed(settings.seed)
         network = trainable_copy(backbone, recipe.drop_path)
-        parts = deal(recipe.train_batch_size, recipe.mixed_together, distributed.rank(), distributed.world())
+        parts = deal(recipe.train_batch_size, recipe.mixed_together, distributed.rank(), distributed.world_size())
         positions = np.concatenate([part for _, part in parts])
         forward_images = settings.forward_images or backbone.fast_batch(transform.crop, training=True)
-        self.trainer = Trainer(
+        self.trainer = FinetuneTrainer(
             Classifier(network, backbone.dim, len(train.classes), recipe.head_scale), recipe, self.device, precision, forward_images
         )
         self.order = RepeatedOrder(len(train), recipe, positions, settings.seed)
         self.mixing = Mixing(recipe, len(train.classes), parts, settings.seed)
-        workers = distributed.decoders(settings.workers, len(train), train.small)
+        workers = distributed.num_decoders(settings.workers, len(train), train.small)
         options: dict[str, Any] = {
             "collate_fn": collate, "num_workers": workers, "pin_memory": self.device.type == "cuda",
             "generator": torch.Generator(),  # its own: starting workers would otherwise draw from stochastic depth's
@@ -219,7 +219,7 @@ class Run:
         self.loader = DataLoader(pictures, batch_sampler=self.order, persistent_workers=workers > 0, **options)
         mine = list(distributed.shard(len(val)))
         # 4 times the images: nothing is kept for a gradient.
-        self.val_loader = DataLoader(CentredImages(val, transform), sampler=mine, batch_size=4 * forward_images, **options)
+        self.val_loader = DataLoader(CenterCroppedImages(val, transform), sampler=mine, batch_size=4 * forward_images, **options)
         self.facts = {
             "arch": backbone.arch, "weights": backbone.digest, "precision": precision, "seed": settings.seed, "transform": transform.id,
             "train images": train.fingerprint(), "val images": val.fingerprint(), "place and times of the files": [train.stamp, val.stamp],
@@ -263,23 +263,23 @@ class Run:
             total += self.trainer.step(*self.mixing(images, labels, epoch, step))
             bar.set_postfix(loss=f"{total / (step + 1):.3f}", refresh=False)
             bar.update()
-        loss = float(np.mean(distributed.gather(total))) / len(self.order)
+        loss = float(np.mean(distributed.all_gather(total))) / len(self.order)
         speed = len(self.order) * self.recipe.train_batch_size / (time.monotonic() - began)
         return {"train_loss": loss, "train_lr": rate, "images_per_second": speed}
 
     def evaluate(self) -> np.ndarray:
         """Predict for all images of the evaluation half, each process for its share: (Q, up to 5)."""
         model = self.trainer.model.eval()
-        for buffer in model.buffers() if distributed.world() > 1 else ():  # BatchNorm's statistics: those of the first process
+        for buffer in model.buffers() if distributed.world_size() > 1 else ():  # BatchNorm's statistics: those of the first process
             torch.distributed.broadcast(buffer, 0)
         share = []
         for batch in self.val_loader:
             images, _ = _sound(batch)
-            share.append(self.trainer.predict(normalise(images.to(self.device), self.transform.mean, self.transform.std)))
+            share.append(self.trainer.predict(normalize_images(images.to(self.device), self.transform.mean, self.transform.std)))
         width = min(5, len(self.classes))
         predictions = np.empty((len(self.val), width), np.int64)
-        for rank, part in enumerate(distributed.gather(np.concatenate(share) if share else np.empty((0, width), np.int64))):
-            predictions[rank :: distributed.world()] = part
+        for rank, part in enumerate(distributed.all_gather(np.concatenate(share) if share else np.empty((0, width), np.int64))):
+            predictions[rank :: distributed.world_size()] = part
         return predictions
 
     def _save(self) -> None:
@@ -323,7 +323,7 @@ class Run:
             self.trainer.restore(state)
             self.history = list(state["history"])
             _log.info("going on from %s after %d of %d epochs", path, len(self.history), self.recipe.epochs)
-        if len(set(distributed.gather(len(self.history)))) > 1:
+        if len(set(distributed.all_gather(len(self.history)))) > 1:
             raise ConfigError(f"the processes do not see the same {path}: put --out on a disk that they share")
 
 
@@ -333,7 +333,7 @@ def check_fits(train: ImageSet, val: ImageSet, recipe: FinetuneRecipe) -> None:
         if half.labels is None or half.multi_label:
             raise DataError(f"{half.name} ({half.split}) has {'several' if half.multi_label else 'no'} labels an image; finetune takes one")
     if len(train.classes) < 2:
-        raise DataError(f"{train.name} has one class only, {some(train.classes)}: there is nothing to tell apart")
+        raise DataError(f"{train.name} has one class only, {join_names(train.classes)}: there is nothing to tell apart")
     if len(train) < recipe.train_batch_size:
         raise ConfigError(
             f"the {len(train):,} training images make no batch of {recipe.train_batch_size}: lower --train-batch-size, "

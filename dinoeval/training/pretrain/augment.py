@@ -14,7 +14,7 @@ from torchvision.transforms.functional import InterpolationMode
 
 from dinoeval.data.images import ImageSet
 from dinoeval.errors import BadImage, DataError
-from dinoeval.training.presets import Recipe
+from dinoeval.training.pretrain.presets import Recipe
 
 
 class MultiCropAugmentation:

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score
 
-from dinoeval.maths.precision import average_precision, mean_average_precision
+from dinoeval.maths.average_precision import average_precision, mean_average_precision
 
 
 def slow_11_points(scores: list[float], present: list[bool]) -> float:
@@ -56,8 +56,8 @@ def test_without_an_image_there_is_no_precision_and_it_is_not_averaged():
     assert np.isnan(average_precision(np.empty(0), np.empty(0)))
     scores, labels = np.array([[3.0, 1], [2, 2], [1, 3]]), np.array([[0, 0], [1, 0], [0, 0]])
     found = mean_average_precision(scores, labels)
-    assert np.isnan(found.of_classes[1])
-    assert (found.of_classes[0], found.mean) == (0.5, 0.5)
+    assert np.isnan(found.per_class[1])
+    assert (found.per_class[0], found.mean) == (0.5, 0.5)
 
 
 def test_difficult_images_are_left_out_of_their_class_alone():
@@ -69,7 +69,7 @@ def test_difficult_images_are_left_out_of_their_class_alone():
     assert mean_average_precision(scores, np.maximum(labels, 0)).mean != found.mean
     for column in range(3):
         known = labels[:, column] >= 0
-        assert found.of_classes[column] == pytest.approx(average_precision_score(labels[known, column], scores[known, column]))
+        assert found.per_class[column] == pytest.approx(average_precision_score(labels[known, column], scores[known, column]))
 
 
 @pytest.mark.parametrize("area", ["exact", "11-point"])

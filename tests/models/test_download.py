@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from dinoeval.errors import CheckpointError
-from dinoeval.models import shelf
+from dinoeval.models import download
 from dinoeval.models.zoo import ZOO, Weights
 
 _buffer = io.BytesIO()
@@ -59,29 +59,29 @@ def weights(url: str, **facts) -> Weights:
 
 
 def test_a_download_is_kept_and_its_unknown_hash_recorded_and_checked_ever_after(host):
-    path = shelf.obtain(weights(f"{host}/a.pth"))
+    path = download.ensure_weights(weights(f"{host}/a.pth"))
     assert path.read_bytes() == CONTENT
     entry = json.loads((path.parent / "weights.lock").read_text())["some"]
     assert entry == {"url": f"{host}/a.pth", "sha256": hashlib.sha256(CONTENT).hexdigest(), "size": len(CONTENT)}
-    assert shelf.obtain(weights("http://127.0.0.1:9/a.pth")) == path  # no second download
+    assert download.ensure_weights(weights("http://127.0.0.1:9/a.pth")) == path  # no second download
     path.write_bytes(CONTENT[:-1] + b"!")
     with pytest.raises(CheckpointError, match=r"its sha256 is .*the one recorded .*weights\.lock"):
-        shelf.obtain(weights(f"{host}/a.pth"))
+        download.ensure_weights(weights(f"{host}/a.pth"))
 
 
 def test_a_download_of_another_hash_than_the_known_one_leaves_nothing(host):
     one = weights(f"{host}/a.pth", sha256="0" * 64)
     with pytest.raises(CheckpointError, match="the known is 0000"):
-        shelf.obtain(one)
-    assert [entry.name for entry in shelf.location(one).parent.iterdir()] == []
+        download.ensure_weights(one)
+    assert [entry.name for entry in download.local_path(one).parent.iterdir()] == []
 
 
 @pytest.mark.parametrize("name", ["cut.pth", "absent.pth", "unsized.pth", "page.pth"])
 def test_a_broken_download_names_address_and_place_and_leaves_nothing(host, name):
     one = weights(f"{host}/{name}")
     with pytest.raises(CheckpointError, match=name if name in ("unsized.pth", "page.pth") else f"{host}/{name}"):
-        shelf.obtain(one)
-    assert list(shelf.location(one).parent.iterdir()) == []  # nor is a hash of it recorded
+        download.ensure_weights(one)
+    assert list(download.local_path(one).parent.iterdir()) == []  # nor is a hash of it recorded
 
 
 def test_without_a_network_the_error_names_the_address_and_where_to_put_the_file(monkeypatch):
@@ -89,16 +89,16 @@ def test_without_a_network_the_error_names_the_address_and_where_to_put_the_file
         monkeypatch.setenv("DINOEVAL_OFFLINE", offline)
         one = weights("http://127.0.0.1:9/x/file.pth")
         with pytest.raises(CheckpointError) as caught:
-            shelf.obtain(one)
+            download.ensure_weights(one)
         assert "http://127.0.0.1:9/x/file.pth" in str(caught.value)
-        assert str(shelf.location(one)) in str(caught.value)
+        assert str(download.local_path(one)) in str(caught.value)
 
 
 def test_a_file_put_there_by_hand_is_taken():
     one = weights("http://127.0.0.1:9/hand.pth")
-    shelf.location(one).parent.mkdir(parents=True)
-    shelf.location(one).write_bytes(CONTENT)
-    assert shelf.obtain(one).read_bytes() == CONTENT
+    download.local_path(one).parent.mkdir(parents=True)
+    download.local_path(one).write_bytes(CONTENT)
+    assert download.ensure_weights(one).read_bytes() == CONTENT
 
 
 def test_the_table_is_complete_and_consistent():

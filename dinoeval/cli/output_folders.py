@@ -21,7 +21,7 @@ _FRAME = re.compile(r"\d{5}\.png")
 _OURS = re.compile(rf"(image|overlay|components|foreground)\.png|figure\.(png|pdf|svg)|{_NUMBERED.pattern}|{_FRAME.pattern}", re.IGNORECASE)
 
 
-def open_folder(out: str, images: Sequence[str]) -> Path:
+def create_output_folder(out: str, images: Sequence[str]) -> Path:
     """Make the folder that --out names. Raises ConfigError where it lies in one that is read."""
     folder = expand(out)
     if folder.exists() and not folder.is_dir():

@@ -35,7 +35,7 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def location(weights: Weights) -> Path:
+def local_path(weights: Weights) -> Path:
     """Say where the file of `weights` lies or would lie. The bundled one: inside the package, or in a source checkout."""
     if weights.url is not None:
         return weights_folder() / weights.filename
@@ -44,12 +44,12 @@ def location(weights: Weights) -> Path:
     return inside if inside.exists() else package.parent / "weights" / weights.filename
 
 
-def obtain(weights: Weights) -> Path:
+def ensure_weights(weights: Weights) -> Path:
     """Return the verified file of `weights`, downloading it first where it is not here.
 
     Raises CheckpointError where it cannot be had or its hash is not the known or recorded one.
     """
-    path = location(weights)
+    path = local_path(weights)
     if not path.exists():
         if weights.url is None:
             raise CheckpointError(f"the bundled checkpoint is missing: {path}. Install dinoeval again.")

@@ -17,17 +17,17 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from dinoeval.data.images import ImageSet
-from dinoeval.data.transforms import normalise
+from dinoeval.data.transforms import normalize_images
 from dinoeval.errors import ConfigError, DataError, DinoevalError
 from dinoeval.files import expand, write_whole
 from dinoeval.models.backbone import choose_device
 from dinoeval.models.checkpoints import read_pickle, save_backbone
 from dinoeval.models.vit import VisionTransformer, parse_architecture
-from dinoeval.training import schedules
-from dinoeval.training.augment import Crops, MultiCropAugmentation, collate
-from dinoeval.training.objectives import GLOBAL_VIEWS, DinoLoss
-from dinoeval.training.presets import Recipe
-from dinoeval.training.teacher import build_pair, clip_each, follow, parameter_groups
+from dinoeval.training.pretrain import schedules
+from dinoeval.training.pretrain.augment import Crops, MultiCropAugmentation, collate
+from dinoeval.training.pretrain.objectives import GLOBAL_VIEWS, DinoLoss
+from dinoeval.training.pretrain.presets import Recipe
+from dinoeval.training.pretrain.teacher import build_pair, clip_grad_per_tensor, parameter_groups, update_ema
 
 CHECKPOINT, LOG, BACKBONE = "checkpoint.pth", "log.txt", "teacher.safetensors"
 Probe = Callable[[VisionTransformer], float]
@@ -35,7 +35,7 @@ Precision = Literal["fp32", "bf16", "fp16"]
 _log = logging.getLogger(__name__)
 
 
-class Trainer:
+class DinoTrainer:
     """Two networks, the loss, the optimizer and the schedules of one run; `step` does one iteration."""
 
     def __init__(self, arch: str, recipe: Recipe, steps: int, device: torch.device, precision: Precision = "fp32") -> None:
@@ -72,13 +72,13 @@ class Trainer:
         self.scaler.scale(loss.value).backward()
         self.scaler.unscale_(self.optimizer)
         if self.recipe.clip_grad:
-            clip_each(self.student, self.recipe.clip_grad)
+            clip_grad_per_tensor(self.student, self.recipe.clip_grad)
         if epoch < self.recipe.freeze_last_layer:
             for parameter in self.student.head.last_layer.parameters():
                 parameter.grad = None  # not zero: AdamW would still decay it
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        follow(self.teacher, self.student, float(self.momentum[iteration]))
+        update_ema(self.teacher, self.student, float(self.momentum[iteration]))
         return {"loss": loss.value.item(), "teacher_entropy": loss.teacher_entropy, "kl": loss.kl}
 
     def state(self, epoch: int, args: dict[str, Any]) -> dict[str, Any]:
@@ -137,7 +137,7 @@ def train(
     if seed < 0 or workers < 0:
         raise ConfigError("seed and workers must be 0 or more")
     torch.manual_seed(seed)
-    trainer = Trainer(arch, recipe, steps, where, precision)
+    trainer = DinoTrainer(arch, recipe, steps, where, precision)
     args = {"arch": arch, "patch_size": parse_architecture(arch).patch_size, "seed": seed, "precision": precision,
             "images": images.fingerprint(), "recipe": json.loads(json.dumps(dataclasses.asdict(recipe)))}  # fmt: skip
     first = _resume(trainer, out, args)
@@ -165,7 +165,7 @@ def train(
     return final
 
 
-def _epoch(trainer: Trainer, crops: Crops, epoch: int, workers: int, seed: int) -> dict[str, float]:
+def _epoch(trainer: DinoTrainer, crops: Crops, epoch: int, workers: int, seed: int) -> dict[str, float]:
     crops.epoch = epoch
     torch.manual_seed(seed + 1 + epoch)  # stochastic depth; the order below has its own generator
     loader = DataLoader(
@@ -183,7 +183,7 @@ def _epoch(trainer: Trainer, crops: Crops, epoch: int, workers: int, seed: int) 
         for step, batch in enumerate(bar):
             if isinstance(batch, DataError):
                 raise batch
-            views = [normalise(view.to(trainer.device, non_blocking=True)) for view in batch]
+            views = [normalize_images(view.to(trainer.device, non_blocking=True)) for view in batch]
             for name, value in trainer.step(views, epoch * trainer.steps + step).items():
                 sums[name] = sums.get(name, 0.0) + value
             bar.set_postfix(loss=f"{sums['loss'] / (step + 1):.3f}")
@@ -198,7 +198,7 @@ def _warn_of_collapse(row: dict[str, float], out_dim: int) -> None:
         _log.warning("the teacher's entropy is 0: one prototype wins always, training has collapsed; raise --teacher-temp")
 
 
-def _resume(trainer: Trainer, out: Path, args: dict[str, Any]) -> int:
+def _resume(trainer: DinoTrainer, out: Path, args: dict[str, Any]) -> int:
     path = out / CHECKPOINT
     try:
         out.mkdir(parents=True, exist_ok=True)

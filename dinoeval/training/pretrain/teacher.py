@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from dinoeval.models.vit import VisionTransformer, VitConfig
-from dinoeval.training.head import DinoHead
-from dinoeval.training.presets import Recipe
+from dinoeval.training.pretrain.head import DinoHead
+from dinoeval.training.pretrain.presets import Recipe
 
 
 class MultiCrop(nn.Module):
@@ -38,7 +38,7 @@ def build_pair(config: VitConfig, recipe: Recipe) -> tuple[MultiCrop, MultiCrop]
 
 
 @torch.no_grad()
-def follow(teacher: nn.Module, student: nn.Module, momentum: float) -> None:
+def update_ema(teacher: nn.Module, student: nn.Module, momentum: float) -> None:
     """Move every parameter of the teacher, head and prototype lengths included: m * teacher + (1 - m) * student."""
     for slow, fast in zip(teacher.parameters(), student.parameters(), strict=True):
         slow.mul_(momentum).add_((1 - momentum) * fast)
@@ -54,7 +54,7 @@ def parameter_groups(student: nn.Module) -> list[dict]:
 
 
 @torch.no_grad()
-def clip_each(student: nn.Module, limit: float) -> None:
+def clip_grad_per_tensor(student: nn.Module, limit: float) -> None:
     """Scale down each parameter tensor's gradient, by itself, to norm `limit`; not the global norm."""
     for parameter in student.parameters():
         if parameter.grad is not None:

@@ -20,12 +20,12 @@ import dinoeval
 from dinoeval.data.images import in_memory, open_images
 from dinoeval.errors import ConfigError, DataError, DinoevalError
 from dinoeval.models.checkpoints import open_checkpoint, tensor_digest
-from dinoeval.training import loop, schedules
-from dinoeval.training.augment import Crops, MultiCropAugmentation
-from dinoeval.training.head import DinoHead
-from dinoeval.training.objectives import DinoLoss
-from dinoeval.training.presets import PRESETS, Recipe
-from dinoeval.training.teacher import build_pair, clip_each, follow, parameter_groups
+from dinoeval.training.pretrain import loop, schedules
+from dinoeval.training.pretrain.augment import Crops, MultiCropAugmentation
+from dinoeval.training.pretrain.head import DinoHead
+from dinoeval.training.pretrain.objectives import DinoLoss
+from dinoeval.training.pretrain.presets import PRESETS, Recipe
+from dinoeval.training.pretrain.teacher import build_pair, clip_grad_per_tensor, parameter_groups, update_ema
 
 SMALL = Recipe(
     epochs=3, batch_size=4, warmup_epochs=1, out_dim=32, hidden_dim=16, global_crop=16, local_crop=8, local_crops=2, lr=0.01, drop_path=0.1
@@ -55,7 +55,7 @@ def test_a_run_of_twenty_steps_follows_the_released_one(golden):
 
     recipe, steps = Recipe(**TRAINED), 5
     torch.manual_seed(3)
-    trainer = loop.Trainer("vit_ti16", recipe, steps, torch.device("cpu"))
+    trainer = loop.DinoTrainer("vit_ti16", recipe, steps, torch.device("cpu"))
     losses = []
     for iteration in range(4):  # all twenty take a minute; benchmarks/parity.py compares them and the teacher's weights
         draw = np.random.default_rng(iteration)
@@ -125,19 +125,19 @@ def test_groups_clipping_and_following():
     for parameter in student.parameters():
         parameter.grad = torch.ones_like(parameter)
     student.backbone.cls_token.grad.mul_(1e-3)
-    clip_each(student, 0.5)
+    clip_grad_per_tensor(student, 0.5)
     norms = {name: parameter.grad.norm().item() for name, parameter in student.named_parameters()}
     for name in ("backbone.pos_embed", "head.mlp.0.weight"):  # each by itself
         assert norms[name] == pytest.approx(0.5, rel=1e-3)
     assert norms["backbone.cls_token"] == pytest.approx(1e-3 * 96**0.5)
     with torch.no_grad():
         student.head.last_layer.weight_g.fill_(3.0)
-    follow(teacher, student, 0.75)
+    update_ema(teacher, student, 0.75)
     assert teacher.head.last_layer.weight_g.unique().tolist() == [1.5]  # 0.75 * 1 + 0.25 * 3
 
 
 def test_the_last_layer_is_frozen_without_decay_in_the_first_epochs():
-    trainer = loop.Trainer(TINY, dataclasses.replace(SMALL, norm_last_layer=False), 2, torch.device("cpu"))
+    trainer = loop.DinoTrainer(TINY, dataclasses.replace(SMALL, norm_last_layer=False), 2, torch.device("cpu"))
     crops = [torch.randn(4, 3, size, size) for size in (16, 16, 8, 8)]
     before = trainer.student.head.last_layer.weight_v.detach().clone()
     trainer.step(crops, 1)
@@ -204,7 +204,7 @@ def test_mistakes_are_explained(tmp_path, pictures):
         Recipe(epochs=3)
     with pytest.raises(ConfigError, match="local_scale must be two shares"):
         Recipe(local_scale=(0.4, 0.05))
-    trainer = loop.Trainer(TINY, SMALL, 2, torch.device("cpu"))
+    trainer = loop.DinoTrainer(TINY, SMALL, 2, torch.device("cpu"))
     with pytest.raises(DinoevalError, match=r"the loss became (nan|inf)"):
         trainer.step([torch.full((4, 3, 16, 16), float("nan"))] * 2, 0)
     (tmp_path / "set").mkdir()

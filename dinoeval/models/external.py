@@ -43,7 +43,7 @@ class Preprocessing:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class LibraryConfig:
+class ExternalConfig:
     """Describe a network of a library: its name there, and what can be read from it."""
 
     library: str
@@ -59,7 +59,7 @@ class LibraryConfig:
     """None for the paper's."""
 
 
-def is_library(arch: str) -> bool:
+def is_external(arch: str) -> bool:
     return arch in RELEASED or arch.startswith(TIMM)
 
 
@@ -72,7 +72,7 @@ def build(arch: str, *, drop_path: float = 0.0) -> nn.Module:
             raise ConfigError(_NO_DROP_PATH.format(arch))
         network: Any = torchvision.models.resnet50()
         network.fc = nn.Identity()
-        network.config = LibraryConfig(
+        network.config = ExternalConfig(
             library="torchvision", name=arch, dim=2048, patch_size=None, image_size=224, depth=1, readouts=_POOLED
         )  # fmt: skip
         return network
@@ -97,7 +97,7 @@ def build(arch: str, *, drop_path: float = 0.0) -> nn.Module:
     return network
 
 
-def _describe(network: Any, name: str, data: dict[str, Any], own: bool) -> LibraryConfig:
+def _describe(network: Any, name: str, data: dict[str, Any], own: bool) -> ExternalConfig:
     import timm
 
     embed = getattr(network, "patch_embed", None)
@@ -118,7 +118,7 @@ def _describe(network: Any, name: str, data: dict[str, Any], own: bool) -> Libra
         resize=math.floor(size / data["crop_pct"]), crop=size, interpolation=data["interpolation"],
         mean=tuple(data["mean"]), std=tuple(data["std"]), squash=data["crop_mode"] == "squash",
     )  # fmt: skip
-    return LibraryConfig(
+    return ExternalConfig(
         library="timm",
         name=name,
         dim=getattr(network, "head_hidden_size", None) or network.num_features,
@@ -194,7 +194,7 @@ def attention(network: Any, images: Tensor, queries: Sequence[int] | None) -> Te
     return logits.float().softmax(dim=-1)[..., kept]
 
 
-def published(network: Any) -> tuple[dict[str, Tensor], str]:
+def published_weights(network: Any) -> tuple[dict[str, Tensor], str]:
     """Return the weights that timm publishes for a network built by name, and where they come from.
 
     Raises CheckpointError where there are none, or they cannot be had.
@@ -217,7 +217,7 @@ def published(network: Any) -> tuple[dict[str, Tensor], str]:
         raise CheckpointError(f"the weights of 'timm/{name}' could not be fetched from {source}: {reason}. {by_hand}.") from error
 
 
-def to_library_names(network: Any, state: dict[str, Tensor]) -> dict[str, Tensor]:
+def to_external_names(network: Any, state: dict[str, Tensor]) -> dict[str, Tensor]:
     """Turn the released XCiT files' names into timm's, by timm's own rule; other files come back as they are."""
     import timm
 

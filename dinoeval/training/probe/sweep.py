@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from dinoeval import distributed
 from dinoeval.data.images import ImageSet
-from dinoeval.data.transforms import CentralCrop, RandomCrop, normalise
+from dinoeval.data.transforms import CenterCrop, RandomCrop, normalize_images
 from dinoeval.errors import BadImage, CheckpointError, ConfigError, DataError, DinoevalError
 from dinoeval.features.readout import Readout
 from dinoeval.files import write_whole
@@ -46,7 +46,7 @@ class Head:
     weight_decay: float
 
 
-class Source(Protocol):
+class FeatureSource(Protocol):
     """Where the features of training images come from."""
 
     @property
@@ -59,7 +59,7 @@ class Source(Protocol):
         ...
 
 
-class Rows(Protocol):
+class StoredFeatures(Protocol):
     """Features that were made before; `features.extract.Features` is such."""
 
     def take(self, positions: np.ndarray) -> np.ndarray: ...
@@ -69,7 +69,7 @@ class Rows(Protocol):
 class Cached:
     """Features of central crops that were made before: the same ones in every epoch."""
 
-    features: Mapping[str, Rows]
+    features: Mapping[str, StoredFeatures]
     """By readout."""
     rows: np.ndarray
     """Which row of the training set each feature is of, ascending."""
@@ -85,7 +85,7 @@ class Augmented:
     """Features of random crops, made anew in every epoch by one forward pass for all readouts."""
 
     def __init__(
-        self, backbone: Backbone, images: ImageSet, readouts: Sequence[Readout], transform: CentralCrop, *, seed: int,
+        self, backbone: Backbone, images: ImageSet, readouts: Sequence[Readout], transform: CenterCrop, *, seed: int,
         bad_images: str = "error", batch_size: int | None = None, workers: int | None = None,
     ) -> None:  # fmt: skip
         self.backbone, self.images, self.readouts, self.transform, self.seed = backbone, images, readouts, transform, seed
@@ -99,7 +99,7 @@ class Augmented:
         loader = DataLoader(
             _RandomCrops(self.images, RandomCrop(self.transform.crop), self.seed, epoch, [rows for _, rows in parts]),
             batch_size=None,
-            num_workers=distributed.decoders(self.workers, len(parts), self.images.small),
+            num_workers=distributed.num_decoders(self.workers, len(parts), self.images.small),
             pin_memory=self.backbone.device.type == "cuda",
         )
         gathered: list[tuple[dict[str, Tensor], np.ndarray]] = []
@@ -119,7 +119,7 @@ class Augmented:
         if not len(crops):
             widths = {readout.id: readout.row_shape(self.backbone.dim, (0, 0))[0] for readout in self.readouts}
             return {name: torch.empty(0, width, device=self.backbone.device) for name, width in widths.items()}
-        images = normalise(crops.to(self.backbone.device, non_blocking=True), self.transform.mean, self.transform.std)
+        images = normalize_images(crops.to(self.backbone.device, non_blocking=True), self.transform.mean, self.transform.std)
         layers, patches = max(readout.layers for readout in self.readouts), any(readout.patches for readout in self.readouts)
         tokens = self.backbone(images, layers=layers, patches=patches)
         return {readout.id: readout(tokens) for readout in self.readouts}
@@ -163,7 +163,7 @@ class _RandomCrops(Dataset):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Exam:
+class EvalSet:
     """Images that heads are scored on after every epoch; not trained on."""
 
     features: Mapping[str, np.ndarray]
@@ -209,9 +209,9 @@ class Sweep:
         for name, group in self.groups.items():
             self.losses[self.members[name]] += group.step(features[name].to(self.device), truth, schedule).double().cpu()
 
-    def ranks(self, exam: Exam) -> np.ndarray:
+    def ranks(self, exam: EvalSet) -> np.ndarray:
         """How many classes each head puts before the right one, (M, all heads); several processes share the images."""
-        mine = np.array_split(np.arange(len(exam.labels)), distributed.world())[distributed.rank()]
+        mine = np.array_split(np.arange(len(exam.labels)), distributed.world_size())[distributed.rank()]
         ranks = np.empty((len(mine), len(self.heads)), np.int64)
         for name, group in self.groups.items():
             step = max(1, _BLOCK_BYTES // (4 * exam.features[name].shape[1]))
@@ -220,7 +220,7 @@ class Sweep:
                 block = torch.from_numpy(exam.features[name][rows]).to(self.device)
                 truth = torch.from_numpy(exam.labels[rows]).to(self.device)
                 ranks[first : first + step, self.members[name]] = group.ranks(block, truth).cpu().numpy()
-        return np.concatenate(distributed.gather(ranks))
+        return np.concatenate(distributed.all_gather(ranks))
 
     def alive(self) -> np.ndarray:
         flags = np.empty(len(self.heads), bool)
@@ -228,7 +228,7 @@ class Sweep:
             flags[self.members[name]] = group.alive.cpu().numpy()
         return flags
 
-    def close_epoch(self, exams: Mapping[str, Exam], steps: int) -> dict[str, Any]:
+    def close_epoch(self, exams: Mapping[str, EvalSet], steps: int) -> dict[str, Any]:
         """Score all heads, remember the best, and go on to the next epoch; returns the row of the history."""
         for group in self.groups.values():
             group.stop_broken()
@@ -265,7 +265,9 @@ class Sweep:
         self.history, self.best, self.bad = state["history"], state["best"], state["bad"]
 
 
-def train_heads(sweep: Sweep, source: Source, rows: np.ndarray, exams: Mapping[str, Exam], out: Path, recipe: dict[str, Any]) -> None:
+def train_heads(
+    sweep: Sweep, source: FeatureSource, rows: np.ndarray, exams: Mapping[str, EvalSet], out: Path, recipe: dict[str, Any]
+) -> None:
     """Train all heads on `rows` of the training set to the last epoch, going on from what `out` holds of the same recipe.
 
     Under torchrun every process makes the features of its share of each batch; all then take the same step.
@@ -274,7 +276,7 @@ def train_heads(sweep: Sweep, source: Source, rows: np.ndarray, exams: Mapping[s
     if sweep.epoch < sweep.epochs:
         _announce(sweep, source, rows)
     saved = time.monotonic()
-    world, rank = distributed.world(), distributed.rank()
+    world, rank = distributed.world_size(), distributed.rank()
     for _ in range(sweep.epoch, sweep.epochs):
         steps = sweep.steps(rows)
         mine = [step[rank::world] for step in steps[sweep.step :]]
@@ -290,7 +292,7 @@ def train_heads(sweep: Sweep, source: Source, rows: np.ndarray, exams: Mapping[s
                 if time.monotonic() - saved > SAVE_SECONDS and sweep.step < len(steps) and world == 1:
                     _save(sweep, out, recipe)
                     saved = time.monotonic()
-        for bad in distributed.gather(source.bad):
+        for bad in distributed.all_gather(source.bad):
             sweep.bad |= bad
         row = sweep.close_epoch(exams, len(steps))
         _save(sweep, out, recipe)
@@ -301,13 +303,13 @@ def train_heads(sweep: Sweep, source: Source, rows: np.ndarray, exams: Mapping[s
 
 def _together(features: dict[str, Tensor], good: np.ndarray) -> tuple[dict[str, Tensor], np.ndarray]:
     """Put the shares of all processes together, in order of rank."""
-    if distributed.world() == 1:
+    if distributed.world_size() == 1:
         return features, good
-    shares = distributed.gather(({name: part.cpu() for name, part in features.items()}, good))
+    shares = distributed.all_gather(({name: part.cpu() for name, part in features.items()}, good))
     return {name: torch.cat([share[0][name] for share in shares]) for name in features}, np.concatenate([share[1] for share in shares])
 
 
-def _announce(sweep: Sweep, source: Source, rows: np.ndarray) -> None:
+def _announce(sweep: Sweep, source: FeatureSource, rows: np.ndarray) -> None:
     """Say how long it will take, by a few batches that are thrown away."""
     if not isinstance(source, Augmented):
         return
@@ -317,7 +319,7 @@ def _announce(sweep: Sweep, source: Source, rows: np.ndarray) -> None:
         done += len(good)
         if time.monotonic() - began > _REHEARSAL_SECONDS:
             break
-    images = len(rows) * (sweep.epochs - sweep.epoch) / distributed.world()
+    images = len(rows) * (sweep.epochs - sweep.epoch) / distributed.world_size()
     seconds = images * (time.monotonic() - began) / max(1, done)
     _log.info(
         "training %d heads for %d epochs of %d images: about %s", len(sweep.heads), sweep.epochs - sweep.epoch, len(rows), _words(seconds)
@@ -350,7 +352,7 @@ def _resume(sweep: Sweep, out: Path, recipe: dict[str, Any]) -> None:
         state = read_pickle(path) if path.exists() else None
     except CheckpointError as error:
         raise ConfigError(f"{error} Delete it to start anew, or choose another --out.") from error
-    if len(set(distributed.gather((state["epoch"], state["step"]) if state else None))) > 1:
+    if len(set(distributed.all_gather((state["epoch"], state["step"]) if state else None))) > 1:
         raise ConfigError(f"the processes do not see the same {path}: put --out on a disk that they share")
     if state is None:
         return

@@ -15,7 +15,7 @@ from dinoeval.features.partial import index_header
 _BLOCK_BYTES = 64 << 20
 
 
-class Rows:
+class VectorFile:
     """N x D float32 on disk. What was opened stays readable when the file is replaced or deleted."""
 
     def __init__(self, path: Path, num_rows: int, dim: int) -> None:
@@ -42,7 +42,7 @@ class Rows:
             yield self._map()[part] if numbers is None else self.take(numbers[part])
 
 
-def write_rows(path: Path, blocks: Iterable[np.ndarray], num_rows: int, dim: int) -> None:
+def write_vectors(path: Path, blocks: Iterable[np.ndarray], num_rows: int, dim: int) -> None:
     """Write blocks of normalised rows, num_rows x dim in all, to a file that FAISS reads, too."""
     written = 0
     with path.open("wb") as file:

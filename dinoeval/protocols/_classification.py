@@ -19,31 +19,31 @@ from dinoeval.environment import data_folder
 from dinoeval.errors import ConfigError
 from dinoeval.features.readout import Cls
 from dinoeval.files import expand
-from dinoeval.maths.precision import mean_average_precision
+from dinoeval.maths.average_precision import mean_average_precision
 from dinoeval.models.zoo import ZOO
 from dinoeval.results import Reference, Result, proportion_error
 from dinoeval.session import describe_data
 
 if TYPE_CHECKING:
     from dinoeval.features.extract import Features
-    from dinoeval.session import Half, Session
+    from dinoeval.session import Session, SplitRecord
 
 IMAGENET = {"train": 1_281_167, "val": 50_000, "classes": 1000}
 
 
 @dataclasses.dataclass(frozen=True)
-class Scored:
+class Scores:
     """The evaluation half, scored after training on one part of the training half."""
 
     metrics: dict[str, float]
     errors: dict[str, float]
     """Standard errors of the metrics that come from the number of images that were scored."""
     samples: dict[str, list] = dataclasses.field(default_factory=dict)
-    of_classes: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    per_class: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
     """(C,) percent, by metric, where images may be of several classes; NaN for a class without an image."""
 
 
-def choose_data(data: str | None, arch: str) -> tuple[str, list[str]]:
+def resolve_dataset(data: str | None, arch: str) -> tuple[str, list[str]]:
     """Settle the data set where none was named: ImageNet if it is there, else the digits, with a line that says so."""
     if data is not None:
         return data, ["digits are a demonstration; no published number goes with them"] if data == "digits" else []
@@ -56,7 +56,7 @@ def choose_data(data: str | None, arch: str) -> tuple[str, list[str]]:
     return "digits", [note]
 
 
-def published(
+def published_rows(
     paper: Mapping[str, Reference], session: Session, sizes: Mapping[str, int], reasons: Sequence[tuple[bool, str]]
 ) -> tuple[list[Reference], str | None]:
     """Find the published number for this network on ImageNet-1k, or say why there is none.
@@ -79,7 +79,7 @@ def published(
     return [paper[name]], None
 
 
-def published_of_part(low_shot: Mapping[str, Mapping[int, float]], session: Session, images: int) -> list[str]:
+def published_of_subset(low_shot: Mapping[str, Mapping[int, float]], session: Session, images: int) -> list[str]:
     """Tell what Table 10 has for so many training images of ImageNet, by network and number of images.
 
     It does not say which images those are, so that its numbers are no references. SimCLR's lists name as many.
@@ -94,7 +94,7 @@ def _name(session: Session) -> str:
     return backbone.provenance.name if backbone.provenance.name in ZOO else backbone.arch
 
 
-def training_parts(images: ImageSet, subset: str | None, seeds: int) -> list[np.ndarray]:
+def training_subsets(images: ImageSet, subset: str | None, seeds: int) -> list[np.ndarray]:
     """The rows to train on, one array a run: all, those that a list names, or a percentage drawn by the seeds 0, 1, ..."""
     if subset is None:
         return [np.arange(len(images))]
@@ -107,7 +107,7 @@ def training_parts(images: ImageSet, subset: str | None, seeds: int) -> list[np.
     return parts
 
 
-def open_labelled(name: str) -> tuple[ImageSet, ImageSet]:
+def open_labeled(name: str) -> tuple[ImageSet, ImageSet]:
     """Open both halves of a set, of at least two classes."""
     train, val = open_splits(name)
     require_classes(train)
@@ -115,7 +115,7 @@ def open_labelled(name: str) -> tuple[ImageSet, ImageSet]:
     return train, val
 
 
-def part_features(session: Session, train: ImageSet, parts: Sequence[np.ndarray], val: ImageSet) -> tuple[list[Features], Features]:
+def extract_subsets(session: Session, train: ImageSet, parts: Sequence[np.ndarray], val: ImageSet) -> tuple[list[Features], Features]:
     """The [CLS] features of each part of the training half, by way of the whole where the parts are as large, and of the other."""
     if sum(map(len, parts)) >= len(train):
         whole = session.features(train, Cls())
@@ -135,12 +135,12 @@ def labels_of(images: ImageSet) -> np.ndarray:
     return images.labels
 
 
-def score_predictions(predictions: np.ndarray, truth: np.ndarray, suffix: str = "") -> Scored:
+def score_predictions(predictions: np.ndarray, truth: np.ndarray, suffix: str = "") -> Scores:
     """Count labels (Q,) that are the first, or among the first five, of predictions (Q, R)."""
     correct = predictions[:, :5] == truth[:, None]
     hits = {f"top1{suffix}": correct[:, 0], f"top5{suffix}": correct.any(1)}
     metrics = {metric: 100 * float(right.mean()) for metric, right in hits.items()}
-    return Scored(
+    return Scores(
         metrics=metrics,
         errors={metric: proportion_error(value, len(truth)) for metric, value in metrics.items()},
         samples={
@@ -150,23 +150,23 @@ def score_predictions(predictions: np.ndarray, truth: np.ndarray, suffix: str = 
     )
 
 
-def score_classes(scores: np.ndarray, labels: np.ndarray, suffix: str = "") -> Scored:
+def score_classes(scores: np.ndarray, labels: np.ndarray, suffix: str = "") -> Scores:
     """Mean average precision of scores (Q, C) for labels (Q, C), by the exact area and by VOC 2007's."""
     found = {
         f"mAP{suffix}": mean_average_precision(scores, labels),
         f"mAP_11point{suffix}": mean_average_precision(scores, labels, "11-point"),
     }
-    return Scored(
+    return Scores(
         metrics={metric: 100 * precision.mean for metric, precision in found.items()},
         errors={metric: 100 * precision.error for metric, precision in found.items()},
-        of_classes={metric: 100 * precision.of_classes for metric, precision in found.items()},
+        per_class={metric: 100 * precision.per_class for metric, precision in found.items()},
     )
 
 
-def merged(scored: Sequence[Scored]) -> Scored:
+def merge_scores(scored: Sequence[Scores]) -> Scores:
     """The scores of several settings after one training, as one."""
-    fields = ({name: value for one in scored for name, value in getattr(one, field.name).items()} for field in dataclasses.fields(Scored))
-    return Scored(*fields)
+    fields = ({name: value for one in scored for name, value in getattr(one, field.name).items()} for field in dataclasses.fields(Scores))
+    return Scores(*fields)
 
 
 def sizes_of(train: Features, val: Features) -> dict[str, int]:
@@ -174,7 +174,7 @@ def sizes_of(train: Features, val: Features) -> dict[str, int]:
     return {"train": len(train), "val": len(val), "classes": len(train.images.classes)}
 
 
-def mean_of_runs(runs: Sequence[Mapping[str, float]], count: int) -> tuple[dict[str, float], dict[str, float], dict[str, float]]:
+def average_runs(runs: Sequence[Mapping[str, float]], count: int) -> tuple[dict[str, float], dict[str, float], dict[str, float]]:
     """Average the metrics of runs on several subsets: means, their standard errors, deviations between the runs; percent.
 
     A standard error joins that of a proportion of `count` images and that of a mean over the runs. One run has no deviation.
@@ -193,13 +193,13 @@ def _averaged(runs: Sequence[Mapping[str, float]], own: Mapping[str, float]) -> 
     return means, errors, deviations
 
 
-def result_of(
+def classification_result(
     protocol: str,
     version: int,
     config: Any,
     session: Session,
     name: str,
-    halves: Mapping[str, Features | Half],
+    halves: Mapping[str, Features | SplitRecord],
     settled: Mapping[str, Any] | None = None,
     **rest: Any,
 ) -> Result:
@@ -217,7 +217,7 @@ def result_of(
     )
 
 
-def result_of_parts(
+def subset_result(
     protocol: str,
     version: int,
     config: Any,
@@ -225,7 +225,7 @@ def result_of_parts(
     name: str,
     trains: Sequence[Features],
     val: Features,
-    runs: Sequence[Scored],
+    runs: Sequence[Scores],
     *,
     total: int,
     paper: Mapping[str, Reference],
@@ -244,17 +244,17 @@ def result_of_parts(
     subset, sizes = config.train_subset, sizes_of(trains[0], val)
     drawn = subset is not None and isinstance(parse_subset(subset), float)
     part = subset if drawn or subset is None else expand(subset).name  # wherever the list lies
-    references, why_not = published(paper, session, sizes | {"train": total} if subset else sizes, reasons)
+    references, why_not = published_rows(paper, session, sizes | {"train": total} if subset else sizes, reasons)
     told = []
     if subset:
         told.append(f"trained on {len(trains[0]):,} of {total:,} images ({part})" + _seeds(len(runs)))
-        told += [] if why_not else published_of_part(low_shot, session, len(trains[0]))
+        told += [] if why_not else published_of_subset(low_shot, session, len(trains[0]))
         references, why_not = [], why_not or "a part of ImageNet was trained on, and the paper does not name the images of its parts"
     own = {metric: statistics.fmean(run.errors[metric] for run in runs) for metric in runs[0].metrics}
     means, errors, deviations = _averaged([run.metrics for run in runs], own)
     labels = labels_of(val.images)
     named = [np.flatnonzero(marks == 1).tolist() for marks in labels] if val.images.multi_label else labels.tolist()
-    return result_of(
+    return classification_result(
         protocol,
         version,
         config,

@@ -127,7 +127,7 @@ _KNOWN_AS = {
 }  # fmt: skip
 
 
-def choose(preset: str, data: str) -> tuple[str, FinetuneRecipe]:
+def get_finetune_recipe(preset: str, data: str) -> tuple[str, FinetuneRecipe]:
     """Look a preset up, `auto` by the name of the data set; raises ConfigError with what exists."""
     if preset == "auto":
         name = re.sub(r"\.[ct]sv$|[^a-z0-9]", "", Path(data).name.lower())

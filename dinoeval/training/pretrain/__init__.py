@@ -1,0 +1,1 @@
+"""Self-supervised pretraining with DINO, step by step as the released code does it."""

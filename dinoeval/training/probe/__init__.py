@@ -1,0 +1,1 @@
+"""Training of linear classifiers on frozen features."""
