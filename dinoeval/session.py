@@ -1,15 +1,19 @@
-"""Session: the backbone, the cache and the way data are read; the one thing a protocol is handed."""
+"""Session: the backbone, the feature cache and how images are read; everything a protocol is given besides its options."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-import functools
+import time
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from dinoeval import distributed
 from dinoeval.environment import describe_machine
 from dinoeval.errors import ConfigError
+from dinoeval.models.zoo import identify
+from dinoeval.results import Result, Scores
 
 if TYPE_CHECKING:
     import numpy as np
@@ -24,39 +28,47 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SessionConfig:
-    """What every protocol needs: which network, and how images are read."""
+    """Options that all protocols share: which network, and how images are read."""
 
     arch: str | None = None
-    """Architecture, such as vit_s8, vit_ti4_32, resnet50, xcit_small_12_p8 or timm/<name>; by default the one the weights name, or the
-    bundled demonstration."""
+    """Architecture, such as vit_s8, vit_ti4_32, resnet50, xcit_small_12_p8 or timm/NAME (default: the one that the weights name, or
+    the bundled demonstration)."""
     weights: str | None = None
-    """A file, a name that `dinoeval models` lists, or `random`; by default the released weights of --arch."""
+    """File, model name from `dinoeval models`, or `random` (default: the released weights of --arch)."""
     key: Literal["teacher", "student"] = "teacher"
-    """Which network of a full checkpoint."""
+    """Network to load from a full checkpoint."""
     device: str = "auto"
-    """auto, cpu, cuda, cuda:1, mps."""
+    """auto, cpu, cuda, cuda:1 or mps."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    """Only fp32 is compared with published numbers."""
+    """Forward-pass precision. Published scores are shown only for fp32."""
     transform: str = "auto"
-    """auto (a timm network's own, else the paper's), dino (the paper's), or dino:RESIZE/CROP as in dino:256/224."""
+    """auto (the transform of a timm model, else the paper's), dino (the paper's), or dino:RESIZE/CROP such as dino:256/224."""
     bad_images: Literal["error", "skip"] = "error"
-    """What to do about images that cannot be read."""
+    """Unreadable images are an error that lists them, or are skipped and reported."""
     batch_size: int | None = None
-    """Images a forward pass; by default as many as are fast."""
+    """Images per forward pass (default: chosen for the device)."""
     workers: int | None = None
-    """Processes that decode images; by default one a core, none for small sets."""
+    """Data-loading processes (default: one per core; 0 for small datasets)."""
     cache: str | None = None
-    """Folder of the feature cache; by default $DINOEVAL_CACHE, or one of the user's cache."""
+    """Feature cache (default: $DINOEVAL_CACHE, else the user cache directory)."""
 
     def __post_init__(self) -> None:
         if self.batch_size is not None and self.batch_size < 1:
-            raise ConfigError(f"batch size must be 1 or more: {self.batch_size}")
+            raise ConfigError(f"--batch-size must be at least 1, got {self.batch_size}")
         if self.workers is not None and self.workers < 0:
-            raise ConfigError(f"workers must be 0 or more: {self.workers}")
+            raise ConfigError(f"--workers must be at least 0, got {self.workers}")
 
 
 class Session:
-    """A loaded backbone and what it is used with. Opening one loads the weights."""
+    """A loaded backbone with the cache and the transform it is used with.
+
+    Args:
+        config: The options. Without `backbone`, its weights are loaded.
+        backbone: A backbone that is loaded already; `arch`, `weights`, `key`, `device` and `precision` of `config` are then unused.
+
+    Raises:
+        DinoevalError: If the weights or the options cannot be used.
+    """
 
     def __init__(self, config: SessionConfig, backbone: Backbone | None = None) -> None:
         from dinoeval.data.transforms import parse_transform
@@ -73,9 +85,20 @@ class Session:
     def features(
         self, images: ImageSet, readout: Readout, rows: np.ndarray | None = None, *, transform: Transform | None = None
     ) -> Features:
-        """The features of `images`, or of some `rows` of them, from the cache or made now, by the session's transform or another.
+        """Return the features of images, from the cache or extracted now.
 
-        A part is taken from the whole where that is in the cache; otherwise only the part is made.
+        Args:
+            images: The image set.
+            readout: How tokens become vectors.
+            rows: Row numbers (n,) of a part of the images; by default all. A part is taken from the features of the
+                whole set if those are cached; otherwise only the part is extracted.
+            transform: Another transform than the session's.
+
+        Returns:
+            Features of the images that can be read, in order.
+
+        Raises:
+            DataError: If an image cannot be read and --bad-images is `error`.
         """
         from dinoeval.features.extract import extract, is_cached
 
@@ -97,16 +120,34 @@ class Session:
         )
 
     def normalization(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        """Mean and deviation of the session's transform, for protocols that resize in their own way; refuses --transform dino:R/C."""
+        """Return the mean and standard deviation of the session's transform, for protocols that resize in their own way.
+
+        Raises:
+            ConfigError: If --transform names a resize and a crop, which such a protocol does not use.
+        """
         if self.config.transform not in ("auto", "dino"):
-            raise ConfigError(f"this protocol resizes in its own way: leave out --transform {self.config.transform}, use --image-size")
+            raise ConfigError(f"--transform {self.config.transform} does not apply: this protocol resizes by --image-size")
         return self.transform.mean, self.transform.std
 
+    def record(self, protocol: str, version: int, config: Any) -> RunRecord:
+        """Start the record of a run, from which its Result is made.
+
+        Args:
+            protocol: Name of the protocol.
+            version: Its VERSION.
+            config: Its Config, a dataclass.
+
+        Returns:
+            A record whose clock starts now.
+        """
+        return RunRecord(self, protocol, version, config)
+
     def describe_backbone(self) -> dict[str, Any]:
-        """The part of a Result that tells which network was scored."""
+        """Return the metadata of the scored network, as a Result holds it."""
         backbone, source = self.backbone, self.backbone.provenance
         return {
             "arch": backbone.arch,
+            "network": identify(source.name, backbone.digest),
             "weights": source.name,
             "layout": source.layout,
             "key": source.key,
@@ -116,14 +157,10 @@ class Session:
             "device": str(backbone.device),
         }
 
-    @functools.cached_property
-    def machine(self) -> dict[str, str]:
-        return describe_machine()
-
 
 @dataclasses.dataclass(frozen=True)
 class SplitRecord:
-    """One half of a data set of which no features were kept: its images, and those of them that could not be read."""
+    """The images of one split without cached features, and those of them that could not be read."""
 
     images: ImageSet
     bad: list[dict[str, Any]]
@@ -132,18 +169,88 @@ class SplitRecord:
         return len(self.images)
 
 
-def describe_data(name: str, **halves: Features | SplitRecord) -> dict[str, Any]:
-    """The part of a Result that tells which images were used."""
+@dataclasses.dataclass
+class RunRecord:
+    """What a protocol notes while it runs. `result` assembles the Result; nothing else does.
+
+    Examples:
+        A protocol's `run` in outline:
+
+            record = session.record("texture", VERSION, config)
+            with record.stage("open"):
+                train, val = open_splits(data)
+            record.use_data(data, train=train_features, val=val_features)
+            return record.result(Scores(metrics={"top1": 97.3}, standard_errors={}))
+    """
+
+    session: Session
+    protocol: str
+    version: int
+    config: Any
+    data_name: str = ""
+    splits: dict[str, Features | SplitRecord] = dataclasses.field(default_factory=dict)
+    resolved: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """Options whose value was determined during the run; they replace those of `config` in the Result."""
+    details: dict[str, Any] = dataclasses.field(default_factory=dict)
+    notes: list[str] = dataclasses.field(default_factory=list)
+    seconds: dict[str, float] = dataclasses.field(default_factory=dict)
+    transform: str | None = None
+    """Id of the transform that was used, if it is not the session's."""
+    started: float = dataclasses.field(default_factory=time.monotonic)
+
+    @contextlib.contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Add the wall-clock time of the block to the seconds of stage `name`."""
+        started = time.monotonic()
+        try:
+            yield
+        finally:
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.monotonic() - started
+
+    def use_data(self, name: str, /, **splits: Features | SplitRecord) -> None:
+        """Note the dataset and the splits that the scores are about.
+
+        Args:
+            name: What the user called the dataset.
+            **splits: By name, such as `train` and `val`.
+        """
+        self.data_name = name
+        self.splits |= splits
+
+    def result(self, scores: Scores, *, backbone: Mapping[str, Any] | None = None) -> Result:
+        """Assemble the Result.
+
+        Args:
+            scores: What was measured.
+            backbone: Metadata in place of the session's backbone, for scores that no network of the session made.
+
+        Returns:
+            The Result of the run.
+        """
+        self.seconds["total"] = time.monotonic() - self.started
+        return Result(
+            **{field.name: getattr(scores, field.name) for field in dataclasses.fields(Scores)},
+            protocol=self.protocol,
+            version=self.version,
+            config={**dataclasses.asdict(self.config), "data": self.data_name, **self.resolved},
+            backbone=dict(backbone) if backbone is not None else self.session.describe_backbone(),
+            data={
+                "name": str(Path(self.data_name)),
+                **{name: _describe_split(split) for name, split in self.splits.items()},
+            },
+            transform=self.transform or self.session.transform.id,
+            machine=describe_machine(),
+            seconds=dict(self.seconds),
+            details=self.details,
+            notes=self.notes,
+        )
+
+
+def _describe_split(split: Features | SplitRecord) -> dict[str, Any]:
     return {
-        "name": str(Path(name)),
-        **{
-            half: {
-                "split": features.images.split,
-                "fingerprint": features.images.fingerprint(),
-                "images": len(features),
-                "classes": len(features.images.classes),
-                "bad_images": [bad["path"] for bad in features.bad],
-            }
-            for half, features in halves.items()
-        },
+        "split": split.images.split,
+        "fingerprint": split.images.fingerprint(),
+        "images": len(split),
+        "classes": len(split.images.classes),
+        "bad_images": [bad["path"] for bad in split.bad],
     }

@@ -14,11 +14,16 @@ def models() -> int:
     """List released weights: name, architecture, kind, published k-NN and linear top-1 on ImageNet, readouts, and where the file lies."""
     from dinoeval.models.build import readouts_of
     from dinoeval.models.download import local_path
-    from dinoeval.models.zoo import ZOO
+    from dinoeval.models.zoo import FULL, ZOO
+    from dinoeval.paper.rows import printed_values
 
+    published = printed_values("knn", "top1@20"), printed_values("linear", "top1_best_on_val")
     print(f"{'name':<26}{'arch':<20}{'kind':<17}{'k-NN':>6}{'linear':>8}  {'readouts':<33}file")
     for row in ZOO.values():
-        scores = [f"{row.published[name]:.1f}" if name in row.published else "-" for name in ("knn", "linear")]
+        network = row.name.removesuffix(FULL).removesuffix("_linear")
+        scores = [f"{values[network]:.1f}" if network in values else "-" for values in published]
+        if row.kind == "linear head":
+            scores[0] = "-"
         path = local_path(row)
         where = str(path) if path.exists() else f"not here: dinoeval models fetch {row.name}"
         readouts = "-" if row.kind == "linear head" else " ".join(readouts_of(row.arch))

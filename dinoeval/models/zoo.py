@@ -7,13 +7,14 @@ publishes no checksums; `sha256` is filled only where independent third parties 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 from typing import Literal
 
 from dinoeval.errors import ConfigError, unknown
 
 HOST = "https://dl.fbaipublicfiles.com/dino/"
 BUNDLED = "vit_digits"
+FULL = "_full"
+"""Suffix of the names of full checkpoints: the same backbone as the file without it."""
 Kind = Literal["backbone", "full checkpoint", "linear head"]
 
 
@@ -27,12 +28,12 @@ class Weights:
     url: str | None
     """None for the checkpoint that travels inside the package."""
     kind: Kind = "backbone"
-    licence: str = "Apache-2.0"
+    license: str = "Apache-2.0"
     sha256: str | None = None
     size: int | None = None
     """Bytes, where known."""
-    published: Mapping[str, float] = dataclasses.field(default_factory=dict)
-    """Top-1 in percent on ImageNet-1k val: `knn` at k = 20, `linear`."""
+    tensor_digest: str | None = None
+    """Digest of the backbone's tensors (`models.checkpoints.tensor_digest`), where known."""
     source: str = "README of facebookresearch/dino"
     note: str = ""
 
@@ -43,36 +44,34 @@ class Weights:
 
 def _released() -> list[Weights]:
     rows = []
-    families = [  # name, architecture, folder, file stem, k-NN, linear, kinds of file that were released
-        ("vit_s16", "vit_s16", "dino_deitsmall16_pretrain", "dino_deitsmall16", 74.5, 77.0),
-        ("vit_s8", "vit_s8", "dino_deitsmall8_pretrain", "dino_deitsmall8", 78.3, 79.7),
-        ("vit_b16", "vit_b16", "dino_vitbase16_pretrain", "dino_vitbase16", 76.1, 78.2),
-        ("vit_b8", "vit_b8", "dino_vitbase8_pretrain", "dino_vitbase8", 77.4, 80.1),
-        ("resnet50", "resnet50", "dino_resnet50_pretrain", "dino_resnet50", 67.5, 75.3),
-        ("xcit_small_12_p16", "xcit_small_12_p16", "dino_xcit_small_12_p16_pretrain", "dino_xcit_small_12_p16", 76.0, 77.8),
-        ("xcit_small_12_p8", "xcit_small_12_p8", "dino_xcit_small_12_p8_pretrain", "dino_xcit_small_12_p8", 77.1, 79.2),
-        ("xcit_medium_24_p16", "xcit_medium_24_p16", "dino_xcit_medium_24_p16_pretrain", "dino_xcit_medium_24_p16", 76.4, 78.8),
-        ("xcit_medium_24_p8", "xcit_medium_24_p8", "dino_xcit_medium_24_p8_pretrain", "dino_xcit_medium_24_p8", 77.9, 80.3),
-    ]  # fmt: skip
+    families = {  # architecture, which is also the model name -> stem of the file names
+        "vit_s16": "dino_deitsmall16",
+        "vit_s8": "dino_deitsmall8",
+        "vit_b16": "dino_vitbase16",
+        "vit_b8": "dino_vitbase8",
+        "resnet50": "dino_resnet50",
+        "xcit_small_12_p16": "dino_xcit_small_12_p16",
+        "xcit_small_12_p8": "dino_xcit_small_12_p8",
+        "xcit_medium_24_p16": "dino_xcit_medium_24_p16",
+        "xcit_medium_24_p8": "dino_xcit_medium_24_p8",
+    }
     known = {  # users' mirrors that name this address agree on it
         "vit_b16": ("bf34ad0f424b9029b593e8dc3ed553bf26e88bcba0d32bf3e62a6209cb64c85e", 343_242_485),
     }
-    for name, arch, folder, stem, knn, linear in families:
+    for name, stem in families.items():
         sha256, size = known.get(name, (None, None))
-        published = {"knn": knn, "linear": linear}
-        rows.append(Weights(name=name, arch=arch, url=f"{HOST}{folder}/{stem}_pretrain.pth", published=published, sha256=sha256, size=size))
-        rows.append(
+        address = f"{HOST}{stem}_pretrain/{stem}"
+        rows += [
+            Weights(name=name, arch=name, url=f"{address}_pretrain.pth", sha256=sha256, size=size),
             Weights(
-                name=f"{name}_full", arch=arch, url=f"{HOST}{folder}/{stem}_pretrain_full_checkpoint.pth", kind="full checkpoint",
-                published=published, note="student, teacher, optimizer",
-            )
-        )  # fmt: skip
-        rows.append(
-            Weights(
-                name=f"{name}_linear", arch=arch, url=f"{HOST}{folder}/{stem}_linearweights.pth", kind="linear head",
-                published={"linear": linear},
-            )
-        )  # fmt: skip
+                name=f"{name}{FULL}",
+                arch=name,
+                url=f"{address}_pretrain_full_checkpoint.pth",
+                kind="full checkpoint",
+                note="student, teacher, optimizer",
+            ),
+            Weights(name=f"{name}_linear", arch=name, url=f"{address}_linearweights.pth", kind="linear head"),
+        ]
     return rows
 
 
@@ -87,11 +86,11 @@ _OTHERS = [
         source="README and eval_image_retrieval.py", note="trained on Google Landmarks v2: retrieval only",
     ),
     Weights(
-        name="vit_s16_vanilla_100ep", arch="vit_s16", kind="full checkpoint", published={"knn": 69.3, "linear": 74.0},
+        name="vit_s16_vanilla_100ep", arch="vit_s16", kind="full checkpoint",
         url=f"{HOST}example_runs_logs/dino_vanilla_vitsmall16_checkpoint.pth", source="README; issue 148",
     ),
     Weights(
-        name="vit_s16_boosted_300ep", arch="vit_s16", kind="full checkpoint", published={"knn": 73.3, "linear": 76.0},
+        name="vit_s16_boosted_300ep", arch="vit_s16", kind="full checkpoint",
         url=f"{HOST}example_runs_logs/dino_boost_vitsmall16_checkpoint.pth", source="README; issue 148",
     ),
     Weights(
@@ -105,6 +104,7 @@ _OTHERS = [
     Weights(
         name=BUNDLED, arch="vit_xs8_16", url=None, source="weights/vit_digits.md",
         sha256="6b17084b6e55b350942c57e4b085db7160124c2883b6139b697a724c39d559eb",
+        tensor_digest="dff1957d514b8af2b1b3935b11f98db24325d2eec57f1218be9e790e51690fd5",
         note="demonstration: trained on scikit-learn's digits, travels with the package",
     ),
 ]  # fmt: skip
@@ -113,7 +113,42 @@ ZOO: dict[str, Weights] = {row.name: row for row in (*_OTHERS[-1:], *_released()
 
 
 def get_weights(name: str) -> Weights:
-    """Look a name up; raises ConfigError with a suggestion."""
+    """Return the released weights of a name.
+
+    Args:
+        name: A model name, as `dinoeval models` lists it.
+
+    Returns:
+        The row of the table.
+
+    Raises:
+        ConfigError: If the name is unknown, with the nearest known name.
+    """
     if name not in ZOO:
-        raise ConfigError(unknown("weights", name, ZOO))
+        raise ConfigError(unknown("model name", name, ZOO))
     return ZOO[name]
+
+
+def identify(source: str, digest: str) -> str | None:
+    """Return the model name of a network, decided once for all protocols.
+
+    A network is known by the digest of its tensors, or by the name under which its weights were obtained and verified. A
+    file of unknown tensors has no model name, whatever the file is called.
+
+    Args:
+        source: Where the weights came from, as `Provenance.name`: a model name, `timm/NAME`, a path or `random`.
+        digest: Digest of the tensors.
+
+    Returns:
+        The model name without the suffix of full checkpoints or the tag of timm; None if the tensors are unknown.
+
+    Examples:
+        >>> identify("vit_s16_full", "0" * 64), identify("vit_s16.pth", "0" * 64)
+        ('vit_s16', None)
+    """
+    for weights in ZOO.values():
+        if weights.tensor_digest == digest:
+            return weights.name.removesuffix(FULL)
+    if source in ZOO:
+        return source.removesuffix(FULL)
+    return source.split(".")[0] if source.startswith("timm/") else None

@@ -1,6 +1,6 @@
-"""What retrieval and copy detection share: vectors, whitening, distractors, the spread of scores, what a Result says.
+"""What retrieval, copy detection and the other protocols with per-query scores share: descriptors, whitening, bootstrap errors.
 
-Q queries, N database rows, D dims.
+Q queries, N database images, D dims.
 """
 
 from __future__ import annotations
@@ -8,7 +8,6 @@ from __future__ import annotations
 import dataclasses
 import logging
 import math
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,165 +22,179 @@ from dinoeval.maths.bootstrap import DRAWS, LEVEL, SEED, BootstrapEstimate, boot
 from dinoeval.maths.neighbors import l2_normalize
 from dinoeval.maths.ranks import count_closer_distractors
 from dinoeval.maths.whitening import Whitening, learn_whitening
-from dinoeval.models.zoo import ZOO
-from dinoeval.results import Result
-from dinoeval.session import describe_data
+from dinoeval.results import Scores
 
 if TYPE_CHECKING:
     from dinoeval.data.images import ImageSet
     from dinoeval.data.transforms import Transform
     from dinoeval.features.extract import Features
     from dinoeval.features.readout import Readout
-    from dinoeval.session import Session
+    from dinoeval.session import RunRecord
 
 _log = logging.getLogger(__name__)
 
 
-def resolve_root(data: str | None, inside: str, wanted: str) -> Path:
-    """The folder that was named, or $DINOEVAL_DATA/<inside>; raises ConfigError where there is neither."""
+def resolve_root(data: str | None, name: str, expected: str) -> Path:
+    """Return the folder of a dataset: the one that --data names, or $DINOEVAL_DATA/NAME.
+
+    Args:
+        data: What the user passed.
+        name: Folder below $DINOEVAL_DATA; empty for $DINOEVAL_DATA itself.
+        expected: What --data takes, for the message.
+
+    Raises:
+        ConfigError: If neither exists.
+    """
     root = data_folder()
     if data is not None:
         return expand(data)
-    if root is not None and (root / inside).is_dir():
-        return root / inside
-    raise ConfigError(f"no data were named and there is no $DINOEVAL_DATA{'/' + inside if inside else ''}: give --data, {wanted}")
+    if root is not None and (root / name).is_dir():
+        return root / name
+    raise ConfigError(f"no dataset: $DINOEVAL_DATA{'/' + name if name else ''} does not exist; pass --data, {expected}")
 
 
-def open_image_folder(folder: str | None, kind: str) -> ImageSet | None:
-    """The images of an optional folder, as a set called `kind`."""
+def open_image_folder(folder: str | None, option: str) -> ImageSet | None:
+    """Open the images of an optional folder as a split that is named like its option.
+
+    Args:
+        folder: What the user passed, or None.
+        option: Name of the option without dashes, such as `distractors`.
+
+    Raises:
+        DataError: If the folder does not exist or holds no image.
+    """
     if folder is None:
         return None
     if not expand(folder).is_dir():
-        raise DataError(f"there is no folder {folder}, which --{kind} names")
-    return dataclasses.replace(open_images(folder), split=kind)
+        raise DataError(f"--{option} {folder}: the folder does not exist")
+    return dataclasses.replace(open_images(folder), split=option)
+
+
+def folder_names(config: Any) -> dict[str, str]:
+    """Return the names of the folders that --distractors and --whitening name, without where they are stored."""
+    return {option: Path(value).name for option in ("distractors", "whitening") if (value := getattr(config, option))}
 
 
 @dataclasses.dataclass
 class Descriptors:
-    """Makes the vectors that are compared, by one readout and transform, and keeps what was extracted and how long it took."""
+    """Extracts the vectors that are compared, with one readout and transform, and adds what it did to the record of the run."""
 
-    session: Session
+    record: RunRecord
     readout: Readout
     transform: Transform
-    features: dict[str, Features] = dataclasses.field(default_factory=dict)
-    seconds: dict[str, float] = dataclasses.field(default_factory=dict)
     whitening: Whitening | None = None
-    notes: list[str] = dataclasses.field(default_factory=list)
 
-    def extract(self, kind: str, images: ImageSet) -> Features:
-        """The features of `images`; they go into the Result as `kind`."""
-        features = self.session.features(images, self.readout, transform=self.transform)
-        self.features[kind], self.seconds[f"{kind} features"] = features, features.seconds
+    def __post_init__(self) -> None:
+        self.record.transform = self.transform.id
+
+    def extract(self, split: str, images: ImageSet) -> Features:
+        """Return the features of images and note them in the record as a split.
+
+        Args:
+            split: Name in the Result, such as `queries`.
+            images: The image set.
+        """
+        features = self.record.session.features(images, self.readout, transform=self.transform)
+        self.record.splits[split] = features
+        self.record.seconds[f"{split} features"] = features.seconds
         return features
 
-    def learn_whitening(self, images: ImageSet, centred: bool) -> None:
-        """Whiten all vectors from now on by what the features of `images` say."""
-        if len(images) < 2:
-            raise DataError(f"whitening cannot be learned from {len(images)} image; the paper used 20,000")
-        features = self.extract("whitening", images)
-        dims = int(np.prod(features.entry.row_shape))
-        if len(features) < 2:
-            raise DataError(f"whitening cannot be learned from {len(features)} image that can be read; the paper used 20,000")
-        if len(features) < dims:
-            note = f"whitening is learned from {len(features):,} images, fewer than the {dims:,} dims: it stretches what it has not seen"
-            _log.warning(note)
-            self.notes.append(note)
-        with np.errstate(divide="ignore", invalid="ignore"):
-            self.whitening = learn_whitening(features.blocks(), centred)
-        if not np.isfinite(self.whitening.projection).all():
-            raise DataError(f"whitening cannot be learned from {images.name}: its images have the same features")
+    def learn_whitening(self, images: ImageSet, center: bool) -> None:
+        """Learn a whitening from the features of images and apply it to all descriptors from now on.
 
-    def of(self, features: Features) -> np.ndarray:
-        """Rows (N, D), whitened where that was learned, of length 1."""
+        Args:
+            images: At least two images.
+            center: Whether to use the covariance about the mean.
+
+        Raises:
+            DataError: If the images do not determine a whitening.
+        """
+        features = self.extract("whitening", images) if len(images) >= 2 else None
+        if features is None or len(features) < 2:
+            count = len(images) if features is None else len(features)
+            raise DataError(f"--whitening {images.name} has {count} readable image: at least 2 are needed, the paper used 20,000")
+        dims = int(np.prod(features.entry.row_shape))
+        if len(features) < dims:
+            note = f"the whitening is learned from {len(features):,} images, fewer than its {dims:,} dimensions: it stretches the others"
+            _log.warning(note)
+            self.record.notes.append(note)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            self.whitening = learn_whitening(features.blocks(), center)
+        if not np.isfinite(self.whitening.projection).all():
+            raise DataError(f"--whitening {images.name}: all images have the same features, which determine no whitening")
+
+    def matrix(self, features: Features) -> np.ndarray:
+        """Return L2-normalized descriptors (N, D) float32, whitened if a whitening was learned."""
         return np.concatenate(list(self.blocks(features)))
 
     def blocks(self, features: Features) -> Iterator[np.ndarray]:
-        """The same in blocks of bounded size."""
+        """Yield the same descriptors in blocks of bounded size."""
         for block in features.blocks():
             yield l2_normalize(self.whitening(block) if self.whitening else block)
 
     def compare(self, queries: Features, database: Features, distractors: ImageSet | None) -> tuple[np.ndarray, np.ndarray | None]:
-        """Cosines (Q, N) of queries and database, and how many distractors are closer (Q, N) where there are any."""
-        strangers = self.extract("distractors", distractors) if distractors else None
-        began = time.monotonic()
-        vectors = self.of(queries)
-        cosines = vectors @ self.of(database).T
-        closer = count_closer_distractors(vectors, cosines, self.blocks(strangers)) if strangers else None
-        self.seconds["comparison"] = time.monotonic() - began
+        """Compare queries with a database and count the distractors in between.
+
+        Args:
+            queries: Features of Q images.
+            database: Features of N images.
+            distractors: More database images, none of which is correct for any query.
+
+        Returns:
+            Cosines (Q, N) float32; and how many distractors are closer to the query than each database image, (Q, N)
+            int64, or None without distractors.
+        """
+        others = self.extract("distractors", distractors) if distractors else None
+        with self.record.stage("comparison"):
+            vectors = self.matrix(queries)
+            cosines = vectors @ self.matrix(database).T
+            closer = count_closer_distractors(vectors, cosines, self.blocks(others)) if others else None
         return cosines, closer
 
 
-def network_name(session: Session) -> str:
-    """What published numbers of this network go by: a name of the zoo, or what timm publishes, without its tag.
-
-    A file goes by the released file's name that it has, and otherwise by its own: one architecture has several rows here.
-    """
-    source = session.backbone.provenance.name
-    names = {row.filename: row.name for row in ZOO.values()}
-    name = source if source in ZOO else names.get(Path(source).name, source)
-    return name.removesuffix("_full").split(".")[0] if name.startswith("timm/") else name.removesuffix("_full")
-
-
-def common_requirements(session: Session, published: bool, bad: bool) -> list[tuple[bool, str]]:
-    """What keeps any score of these protocols from being compared with the paper's, each with whether it holds."""
-    backbone = session.backbone
-    return [
-        (backbone.provenance.random, "the weights are random"),
-        (not published, f"no score of this protocol is published for {network_name(session)}"),
-        (backbone.precision != "fp32", f"the precision is {backbone.precision}, the paper's fp32"),
-        (backbone.provenance.key == "student", "the student was scored, the paper scores the teacher"),
-        (bad, "images that cannot be read were left out"),
-    ]
-
-
-def first_reason(reasons: Sequence[tuple[bool, str]]) -> str | None:
-    """The reasons that hold, as one sentence; None where none does."""
-    return "; ".join(reason for holds, reason in reasons if holds) or None
-
-
 def bootstrap_metrics(outcomes: Mapping[str, np.ndarray]) -> dict[str, BootstrapEstimate]:
-    """The mean of each metric's outcomes (Q,), fractions, over the queries that have one; in percent. Without any: left out."""
+    """Average the outcomes of each metric over the queries that have one.
+
+    Args:
+        outcomes: Fractions (Q,) by metric, NaN for queries that do not count.
+
+    Returns:
+        Means in percent with bootstrap errors, by metric; metrics without an outcome are left out.
+    """
     scored = {metric: values[~np.isnan(values)] for metric, values in outcomes.items()}
     return {metric: bootstrap_mean(100 * values) for metric, values in scored.items() if len(values)}
 
 
-def ranking_result(
-    protocol: str,
-    version: int,
-    config: Any,
-    vectors: Descriptors,
-    name: str,
+def query_scores(
+    record: RunRecord,
     outcomes: Mapping[str, np.ndarray],
-    queries: Sequence[str],
+    names: Sequence[str],
     *,
-    settled: Mapping[str, Any],
-    notes: Sequence[str],
-    **rest: Any,
-) -> Result:
-    """A Result of outcomes by metric, (Q,) fractions, NaN for queries that are not counted; `rest` are fields of Result."""
-    spreads = bootstrap_metrics(outcomes)
-    session = vectors.session
-    folders = {key: Path(value).name for key in ("distractors", "whitening") if (value := getattr(config, key))}
-    lacking = [metric for metric in outcomes if metric not in spreads]
-    return Result(
-        protocol=protocol,
-        version=version,
-        metrics={metric: spread.mean for metric, spread in spreads.items()},
-        standard_errors={metric: spread.error for metric, spread in spreads.items() if spread.error is not None},
-        config={**dataclasses.asdict(config), **folders, "data": name, **settled},
-        backbone=session.describe_backbone(),
-        data=describe_data(name, **vectors.features),
-        transform=vectors.transform.id,
-        machine=session.machine,
-        notes=[
-            *notes,
-            *vectors.notes,
-            f"errors, and the {LEVEL:.0%} from low to high, are of {DRAWS:,} draws of the queries with replacement, seed {SEED}",
-            *([f"without a query that has a right image, and left out: {', '.join(lacking)}"] if lacking else []),
-        ],
-        samples={
-            "path": list(queries),
-            **{metric: [None if math.isnan(one) else one for one in values.tolist()] for metric, values in outcomes.items()},
-        },
-        **rest,
+    unit: str = "queries",
+    table: Sequence[dict[str, Any]] = (),
+) -> Scores:
+    """Make scores of outcomes per query, with bootstrap errors, and note in the record how the errors were computed.
+
+    Args:
+        record: The record of the run.
+        outcomes: Fractions (Q,) by metric, NaN for queries that do not count.
+        names: The Q names of the queries.
+        unit: What the Q items are, for the note.
+        table: More rows for the Result.
+    """
+    estimates = bootstrap_metrics(outcomes)
+    if estimates:
+        record.notes.append(f"standard errors and {LEVEL:.0%} intervals are from {DRAWS:,} bootstrap samples of the {unit}, seed {SEED}")
+    if missing := [metric for metric in outcomes if metric not in estimates]:
+        record.notes.append(f"left out, because none of the {unit} counts: {', '.join(missing)}")
+    return Scores(
+        metrics={metric: estimate.mean for metric, estimate in estimates.items()},
+        standard_errors={metric: estimate.error for metric, estimate in estimates.items() if estimate.error is not None},
+        table=list(table),
+        samples={"path": list(names), **{metric: [known(one) for one in values.tolist()] for metric, values in outcomes.items()}},
     )
+
+
+def known(value: float) -> float | None:
+    """Return a number, or None for NaN, which JSON cannot hold."""
+    return None if math.isnan(value) else value

@@ -1,25 +1,24 @@
-"""Copy detection on Copydays (Table 4): find the original of each attacked picture, among distractors.
+"""Copy detection on Copydays (Table 4): find the original of each attacked image, among distractors.
 
-The final-norm [CLS] token of the last block and the generalised mean (p = 4) of its patch tokens, side by side; whitened
-by what another set of images says; L2-normalised; originals and distractors ranked by cosine. Pictures are squashed to a
-square with PIL's bicubic filter. The score is the mean over the strong copies of the average precision, by trapezoids,
-of the first 20 places: a copy whose original comes first scores 1, second 0.25, beyond the twentieth 0. Source:
-eval_copy_detection.py of facebookresearch/dino; the paper names neither the power, the square, the cut nor the
-uncentred covariance of the whitening.
+The descriptor is the final-norm [CLS] token of the last block, concatenated with the generalized mean (p = 4) of its patch
+tokens; whitened by statistics of another image set; L2-normalized. Originals and distractors are ranked by cosine. Images
+are resized to a square without keeping the aspect ratio (PIL, bicubic). The score is the mean over the strong copies of the
+average precision, by trapezoids, of the first 20 ranks: a copy whose original comes first scores 1, second 0.25, beyond the
+twentieth 0. Source: eval_copy_detection.py of facebookresearch/dino; the paper names neither the power, the square, the
+cutoff nor the uncentered covariance of the whitening.
 
-Beside it stands the same over the whole ranking (`mAP_full_strong`); the table has both for every block.
+`mAP_full_strong` is the same over the whole ranking; the table has both for every block.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
-import time
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dinoeval.data.copydays import BLOCKS, ORIGINAL, PUBLISHED, STRONG, Copydays, open_copydays
+from dinoeval.data.copydays import BLOCKS, ORIGINAL, STRONG, Copydays, open_copydays
 from dinoeval.data.transforms import CenterCrop
 from dinoeval.errors import ConfigError, DataError
 from dinoeval.features.readout import ClsGem
@@ -27,14 +26,11 @@ from dinoeval.maths.ranks import order_of, positive_ranks, trapezoid_precision
 from dinoeval.protocols._instances import (
     Descriptors,
     bootstrap_metrics,
-    common_requirements,
-    first_reason,
-    network_name,
+    folder_names,
     open_image_folder,
-    ranking_result,
+    query_scores,
     resolve_root,
 )
-from dinoeval.results import Reference
 
 if TYPE_CHECKING:
     from dinoeval.features.extract import Features
@@ -42,14 +38,7 @@ if TYPE_CHECKING:
     from dinoeval.session import Session
 
 VERSION = 1
-PAPER_POWER, PAPER_TOP = 4.0, 20
-PAPER_DISTRACTORS, PAPER_WHITENING = 10_000, 20_000
-SIZES = {"timm/deit_base_patch16_224": 224, "vit_b16": 224, "vit_b8": 320}
-"""Image sizes of Table 4's rows."""
-PAPER = {
-    name: Reference(metric=f"mAP_{STRONG}", value=value, decimals=1, source="Table 4")
-    for name, value in {"timm/deit_base_patch16_224": 76.4, "vit_b16": 81.7, "vit_b8": 85.5}.items()
-}
+GEM_POWER, AP_CUTOFF = 4.0, 20  # eval_copy_detection.py
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -57,136 +46,116 @@ class Config:
     """Copy detection on Copydays."""
 
     data: str | None = None
-    """The folder that holds original/, strong/, jpegqual/ and crops/; by default $DINOEVAL_DATA/copydays."""
+    """Folder that holds original/, strong/, jpegqual/ and crops/ (default: $DINOEVAL_DATA/copydays)."""
     distractors: str | None = None
-    """A folder of images that are added to the originals; the paper's are 10,000 of YFCC100M."""
+    """Folder of images to add to the originals; the paper uses 10,000 of YFCC100M (default: none)."""
     whitening: str | None = None
-    """A folder of images to learn the whitening from; the paper's are 20,000 others of YFCC100M."""
+    """Folder of images to learn the whitening from; the paper uses 20,000 others of YFCC100M (default: none)."""
     center_whitening: bool = False
-    """Whiten by the covariance about the mean; the paper's scores come from an uncentred one."""
+    """Whiten by the covariance about the mean; the paper uses an uncentered one."""
     image_size: int | None = None
-    """Pictures are squashed to a square of so many pixels; by default 320, and 224 for networks of 16-pixel patches, as in Table 4."""
-    gem_p: float = PAPER_POWER
-    """The power of the generalised mean."""
-    top: int = PAPER_TOP
-    """Only so many first places count; mAP_full_strong counts all."""
+    """Side in pixels of the square that images are resized to, without keeping the aspect ratio (default: 224 for networks with 16-pixel
+    patches, else 320, as in Table 4)."""
+    gem_p: float = GEM_POWER
+    """Power of the generalized mean."""
+    ap_cutoff: int = AP_CUTOFF
+    """Ranks that count in average precision; mAP_full_strong counts all."""
 
 
 def run(config: Config, session: Session) -> Result:
-    """Search the original of every picture; mean average precision of each block, in percent.
+    """Search for the original of every image.
 
-    The metrics are mAP_BLOCK, of which the paper has mAP_strong, and mAP_full_strong.
+    Args:
+        config: The options.
+        session: The backbone and how images are read.
+
+    Returns:
+        A Result with `mAP_BLOCK` for each block, of which the paper reports `mAP_strong`, and `mAP_full_strong`, in percent.
+
+    Raises:
+        ConfigError: If an option is out of range.
+        DataError: If the dataset cannot be used.
     """
-    began = time.monotonic()
-    size = _settle(config, session)
-    transform = CenterCrop(size, size, "bicubic", *session.normalization(), squash=True)
-    root = resolve_root(config.data, "copydays", "the folder that holds original/ and strong/")
-    opened = open_copydays(root, allow_missing=session.config.bad_images == "skip")
-    strangers, whitening = open_image_folder(config.distractors, "distractors"), open_image_folder(config.whitening, "whitening")
-    vectors = Descriptors(session, ClsGem(config.gem_p), transform, seconds={"open": time.monotonic() - began})
-    images = vectors.extract("images", opened.images)
+    record = session.record("copydays", VERSION, config)
+    with record.stage("open"):
+        size = _image_size(config, session)
+        transform = CenterCrop(size, size, "bicubic", *session.normalization(), squash=True)
+        root = resolve_root(config.data, "copydays", "the folder that holds original/ and strong/")
+        opened = open_copydays(root, allow_missing=session.config.bad_images == "skip")
+        distractors = open_image_folder(config.distractors, "distractors")
+        whitening = open_image_folder(config.whitening, "whitening")
+    record.use_data(str(root))
+    record.resolved |= {"image_size": size, **folder_names(config)}
+    record.details["block_images"] = {block: len(rows) for block, rows in opened.blocks.items()}
+    record.notes += _notes(opened)
+    descriptors = Descriptors(record, ClsGem(config.gem_p), transform)
+    images = descriptors.extract("images", opened.images)
     if whitening:
-        vectors.learn_whitening(whitening, config.center_whitening)
+        descriptors.learn_whitening(whitening, config.center_whitening)
     originals = images.pick(opened.blocks[ORIGINAL])
     if not len(originals):
         raise DataError(f"no original of {root} can be read")
-    cosines, closer = vectors.compare(images, originals, strangers)
-    outcomes, table = _of_blocks(*score_copies(cosines, closer, opened.scenes[images.rows], opened.scenes[originals.rows], config.top),
-                                 images, opened)  # fmt: skip
-    reason, notes = _comparable(config, session, vectors, opened, size)
-    return ranking_result(
-        "copydays",
-        VERSION,
-        config,
-        vectors,
-        str(root),
-        outcomes,
-        images.images.paths,
-        settled={"image_size": size},
-        notes=notes,
-        references=[] if reason else [PAPER[network_name(session)]],
-        not_comparable=reason,
-        table=table,
-        seconds={**vectors.seconds, "total": time.monotonic() - began},
-    )
+    cosines, closer = descriptors.compare(images, originals, distractors)
+    precisions = score_copies(cosines, closer, opened.scenes[images.rows], opened.scenes[originals.rows], config.ap_cutoff)
+    outcomes, table = _by_block(*precisions, images, opened)
+    return record.result(query_scores(record, outcomes, images.images.paths, table=table))
 
 
-def _settle(config: Config, session: Session) -> int:
-    """Check the options; the image size."""
+def _image_size(config: Config, session: Session) -> int:
+    """Check the options and return the image size."""
     if config.image_size is not None and config.image_size < 1:
-        raise ConfigError(f"image size must be 1 or more: {config.image_size}")
+        raise ConfigError(f"--image-size must be at least 1, got {config.image_size}")
     if not 0 < config.gem_p < math.inf:
-        raise ConfigError(f"the power of the generalised mean must be above 0, and a number: {config.gem_p}")
-    if config.top < 1:
-        raise ConfigError(f"top must be 1 or more: {config.top}")
+        raise ConfigError(f"--gem-p must be a positive number, got {config.gem_p}")
+    if config.ap_cutoff < 1:
+        raise ConfigError(f"--ap-cutoff must be at least 1, got {config.ap_cutoff}")
     if config.center_whitening and config.whitening is None:
-        raise ConfigError("--center-whitening is about --whitening, which is left out")
-    return config.image_size or SIZES.get(network_name(session)) or (224 if session.backbone.patch_size == 16 else 320)
+        raise ConfigError("--center-whitening requires --whitening")
+    return config.image_size or (224 if session.backbone.patch_size == 16 else 320)
 
 
 def score_copies(
-    cosines: np.ndarray, closer: np.ndarray | None, scenes: np.ndarray, originals: np.ndarray, top: int
+    cosines: np.ndarray, closer: np.ndarray | None, scenes: np.ndarray, originals: np.ndarray, cutoff: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Average precision (Q,) of the first `top` places, and of all, as fractions.
+    """Return the average precision of every image, of the first `cutoff` ranks and of all ranks.
 
-    `cosines` (Q, N) to the originals, `closer` (Q, N) as from closer_strangers, `scenes` (Q,), `originals` (N,) their scenes.
-    A scene whose original could not be read is not found.
+    Args:
+        cosines: (Q, N) of images and originals.
+        closer: (Q, N) number of distractors closer than each original, or None.
+        scenes: (Q,) scene of each image.
+        originals: (N,) scene of each original.
+        cutoff: Ranks that count, at least 1.
+
+    Returns:
+        Two arrays (Q,) of fractions; 0 if the original of a scene could not be read.
     """
     order = order_of(cosines)
     cut, full = np.zeros((2, len(cosines)))
     for query, scene in enumerate(scenes):
         ranks = positive_ranks(order[query], np.flatnonzero(originals == scene), (), None if closer is None else closer[query])
-        cut[query], full[query] = trapezoid_precision(ranks[ranks < top], 1), trapezoid_precision(ranks, 1)
+        cut[query], full[query] = trapezoid_precision(ranks[ranks < cutoff], 1), trapezoid_precision(ranks, 1)
     return cut, full
 
 
-def _of_blocks(cut: np.ndarray, full: np.ndarray, images: Features, opened: Copydays) -> tuple[dict[str, np.ndarray], list[dict[str, Any]]]:
-    """Outcomes by metric, NaN for the pictures of other blocks, strong first; and a row of a table for each block."""
+def _by_block(cut: np.ndarray, full: np.ndarray, images: Features, opened: Copydays) -> tuple[dict[str, np.ndarray], list[dict[str, Any]]]:
+    """Return outcomes by metric, NaN for images of other blocks, strong first; and one table row per block."""
     outcomes, table = {}, []
     for block in (block for block in (STRONG, *BLOCKS[:1], *BLOCKS[2:]) if block in opened.blocks):
         inside = np.isin(images.rows, opened.blocks[block])
         outcomes[f"mAP_{block}"] = np.where(inside, cut, np.nan)
         if block == STRONG:
             outcomes["mAP_full_strong"] = np.where(inside, full, np.nan)
-        spreads = bootstrap_metrics({"mAP": cut[inside], "mAP_full": full[inside]})
         row: dict[str, Any] = {"block": block, "images": int(inside.sum())}
-        for metric, spread in spreads.items():
-            row |= {metric: spread.mean, f"{metric} low": spread.low, f"{metric} high": spread.high}
+        for metric, estimate in bootstrap_metrics({"mAP": cut[inside], "mAP_full": full[inside]}).items():
+            row |= {metric: estimate.mean, f"{metric} low": estimate.low, f"{metric} high": estimate.high}
         table.append(row)
     return outcomes, table
 
 
-def _comparable(config: Config, session: Session, vectors: Descriptors, opened: Copydays, size: int) -> tuple[str | None, list[str]]:
-    """Why the published number cannot be compared with, or None; and what is to be known of this run."""
-    name = network_name(session)
+def _notes(opened: Copydays) -> list[str]:
     notes = []
     if absent := [block for block in BLOCKS if block not in opened.blocks]:
-        notes.append(f"blocks that are not there: {', '.join(absent)}")
+        notes.append(f"missing blocks: {', '.join(absent)}")
     if opened.missing:
-        notes.append(f"images that are not there: {', '.join(opened.missing)}")
-    counts = {block: len(rows) for block, rows in opened.blocks.items()}
-    reasons = [
-        *_sets(vectors),
-        (counts[ORIGINAL] != PUBLISHED[ORIGINAL] or counts[STRONG] != PUBLISHED[STRONG], f"the published set has {PUBLISHED[ORIGINAL]} "
-         f"originals and {PUBLISHED[STRONG]} strong copies, this one {counts[ORIGINAL]} and {counts[STRONG]}"),
-        (name in SIZES and size != SIZES[name], f"images were of {size} pixels, the paper's of {SIZES.get(name)}"),
-        (config.gem_p != PAPER_POWER, f"the power of the generalised mean is {config.gem_p:g}, the paper's {PAPER_POWER:g}"),
-        (config.top != PAPER_TOP, f"the first {config.top} places count, the paper's first {PAPER_TOP}"),
-        (config.center_whitening, "the covariance of the whitening is centred, the paper's is not"),
-        *common_requirements(session, name in PAPER, any(one.bad for one in vectors.features.values())),
-    ]  # fmt: skip
-    reason = first_reason(reasons)
-    if not reason:
-        notes.append("which images of YFCC100M the paper used is not known of these folders: only their numbers are the same")
-    return reason, notes
-
-
-def _sets(vectors: Descriptors) -> list[tuple[bool, str]]:
-    """Whether distractors and the whitening set are there, and as many as the paper's."""
-    reasons = []
-    for kind, wanted in (("distractors", PAPER_DISTRACTORS), ("whitening", PAPER_WHITENING)):
-        number = len(vectors.features[kind]) if kind in vectors.features else 0
-        what = {"distractors": "distractors", "whitening": "images to learn the whitening from"}[kind]
-        told = f"there are {number:,} {what}" if number else f"no {what} were given (--{kind})"
-        reasons.append((number != wanted, f"{told}, the paper has {wanted:,}"))
-    return reasons
+        notes.append(f"missing images: {', '.join(opened.missing)}")
+    return notes

@@ -1,12 +1,12 @@
-"""Label propagation on DAVIS (Table 5): the objects of the first frame are carried through a video by patch tokens alone.
+"""Label propagation on DAVIS (Table 5): the objects of the first frame are propagated through a video by patch tokens alone.
 
-Frames at 480 pixels, their long side cut to a multiple of 64; final-norm patch tokens, L2-normalised; every token takes
-the labels of the 5 tokens most like it, with weight exp(cosine / 0.1), among those at most 12 rows and columns away in
-the first frame and in the last 7. Source: eval_video_segmentation.py of facebookresearch/dino; the paper only says that
-it follows Jabri et al., whose code has other values.
+Frames have a short side of 480 pixels; their long side is cut to a multiple of 64. Patch tokens pass the final norm and are
+L2-normalized. Each token averages the labels of the 5 most similar tokens, with weight exp(cosine / 0.1), among those at
+most 12 rows and columns away in the first frame and in the previous 7. Source: eval_video_segmentation.py of
+facebookresearch/dino; the paper only says that it follows Jabri et al., whose code has other values.
 
-Region similarity J and contour accuracy F are those of davis2017-evaluation, semi-supervised: first and last frame left
-out, void counted as background, and the mean is over the objects of all sequences, not over sequences.
+Region similarity J and contour accuracy F are those of davis2017-evaluation, semi-supervised: the first and the last frame
+do not count, void counts as background, and the mean is over the objects of all sequences, not over sequences.
 """
 
 from __future__ import annotations
@@ -20,31 +20,23 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from dinoeval import distributed
-from dinoeval.data.davis import PUBLISHED, Video, open_davis
+from dinoeval.data.davis import Video, open_davis
 from dinoeval.data.images import from_files
 from dinoeval.data.masks import read_mask
 from dinoeval.errors import ConfigError, DataError, join_names
 from dinoeval.files import expand
-from dinoeval.maths.bootstrap import DRAWS, SEED
-from dinoeval.protocols._instances import bootstrap_metrics, common_requirements, first_reason, network_name, resolve_root
-from dinoeval.results import Reference, Result
-from dinoeval.session import SplitRecord, describe_data
+from dinoeval.protocols._instances import known, query_scores, resolve_root
+from dinoeval.results import Result, Scores
+from dinoeval.session import SplitRecord
 
 if TYPE_CHECKING:
     from dinoeval.data.frames import FrameTransform
-    from dinoeval.session import Session
+    from dinoeval.session import RunRecord, Session
     from dinoeval.video import PropagationConfig
 
 VERSION = 1
 METRICS = ("J&F", "J", "F", "J_recall", "J_decay", "F_recall", "F_decay")
-_TABLE5 = {"vit_s16": (61.8, 60.2, 63.4), "vit_b16": (62.3, 60.7, 63.9), "vit_s8": (69.9, 66.6, 73.1), "vit_b8": (71.4, 67.9, 74.9)}
-# The supervised ViT-S/8 of the table was never released.
-PAPER = {
-    (name, metric): Reference(metric=metric, value=value, decimals=1, source="Table 5")
-    for name, values in _TABLE5.items()
-    for metric, value in zip(METRICS, values, strict=False)
-}
-_MAKING = ("image_size", "reading", "context", "radius", "top", "temperature", "edge_cases")  # options that --masks has no use for
+_PROPAGATION = ("image_size", "reading", "context", "radius", "top", "temperature", "edge_cases")  # options that --masks does not use
 _log = logging.getLogger(__name__)
 
 
@@ -93,38 +85,53 @@ class _Outcome:
 
 
 def run(config: Config, session: Session) -> Result:
-    """Propagate the first masks of all sequences and score them, in percent; sequences that are finished are not done again.
+    """Propagate the first masks of all sequences and score the masks; finished sequences are not repeated.
 
     Several processes share the sequences.
-    """
-    began = time.monotonic()
-    root = resolve_root(config.data, "DAVIS", "the folder that holds JPEGImages/ and Annotations/")
-    rule, transform = _settle(config, session)
-    if config.overlay is not None:
-        from dinoeval.figures.overlay import make_folder
 
-        make_folder(expand(config.overlay))
-    videos = open_davis(root, config.sequences)
-    if config.masks is not None and not videos[0].annotated:
-        raise DataError(f"{root} has annotations of first frames alone: the masks in {config.masks} cannot be scored")
-    seconds = {"open": time.monotonic() - began}
-    work = _Scoring(expand(config.masks)) if config.masks is not None else _Making(config, session, videos, rule, transform)
+    Args:
+        config: The options.
+        session: The backbone and how images are read.
+
+    Returns:
+        A Result with J&F, J, F, and the recall and decay of J and F, in percent; without metrics if only first frames have
+        annotations.
+
+    Raises:
+        ConfigError: If an option is out of range, or --out belongs to a different run.
+        DataError: If the dataset or a mask cannot be used.
+    """
+    record = session.record("davis", VERSION, config)
+    with record.stage("open"):
+        root = resolve_root(config.data, "DAVIS", "the folder that holds JPEGImages/ and Annotations/")
+        rule, transform = _resolve(config, session)
+        if config.overlay is not None:
+            from dinoeval.figures.overlay import make_folder
+
+            make_folder(expand(config.overlay))
+        videos = open_davis(root, config.sequences)
+        if config.masks is not None and not videos[0].annotated:
+            raise DataError(f"{root} has annotations of first frames only: the masks in {config.masks} cannot be scored")
+    work = _Scoring(expand(config.masks)) if config.masks is not None else _Propagating(session, videos, rule, transform, config.out)
     own = [(number, work.do(videos[number])) for number in distributed.shard(len(videos))]
     if config.overlay is not None:
-        drawing = time.monotonic()
-        _draw(expand(config.overlay), [videos[number] for number, _ in own], work.folder)
-        seconds["overlay"] = time.monotonic() - drawing
+        with record.stage("overlay"):
+            _draw(expand(config.overlay), [videos[number] for number, _ in own], work.folder)
     outcomes = [outcome for _, outcome in sorted(pair for share in distributed.all_gather(own) for pair in share)]
     for outcome in outcomes:
-        for stage, took in outcome.seconds.items():
-            seconds[stage] = seconds.get(stage, 0.0) + took
-    if isinstance(work, _Making) and work.marker and distributed.rank() == 0:
+        for stage, seconds in outcome.seconds.items():
+            record.seconds[stage] = record.seconds.get(stage, 0.0) + seconds
+    if isinstance(work, _Propagating) and work.marker and distributed.rank() == 0:
         work.marker.touch()
-    seconds["total"] = time.monotonic() - began
-    return _result(config, session, transform, root, videos, outcomes, seconds)
+    _describe_run(record, root, videos, outcomes)
+    if config.masks is not None:
+        record.transform = "none"
+        return record.result(_scores(record, videos, outcomes), backbone=_no_backbone(config.masks))
+    record.transform = transform.id
+    return record.result(_scores(record, videos, outcomes))
 
 
-def _settle(config: Config, session: Session) -> tuple[PropagationConfig, FrameTransform]:
+def _resolve(config: Config, session: Session) -> tuple[PropagationConfig, FrameTransform]:
     """Check the options."""
     from dinoeval.data.frames import frame_transform
     from dinoeval.video import PropagationConfig
@@ -146,7 +153,7 @@ def _settle(config: Config, session: Session) -> tuple[PropagationConfig, FrameT
 def _changed(config: Config) -> list[tuple[str, Any]]:
     """The options about making masks that are not the paper's, with the paper's value."""
     paper = Config()
-    return [(name, getattr(paper, name)) for name in _MAKING if getattr(config, name) != getattr(paper, name)]
+    return [(name, getattr(paper, name)) for name in _PROPAGATION if getattr(config, name) != getattr(paper, name)]
 
 
 @dataclasses.dataclass
@@ -163,10 +170,10 @@ class _Scoring:
         return _Outcome(scores, [], {}, {"scores": time.monotonic() - began})
 
 
-class _Making:
+class _Propagating:
     """Makes masks, then scores them."""
 
-    def __init__(self, config: Config, session: Session, videos: list[Video], rule: PropagationConfig, transform: FrameTransform) -> None:
+    def __init__(self, session: Session, videos: list[Video], rule: PropagationConfig, transform: FrameTransform, out: str | None) -> None:
         from dinoeval.data.mask_folders import read_record
         from dinoeval.features.cache import FINISHED, RUNS, key_of
 
@@ -178,8 +185,8 @@ class _Making:
         }  # fmt: skip
         self.recipes = {name: {**common, "frames and first mask": print_} for name, print_ in prints.items()}
         runs = session.cache.root / RUNS
-        self.folder = expand(config.out) if config.out else runs / f"davis-{key_of({**common, 'videos': prints})}"
-        self.marker = None if config.out else self.folder / FINISHED
+        self.folder = expand(out) if out else runs / f"davis-{key_of({**common, 'videos': prints})}"
+        self.marker = None if out else self.folder / FINISHED
         for name, recipe in self.recipes.items():
             read_record(self.folder / name, recipe)  # refuses masks of another run before any work
         self.count = len(videos)
@@ -262,35 +269,33 @@ def _draw(folder: Path, videos: list[Video], masks: Path) -> None:
             draw_video(folder, video.name, [path.stem for path in found], map(open_frame, found), map(read_mask, found.values()))
 
 
-def _result(
-    config: Config, session: Session, transform: FrameTransform, root: Path, videos: list[Video], outcomes: list[_Outcome],
-    seconds: dict[str, float],
-) -> Result:  # fmt: skip
-    scored = videos[0].annotated
-    values = {metric: np.concatenate([outcome.scores[metric] for outcome in outcomes]) for metric in METRICS} if scored else {}
-    spreads = bootstrap_metrics(values)
-    reason = _not_comparable(config, session, videos)
-    objects = [f"{video.name}/{label}" for video in videos for label in range(1, video.objects + 1)] if scored else []
-    return Result(
-        protocol="davis",
-        version=VERSION,
-        metrics={metric: spread.mean for metric, spread in spreads.items()},
-        standard_errors={metric: spread.error for metric, spread in spreads.items() if spread.error is not None},
-        config={
-            **dataclasses.asdict(config), "data": str(root), "sequences": [video.name for video in videos], "out": None, "overlay": None,
-            "masks": config.masks is not None, **(dict.fromkeys(_MAKING) if config.masks is not None else {}),
-        },
-        backbone=_no_backbone(config.masks) if config.masks is not None else session.describe_backbone(),
-        data=_describe(root, videos),
-        transform="none" if config.masks is not None else transform.id,
-        machine=session.machine,
-        seconds=seconds,
-        references=[] if reason else [PAPER[network_name(session), metric] for metric in METRICS[:3]],
-        not_comparable=reason,
-        notes=_notes(videos, outcomes),
-        table=_table(videos, outcomes),
-        samples={"path": objects, **{metric: [_known(one) for one in scores.tolist()] for metric, scores in values.items()}},
-    )  # fmt: skip
+def _describe_run(record: RunRecord, root: Path, videos: list[Video], outcomes: list[_Outcome]) -> None:
+    """Note the data, the resolved options and what happened in the record."""
+    config: Config = record.config
+    scored = config.masks is not None
+    record.use_data(str(root), **_splits(root, videos))
+    record.resolved |= {
+        "sequences": [video.name for video in videos],
+        "out": None,
+        "overlay": None,
+        "masks": scored,
+        **(dict.fromkeys(_PROPAGATION) if scored else {}),
+    }
+    record.details |= {
+        "sequences": len(videos),
+        "objects": sum(video.objects for video in videos),
+        "frames": sum(len(video.frames) for video in videos),
+        "annotated": videos[0].annotated,
+    }
+    record.notes += _notes(videos, outcomes)
+
+
+def _scores(record: RunRecord, videos: list[Video], outcomes: list[_Outcome]) -> Scores:
+    if not videos[0].annotated:
+        return Scores(metrics={}, standard_errors={}, table=_table(videos, outcomes))
+    values = {metric: np.concatenate([outcome.scores[metric] for outcome in outcomes]) for metric in METRICS}
+    names = [f"{video.name}/{label}" for video in videos for label in range(1, video.objects + 1)]
+    return query_scores(record, values, names, unit="objects", table=_table(videos, outcomes))
 
 
 def _no_backbone(masks: str) -> dict[str, Any]:
@@ -298,25 +303,15 @@ def _no_backbone(masks: str) -> dict[str, Any]:
     return {"arch": "none", "weights": name, "layout": name, "key": None, "random": False, "digest": "", "precision": "none", "device": ""}
 
 
-def _describe(root: Path, videos: list[Video]) -> dict[str, Any]:
-    halves = {}
-    for half, paths in (("frames", [path for video in videos for path in video.frames]),
-                        ("annotations", [path for video in videos for path in video.annotations])):  # fmt: skip
-        halves[half] = SplitRecord(from_files(str(root), half, root, [path.relative_to(root).as_posix() for path in paths]), [])
-    return describe_data(str(root), **halves)
-
-
-def _not_comparable(config: Config, session: Session, videos: list[Video]) -> str | None:
-    counts = len(videos), sum(video.objects for video in videos), sum(len(video.frames) for video in videos)
-    wanted, there = ("{} sequences, {} objects and {:,} frames".format(*numbers) for numbers in (PUBLISHED, counts))
-    others = [f"{name} is {getattr(config, name)}, the paper's {value}" for name, value in _changed(config)]
-    return first_reason([
-        (config.masks is not None, "the masks were made elsewhere"),
-        (not videos[0].annotated, "only first frames have annotations"),
-        (counts != PUBLISHED, f"the validation set of 2017 has {wanted}, this one {there}"),
-        *((True, other) for other in others if config.masks is None),
-        *(common_requirements(session, (network_name(session), METRICS[0]) in PAPER, False) if config.masks is None else []),
-    ])  # fmt: skip
+def _splits(root: Path, videos: list[Video]) -> dict[str, SplitRecord]:
+    files = {
+        "frames": [path for video in videos for path in video.frames],
+        "annotations": [path for video in videos for path in video.annotations],
+    }
+    return {
+        name: SplitRecord(from_files(str(root), name, root, [path.relative_to(root).as_posix() for path in paths]), [])
+        for name, paths in files.items()
+    }
 
 
 def _notes(videos: list[Video], outcomes: list[_Outcome]) -> list[str]:
@@ -331,10 +326,7 @@ def _notes(videos: list[Video], outcomes: list[_Outcome]) -> list[str]:
         (short if videos[0].annotated else [], "not scored, having fewer than 3 frames, of which the first and the last do not count: {}"),
         (unseen, "numbers that the first mask leaves out, and that the official evaluation counts as objects: {}"),
     ]
-    return [
-        *(text.format(join_names(names, 20)) for names, text in found if names),
-        *([f"errors are of {DRAWS:,} draws of the objects with replacement, seed {SEED}"] if videos[0].annotated else []),
-    ]
+    return [text.format(join_names(names, 20)) for names, text in found if names]
 
 
 def _table(videos: list[Video], outcomes: list[_Outcome]) -> list[dict[str, Any]]:
@@ -353,9 +345,4 @@ def _table(videos: list[Video], outcomes: list[_Outcome]) -> list[dict[str, Any]
 
 
 def _percent(fraction: float) -> float | None:
-    return _known(100 * float(fraction))
-
-
-def _known(value: float) -> float | None:
-    """JSON has no NaN."""
-    return None if np.isnan(value) else value
+    return known(100 * float(fraction))

@@ -1,15 +1,15 @@
-"""Logistic regression on frozen features by cyanure (Table 10).
+"""Multinomial logistic regression on frozen features with cyanure (Table 10).
 
-The features of k-NN: the final-norm [CLS] token of the last block on central crops, L2-normalised. Multinomial logistic
-regression, L2 penalty, no intercept, lambda = 0.1 / n. Not in the released code; source: issue 121 of
-facebookresearch/dino, where the authors name 0.01, 0.1 and 1 as the values they tried, and cyanure's author shows that
-lambda has to be divided by the number of images. Which value was taken for which number of Table 10 is not published, nor
-are the images of its 1 % and 10 % of ImageNet.
+The features are those of k-NN: the final-norm [CLS] token of the last block on center crops, L2-normalized. The model has
+an L2 penalty, no intercept, and lambda = 0.1 / n. The released code does not contain it. Source: issue 121 of
+facebookresearch/dino, where the authors name 0.01, 0.1 and 1 as the values they tried, and the author of cyanure shows that
+lambda must be divided by the number of images. Which value gave which number of Table 10 is not published, nor are the
+images of its 1 % and 10 % of ImageNet.
 
-Where images may be of several classes (VOC07 in Table 10) each class is fitted against all others, by the images that are
-not difficult for it, and the metrics are mean average precisions. The paper names no metric for VOC07: both that are in
-use are given, the area under the exact precision-recall curve and VOC 2007's mean over 11 recalls. Their standard errors
-are deviations over draws of the evaluation images with replacement.
+If images may belong to several classes (VOC07 in Table 10), each class is fitted against all others, on the images that
+are not difficult for it, and the metrics are mean average precisions. The paper names no metric for VOC07, so both common
+ones are reported: the area under the exact precision-recall curve, and the mean over 11 recalls of VOC 2007. Their standard
+errors are standard deviations over bootstrap samples of the evaluation images.
 """
 
 from __future__ import annotations
@@ -29,19 +29,18 @@ from dinoeval.data.subsets import hold_out
 from dinoeval.errors import ConfigError, DataError, join_names
 from dinoeval.maths.logistic import Logistic, fit_logistic, fit_one_vs_rest, memory_needed
 from dinoeval.maths.neighbors import l2_normalize
-from dinoeval.models.zoo import ZOO
 from dinoeval.protocols._classification import (
-    Scores,
+    MultilabelScores,
     extract_subsets,
     labels_of,
     open_labeled,
     resolve_dataset,
-    score_classes,
+    score_multilabel,
     score_predictions,
-    subset_result,
+    subset_scores,
     training_subsets,
 )
-from dinoeval.results import Reference, Result
+from dinoeval.results import Result, Scores
 
 if TYPE_CHECKING:
     from dinoeval.features.extract import Features
@@ -50,13 +49,7 @@ if TYPE_CHECKING:
 VERSION = 1
 LAMBDA, TOLERANCE = 0.1, 1e-3  # issue 121
 HELD_OUT = 0.1
-_TABLE_10 = {"vit_s16": 75.7, "resnet50": 72.1}
-PAPER = {
-    name: Reference(metric="top1", value=_TABLE_10[row.arch], decimals=1, source="Table 10 of the paper")
-    for name, row in ZOO.items()
-    if name.removesuffix("_full") in _TABLE_10
-}
-LOW_SHOT = {"vit_s16": {12_811: 64.5, 128_116: 72.2}, "resnet50": {12_811: 55.1, 128_116: 67.8}}  # Table 10, by number of images
+"""Fraction of the training images that chooses one of several values of lambda."""
 _log = logging.getLogger(__name__)
 
 
@@ -65,179 +58,179 @@ class Config:
     """Logistic regression on frozen features."""
 
     data: str | None = None
-    """As for knn: a folder, a CSV table or a name; by default $DINOEVAL_DATA/imagenet, or else the built-in digits."""
+    """Folder, CSV table or name, as `dinoeval knn` takes (default: $DINOEVAL_DATA/imagenet, else the built-in digits)."""
     lambdas: tuple[float, ...] = (LAMBDA,)
-    """Weights of the penalty, to be divided by the number of training images. Of several, the one that is best on a tenth of the
-    training images, held out, is fitted again on all."""
+    """Weights of the penalty, before division by the number of training images. Of several, the one with the best score on a held-out
+    tenth of the training images is fitted again on all of them."""
     solver: Literal["cyanure", "sklearn"] = "cyanure"
-    """cyanure is the paper's; scikit-learn's L-BFGS ends at the same minimum, sooner or later depending on the features."""
+    """The paper uses cyanure. L-BFGS of scikit-learn reaches the same minimum; which is faster depends on the features."""
     tolerance: float = TOLERANCE
-    """The fit ends when the objective is above its minimum by at most this share of it, as the duality gap tells."""
+    """Stop when the relative duality gap is below this value."""
     max_iter: int = 2000
-    """Passes over the images, or steps of scikit-learn, after which the fit ends in any case; a note says so."""
+    """Largest number of passes over the images, or of L-BFGS steps; a note reports a fit that did not converge."""
     train_subset: str | None = None
-    """1pct, 10pct, any <number>pct of every class, or a file that lists image names, to train on; by default all."""
+    """Part of the training images: <number>pct of every class, such as 1pct, or a file that lists image names (default: all)."""
     subset_seeds: int = 3
-    """For a percentage: how many random subsets to average over."""
+    """Random subsets to average if --train-subset is a percentage."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Fitted:
-    """What was found on one part of the training images."""
+    """A classifier that was fitted to one training subset and scored."""
 
-    scored: Scores
+    scores: Scores
     gap: float
+    """Relative duality gap."""
     table: list[dict[str, Any]]
-    unlearnt: list[str]
-    """Classes that cannot be told from others by this part."""
+    unlearned: list[str]
+    """Classes without positive or without negative images in this subset."""
 
 
 def run(config: Config, session: Session) -> Result:
-    """Fit classifiers on the session's features of a labelled data set, and score them in percent.
+    """Fit classifiers to the session's features of a labeled dataset and score them.
 
-    The metrics are top1 and top5, or mAP and mAP_11point where images may be of several classes.
+    Args:
+        config: The options.
+        session: The backbone and how images are read.
+
+    Returns:
+        A Result with `top1` and `top5`, or `mAP` and `mAP_11point` for a multi-label dataset, in percent.
+
+    Raises:
+        ConfigError: If an option is out of range or the solver is not installed.
+        DataError: If the dataset cannot be used.
     """
-    began = time.monotonic()
+    record = session.record("logistic", VERSION, config)
     _check(config)
-    name, notes = resolve_dataset(config.data, session.backbone.arch)
-    train_images, val_images = open_labeled(name)
-    parts = training_subsets(train_images, config.train_subset, config.subset_seeds)
-    _announce(config, max(map(len, parts)), session.backbone.dim, train_images)
-    opened = time.monotonic()
-    trains, val = extract_subsets(session, train_images, parts, val_images)
-    extracted = time.monotonic()
-    # One process fits; its threads are all there are.
-    fitted = distributed.broadcast(_fit_parts(config, trains, val) if distributed.rank() == 0 else None)
+    with record.stage("open"):
+        name, notes = resolve_dataset(config.data, session.backbone.arch)
+        train_images, val_images = open_labeled(name)
+        subsets = training_subsets(train_images, config.train_subset, config.subset_seeds)
+        _log_memory(config, max(map(len, subsets)), session.backbone.dim, train_images)
+    trains, val = extract_subsets(session, train_images, subsets, val_images)
+    record.use_data(name, train=trains[0], val=val)
+    record.seconds |= {"train features": sum(train.seconds for train in trains), "val features": val.seconds}
+    started = time.monotonic()
+    # One process fits, with all threads.
+    fitted = distributed.broadcast(_fit_subsets(config, trains, val) if distributed.rank() == 0 else None)
     assert fitted is not None
-    worst = max(one.gap for one in fitted)
-    return subset_result(
-        "logistic",
-        VERSION,
-        config,
-        session,
-        name,
-        trains,
-        val,
-        [one.scored for one in fitted],
-        total=len(train_images),
-        paper=PAPER,
-        low_shot=LOW_SHOT,
-        reasons=departures(config, worst),
-        settled={"lambdas": list(config.lambdas)},
-        notes=[*notes, *_notes(config, fitted, worst)],
-        table=[row for one in fitted for row in one.table] + _precisions(fitted, val),
-        seconds={
-            "open": opened - began,
-            "train features": sum(train.seconds for train in trains),
-            "val features": val.seconds,
-            "fit": time.monotonic() - extracted,
-            "total": time.monotonic() - began,
-        },
-    )
-
-
-def departures(config: Config, gap: float) -> list[tuple[bool, str]]:
-    """In what a run may depart from the paper's, each with whether it does."""
-    return [
-        (config.lambdas != (LAMBDA,), f"the lambdas are {config.lambdas}, the recipe's is {LAMBDA}"),
-        (gap > TOLERANCE, f"the fit did not converge: its duality gap is {gap:.1e}, the recipe's {TOLERANCE}"),
-    ]
+    record.seconds["fit"] = time.monotonic() - started
+    gap = max(one.gap for one in fitted)
+    record.details |= {"train_images_total": len(train_images), "duality_gap": gap}
+    record.resolved["lambdas"] = list(config.lambdas)
+    record.notes += [*notes, *_notes(config, fitted, gap)]
+    table = [row for one in fitted for row in one.table] + _class_precisions(fitted, val)
+    return record.result(subset_scores(record, trains, val, [one.scores for one in fitted], table))
 
 
 def _check(config: Config) -> None:
     if not isinstance(config.lambdas, tuple) or not config.lambdas or not all(0 < value < math.inf for value in config.lambdas):
-        raise ConfigError(f"lambdas must be a tuple of numbers above 0, such as (0.01, 0.1, 1): {config.lambdas}")
+        raise ConfigError(f"--lambdas must be positive numbers, such as 0.01 0.1 1, got {config.lambdas}")
     if not 0 < config.tolerance < 1:
-        raise ConfigError(f"tolerance must be between 0 and 1: {config.tolerance}")
+        raise ConfigError(f"--tolerance must be between 0 and 1, got {config.tolerance}")
     if config.max_iter < 1:
-        raise ConfigError(f"max_iter must be 1 or more: {config.max_iter}")
+        raise ConfigError(f"--max-iter must be at least 1, got {config.max_iter}")
     if config.solver == "cyanure":
         try:
             import cyanure.estimators  # noqa: F401
         except ImportError as error:
             raise ConfigError(
-                f"the solver cyanure cannot be imported ({error}); it has wheels for Python 3.12 and older. Install it there, or say "
-                "--solver sklearn, which ends at the same minimum."
+                f"the solver cyanure cannot be imported ({error}); it has wheels for Python 3.12 and older. Install it, or pass "
+                "--solver sklearn, which reaches the same minimum"
             ) from error
 
 
-def _announce(config: Config, size: int, dim: int, images: ImageSet) -> None:
-    """Say the memory that the fit will take, before hours of extraction."""
+def _log_memory(config: Config, size: int, dim: int, images: ImageSet) -> None:
+    """Log the memory of the fit before hours of extraction."""
     classes = len(images.classes)
     needed = memory_needed(size, dim, 2 if images.multi_label else classes)
-    rows = 4 * size * dim * (2 if len(config.lambdas) > 1 else 1)  # of several lambdas a part is held out, and the rest copied
-    _log.info("%s will fit %s rows of %d numbers to %d classes, in about %.2f GB of memory beside the %.2f GB of the rows",
-              config.solver, f"{size:,}", dim, classes, needed / 1e9, rows / 1e9)  # fmt: skip
+    features = 4 * size * dim * (2 if len(config.lambdas) > 1 else 1)  # the fit to a part copies the other features
+    _log.info(
+        "%s fits %s features of %d dimensions to %d classes: about %.2f GB of memory, besides %.2f GB of features",
+        config.solver,
+        f"{size:,}",
+        dim,
+        classes,
+        needed / 1e9,
+        features / 1e9,
+    )
 
 
-def _fit_parts(config: Config, trains: Sequence[Features], val: Features) -> list[Fitted]:
+def _fit_subsets(config: Config, trains: Sequence[Features], val: Features) -> list[Fitted]:
     queries = l2_normalize(val.numpy())
     several = len(trains) > 1
-    return [_fit_part(config, seed, train, queries, val, {"seed": seed} if several else {}) for seed, train in enumerate(trains)]
+    return [_fit_subset(config, seed, train, queries, val, {"seed": seed} if several else {}) for seed, train in enumerate(trains)]
 
 
-def _fit_part(config: Config, seed: int, train: Features, queries: np.ndarray, val: Features, row: dict[str, Any]) -> Fitted:
-    rows, labels, truth = l2_normalize(train.numpy()), labels_of(train.images), labels_of(val.images)
-    strength, table, unlearnt = config.lambdas[0], [], _unlearnt(train, truth)
+def _fit_subset(config: Config, seed: int, train: Features, queries: np.ndarray, val: Features, row: dict[str, Any]) -> Fitted:
+    features, labels, val_labels = l2_normalize(train.numpy()), labels_of(train.images), labels_of(val.images)
+    strength, table, unlearned = config.lambdas[0], [], _unlearned(train, val_labels)
     if len(config.lambdas) > 1:
-        kept, held = hold_out(labels, HELD_OUT, seed)
-        scores = [_held_out(config, strength, rows, labels, kept, held) for strength in config.lambdas]
+        split = hold_out(labels, HELD_OUT, seed)
+        scores = [_held_out_score(config, strength, features, labels, split) for strength in config.lambdas]
         strength = config.lambdas[int(np.argmax(scores))]  # of equals the first
         table = [
             {**row, "lambda": one, "held_out": score, "chosen": one == strength} for one, score in zip(config.lambdas, scores, strict=True)
         ]
-    model = _fit(config, strength, rows, labels)
-    return Fitted(_score(model, queries, truth), model.gap, table, unlearnt)
+    model = _fit(config, strength, features, labels)
+    return Fitted(_score(model, queries, val_labels), model.gap, table, unlearned)
 
 
-def _unlearnt(train: Features, truth: np.ndarray) -> list[str]:
-    """The classes of the evaluation images that these training images do not tell from the others."""
+def _unlearned(train: Features, val_labels: np.ndarray) -> list[str]:
+    """List the classes of the evaluation images that these training images do not separate from the others."""
     labels = labels_of(train.images)
     if labels.ndim == 1:
-        numbers = np.setdiff1d(truth, labels)
+        numbers = np.setdiff1d(val_labels, labels)
     else:
         numbers = np.flatnonzero(~((labels == 1).any(0) & (labels == 0).any(0)))
         if len(numbers) == labels.shape[1]:
-            raise DataError(f"nothing can be learnt from the {len(labels)} training images: no class is of some of them and not of others")
+            raise DataError(f"no class has both positive and negative images among the {len(labels):,} training images")
     return [train.images.classes[number] for number in numbers]
 
 
-def _held_out(config: Config, strength: float, rows: np.ndarray, labels: np.ndarray, kept: np.ndarray, held: np.ndarray) -> float:
-    """The score, in percent, of training images that were held out: top-1, or mean average precision."""
-    scored = _score(_fit(config, strength, rows[kept], labels[kept]), rows[held], labels[held])
-    score = next(iter(scored.metrics.values()))
+def _held_out_score(
+    config: Config, strength: float, features: np.ndarray, labels: np.ndarray, split: tuple[np.ndarray, np.ndarray]
+) -> float:
+    """Return the score of held-out training images in percent: top-1, or mean average precision."""
+    kept, held = split
+    scores = _score(_fit(config, strength, features[kept], labels[kept]), features[held], labels[held])
+    score = next(iter(scores.metrics.values()))
     if math.isnan(score):
-        raise DataError("lambda cannot be chosen: the images held out are of no class. Give one of --lambdas, or more training images.")
+        raise DataError("--lambdas cannot be compared: the held-out images have no class. Pass one value, or more training images")
     return score
 
 
-def _fit(config: Config, strength: float, rows: np.ndarray, labels: np.ndarray) -> Logistic:
+def _fit(config: Config, strength: float, features: np.ndarray, labels: np.ndarray) -> Logistic:
     solve = fit_logistic if labels.ndim == 1 else fit_one_vs_rest
-    return solve(rows, labels, strength=strength, solver=config.solver, tolerance=config.tolerance, max_iter=config.max_iter)
+    return solve(features, labels, strength=strength, solver=config.solver, tolerance=config.tolerance, max_iter=config.max_iter)
 
 
-def _score(model: Logistic, queries: np.ndarray, truth: np.ndarray) -> Scores:
-    return score_predictions(model.rank(queries), truth) if truth.ndim == 1 else score_classes(model.scores(queries), truth)
+def _score(model: Logistic, queries: np.ndarray, labels: np.ndarray) -> Scores:
+    if labels.ndim == 1:
+        return score_predictions(model.rank(queries), labels)
+    return score_multilabel(model.scores(queries), labels)
 
 
 def _notes(config: Config, fitted: Sequence[Fitted], gap: float) -> list[str]:
     notes = []
     if gap > config.tolerance:
         notes.append(
-            f"not converged in {config.max_iter} passes: the duality gap is {gap:.1e} of the objective, more than "
+            f"the fit did not converge in {config.max_iter} iterations: its relative duality gap is {gap:.1e}, above "
             f"{config.tolerance:g}; raise --max-iter"
         )
-    if unlearnt := sorted({name for one in fitted for name in one.unlearnt}):
-        notes.append(f"{len(unlearnt)} classes could not be learnt from these training images: {join_names(unlearnt)}")
+    if unlearned := sorted({name for one in fitted for name in one.unlearned}):
+        notes.append(f"{len(unlearned)} classes could not be learned from these training images: {join_names(unlearned)}")
     return notes
 
 
-def _precisions(fitted: Sequence[Fitted], val: Features) -> list[dict[str, Any]]:
-    """The average precision of every class, in percent, over all runs; None for a class without an image."""
-    found = fitted[0].scored.per_class
-    if not found:
+def _class_precisions(fitted: Sequence[Fitted], val: Features) -> list[dict[str, Any]]:
+    """Return one row per class with its average precision in percent, averaged over the runs; None without an image."""
+    scores = [one.scores for one in fitted if isinstance(one.scores, MultilabelScores)]
+    if not scores:
         return []
-    means = {f"AP{metric.removeprefix('mAP')}": np.mean([one.scored.per_class[metric] for one in fitted], axis=0) for metric in found}
+    means = {
+        f"AP{metric.removeprefix('mAP')}": np.mean([one.per_class[metric] for one in scores], axis=0) for metric in scores[0].per_class
+    }
     images = (labels_of(val.images) == 1).sum(0).tolist()
     return [
         {

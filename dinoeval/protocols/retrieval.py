@@ -1,42 +1,32 @@
-"""Retrieval of landmarks: the revisited Oxford and Paris sets (Table 3).
+"""Landmark retrieval on the revisited Oxford and Paris datasets (Table 3).
 
-The final-norm [CLS] token of the last block, L2-normalised; the database is ranked by cosine to each query. Pictures keep
-their shape: they are shrunk to fit in a square (Lanczos) and never enlarged. At several scales (1, 1/sqrt 2, 1/2) the raw
-features are averaged and divided by their length. Sources: eval_image_retrieval.py of facebookresearch/dino, and
-evaluate.py of revisitop for the scores: average precision by trapezoids, with junk taken out of the ranking.
+The final-norm [CLS] token of the last block is L2-normalized, and the database is ranked by cosine to each query. Images
+keep their aspect ratio: they are reduced to fit in a square (Lanczos) and never enlarged. At several scales (1, 1/sqrt 2,
+1/2) the raw features are averaged and divided by the length of the mean. Sources: eval_image_retrieval.py of
+facebookresearch/dino; for the scores, evaluate.py of revisitop: average precision by trapezoids, with junk images removed
+from the ranking.
 
-The paper queries with the whole picture; the benchmark's own protocol cuts queries to their box (`query_crop`). The
-released code divides the several-scale feature by the length of the batch, which is right for its batches of one;
-here every picture is divided by its own. Pictures of equal size share a batch. The released code fills truncated files
-with grey; here they are named and refused. The released code leaves the order of equal cosines open; here the earlier
-image comes first.
+The paper queries with the whole image; the benchmark's own protocol crops queries to their box (--query-crop). The released
+code divides the multi-scale feature by the length of the whole batch, which is correct for its batches of one; here each
+image is divided by its own length, and images of equal size share a batch. The released code fills truncated files with
+gray; here they are listed and rejected. The released code leaves the order of equal cosines open; here the earlier image
+comes first.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
-import time
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dinoeval.data.retrieval import LEVELS, PUBLISHED, Name, Query, open_retrieval
+from dinoeval.data.retrieval import LEVELS, Name, Query, open_retrieval
 from dinoeval.data.transforms import MULTISCALE, Thumbnail
 from dinoeval.errors import ConfigError
 from dinoeval.features.readout import Cls
 from dinoeval.maths.ranks import order_of, positive_ranks, score_ranks
-from dinoeval.protocols._instances import (
-    Descriptors,
-    bootstrap_metrics,
-    common_requirements,
-    first_reason,
-    network_name,
-    open_image_folder,
-    ranking_result,
-    resolve_root,
-)
-from dinoeval.results import Reference
+from dinoeval.protocols._instances import Descriptors, bootstrap_metrics, folder_names, open_image_folder, query_scores, resolve_root
 
 if TYPE_CHECKING:
     from dinoeval.features.extract import Features
@@ -47,87 +37,93 @@ VERSION = 1
 KS = (1, 5, 10)
 SETTINGS: dict[Name, tuple[int, bool]] = {"roxford5k": (224, False), "rparis6k": (512, True)}
 """Image size, and whether at several scales (README of facebookresearch/dino and its issue 90, for the GLDv2 model)."""
-_GLDV2 = "vit_s16_landmarks"
-_TABLE3 = {  # Oxford medium, hard, Paris medium, hard
-    "timm/deit_small_patch16_224": (33.5, 8.9, 63.0, 37.2),
-    "resnet50": (35.4, 11.1, 55.9, 27.5),
-    "vit_s16": (41.8, 13.7, 63.1, 34.4),
-    _GLDV2: (51.5, 24.3, 75.3, 51.6),
-}
-PAPER = {
-    (name, dataset, level): Reference(metric=f"mAP_{level}", value=values[2 * column + row], decimals=1, source="Table 3")
-    for name, values in _TABLE3.items()
-    for column, dataset in enumerate(SETTINGS)
-    for row, level in enumerate(("medium", "hard"))
-}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
-    """Retrieval on the revisited Oxford and Paris sets."""
+    """Landmark retrieval on the revisited Oxford and Paris datasets."""
 
     dataset: Name = "roxford5k"
-    """Which of the two."""
+    """Which of the two datasets."""
     data: str | None = None
-    """The folder that holds roxford5k/ or rparis6k/, each with its gnd_*.pkl and jpg/; by default $DINOEVAL_DATA."""
+    """Folder that holds roxford5k/ or rparis6k/, each with its gnd_*.pkl and jpg/ (default: $DINOEVAL_DATA)."""
     image_size: int | None = None
-    """Pictures are shrunk to fit in a square of so many pixels. Where it is left out: the published setting of the set, 224 for Oxford,
-    512 at several scales for Paris."""
+    """Maximum image side in pixels; the aspect ratio is kept (default: the published setting of the dataset, 224 for Oxford, 512 at
+    several scales for Paris)."""
     multiscale: bool = False
     """Average the features at the scales 1, 0.71 and 0.5."""
     query_crop: bool = False
-    """Cut queries to their box, as the benchmark's own protocol does and the paper does not."""
+    """Crop queries to their box, as the benchmark's own protocol does and the paper does not."""
     distractors: str | None = None
-    """A folder of images that are added to the database, such as revisitop's one million."""
+    """Folder of images to add to the database, such as the one million of revisitop (default: none)."""
     whitening: str | None = None
-    """A folder of images to learn a whitening from; the paper's retrieval has none."""
+    """Folder of images to learn a whitening from (default: none, as in the paper)."""
     center_whitening: bool = False
-    """Whiten by the covariance about the mean, not by the uncentred one that the paper's copy detection has."""
+    """Whiten by the covariance about the mean, instead of the uncentered one that the paper uses for copy detection."""
 
 
 def run(config: Config, session: Session) -> Result:
-    """Rank the database for every query; mean average precision and precision at 1, 5 and 10, in percent.
+    """Rank the database for every query.
 
-    The metrics are mAP_LEVEL and mP@K_LEVEL, for the levels easy, medium and hard.
+    Args:
+        config: The options.
+        session: The backbone and how images are read.
+
+    Returns:
+        A Result with `mAP_LEVEL` and `mP@K_LEVEL` in percent, for the levels easy, medium and hard.
+
+    Raises:
+        ConfigError: If an option is out of range.
+        DataError: If the dataset cannot be used.
     """
-    began = time.monotonic()
-    size, scales = settle(config)
-    transform = Thumbnail(size, scales, *session.normalization())
-    root = resolve_root(config.data, "", f"the folder that holds {config.dataset}/")
-    opened = open_retrieval(root, config.dataset)
-    queries = opened.cropped() if config.query_crop else opened.queries
-    strangers, whitening = open_image_folder(config.distractors, "distractors"), open_image_folder(config.whitening, "whitening")
-    vectors = Descriptors(session, Cls(), transform, seconds={"open": time.monotonic() - began})
-    found = vectors.extract("queries", queries), vectors.extract("database", opened.database)
+    record = session.record("retrieval", VERSION, config)
+    with record.stage("open"):
+        size, scales = resolve_setting(config)
+        transform = Thumbnail(size, scales, *session.normalization())
+        root = resolve_root(config.data, "", f"the folder that holds {config.dataset}/")
+        opened = open_retrieval(root, config.dataset)
+        query_images = opened.cropped() if config.query_crop else opened.queries
+        distractors = open_image_folder(config.distractors, "distractors")
+        whitening = open_image_folder(config.whitening, "whitening")
+    record.use_data(str(root))
+    descriptors = Descriptors(record, Cls(), transform)
+    queries = descriptors.extract("queries", query_images)
+    database = descriptors.extract("database", opened.database)
     if whitening:
-        vectors.learn_whitening(whitening, config.center_whitening)
-    cosines, closer = vectors.compare(*found, strangers)
-    outcomes = score_queries(cosines, closer, *found, opened.truth)
-    reason, notes = _comparable(config, session, vectors)
-    spreads = {metric: spread for metric, spread in bootstrap_metrics(outcomes).items() if metric.startswith("mAP")}
-    return ranking_result(
-        "retrieval",
-        VERSION,
-        config,
-        vectors,
-        str(root),
-        outcomes,
-        found[0].images.paths,
-        settled={"image_size": size, "multiscale": scales != (1.0,), "ground_truth": _digest(opened.truth)},
-        notes=notes,
-        references=[] if reason else [PAPER[network_name(session), config.dataset, level] for level in ("medium", "hard")],
-        not_comparable=reason,
-        table=[{"metric": metric, "low": spread.low, "high": spread.high} for metric, spread in spreads.items()],
-        seconds={**vectors.seconds, "total": time.monotonic() - began},
-    )
+        descriptors.learn_whitening(whitening, config.center_whitening)
+    cosines, closer = descriptors.compare(queries, database, distractors)
+    outcomes = score_queries(cosines, closer, queries, database, opened.truth)
+    record.resolved |= {
+        "image_size": size,
+        "multiscale": scales != (1.0,),
+        "ground_truth": _digest(opened.truth),
+        **folder_names(config),
+    }
+    estimates = {metric: estimate for metric, estimate in bootstrap_metrics(outcomes).items() if metric.startswith("mAP")}
+    table = [{"metric": metric, "low": estimate.low, "high": estimate.high} for metric, estimate in estimates.items()]
+    return record.result(query_scores(record, outcomes, queries.images.paths, table=table))
 
 
-def settle(config: Config) -> tuple[int, tuple[float, ...]]:
-    """The image size and the scales: as given, or those that are published for the set."""
+def resolve_setting(config: Config) -> tuple[int, tuple[float, ...]]:
+    """Return the image size and the scales: as passed, or the published setting of the dataset.
+
+    Args:
+        config: The options.
+
+    Returns:
+        Pixels of the longest side, and the scales.
+
+    Raises:
+        ConfigError: If an option is out of range.
+
+    Examples:
+        >>> resolve_setting(Config())
+        (224, (1.0,))
+    """
     if config.image_size is not None and config.image_size < 1:
-        raise ConfigError(f"image size must be 1 or more: {config.image_size}")
+        raise ConfigError(f"--image-size must be at least 1, got {config.image_size}")
     if config.center_whitening and config.whitening is None:
-        raise ConfigError("--center-whitening is about --whitening, which is left out")
+        raise ConfigError("--center-whitening requires --whitening")
     size, several = SETTINGS[config.dataset]
     if config.image_size is not None:
         size, several = config.image_size, config.multiscale
@@ -135,64 +131,40 @@ def settle(config: Config) -> tuple[int, tuple[float, ...]]:
 
 
 def score_queries(
-    cosines: np.ndarray, closer: np.ndarray | None, queries: Features, database: Features, truth: tuple[Query, ...]
+    cosines: np.ndarray, closer: np.ndarray | None, queries: Features, database: Features, ground_truth: tuple[Query, ...]
 ) -> dict[str, np.ndarray]:
-    """Average precision and precision at k of every query (Q,) at each level, by metric; fractions.
+    """Return average precision and precision at k of every query at each level.
 
-    Queries that could not be read are not scored. A database image that could not be read is one that was not found.
+    Queries that cannot be read are not scored. A database image that cannot be read counts as not found.
+
+    Args:
+        cosines: (Q, N) of queries and database images.
+        closer: (Q, N) number of distractors closer than each database image, or None.
+        queries: Features of the queries.
+        database: Features of the database images.
+        ground_truth: One entry per query of the dataset.
+
+    Returns:
+        Fractions (Q,) by metric; NaN for a query without a correct image.
     """
     order = order_of(cosines)
     place = np.full(database.entry.num_rows, -1)
     place[database.rows] = np.arange(len(database))
-    asked = [truth[row] for row in queries.rows]
+    scored = [ground_truth[row] for row in queries.rows]
     outcomes = {}
     for level in LEVELS:
-        pairs = [query.truth(level) for query in asked]
+        pairs = [query.truth(level) for query in scored]
         ranks = [
-            positive_ranks(order[row], place[right], place[junk], None if closer is None else closer[row])
-            for row, (right, junk) in enumerate(pairs)
+            positive_ranks(order[row], place[correct], place[junk], None if closer is None else closer[row])
+            for row, (correct, junk) in enumerate(pairs)
         ]
-        precision, at = score_ranks(ranks, [len(right) for right, _ in pairs], KS)
-        outcomes |= {f"mAP_{level}": precision, **{f"mP@{k}_{level}": at[:, column] for column, k in enumerate(KS)}}
+        precision, precision_at = score_ranks(ranks, [len(correct) for correct, _ in pairs], KS)
+        outcomes |= {f"mAP_{level}": precision, **{f"mP@{k}_{level}": precision_at[:, column] for column, k in enumerate(KS)}}
     return outcomes
 
 
-def _comparable(config: Config, session: Session, vectors: Descriptors) -> tuple[str | None, list[str]]:
-    """Why the published numbers cannot be compared with, or None; and what is to be known where they can."""
-    name, (size, scales) = network_name(session), settle(config)
-    counts = tuple(len(vectors.features[kind]) for kind in ("database", "queries"))
-    wanted = PUBLISHED[config.dataset]
-    own = (size, scales != (1.0,))
-    reasons = [
-        (counts != wanted, f"the published set has {wanted[0]:,} images and {wanted[1]} queries, this one {counts[0]:,} and {counts[1]}"),
-        (own != SETTINGS[config.dataset], f"the published setting is {_told(*SETTINGS[config.dataset])}, this is {_told(*own)}"),
-        (config.query_crop, "queries were cut to their boxes, the paper's are whole"),
-        (config.distractors is not None, "distractors were added to the database"),
-        (config.whitening is not None, "features were whitened, the paper's are not"),
-        *common_requirements(session, (name, config.dataset, "hard") in PAPER, any(one.bad for one in vectors.features.values())),
-    ]
-    reason = first_reason(reasons)
-    if reason:
-        return reason, []
-    notes = [
-        "the set is taken for the published one by its numbers of images and queries; its ground truth was not compared",
-        "pictures downloaded since June 2022 have blurred faces, those of the paper had not; the files do not tell",
-    ]
-    if name != _GLDV2:
-        notes.append(f"the setting is published for the GLDv2 model ({_GLDV2}) only; the paper does not say that of this row")
-    if name.startswith("timm/"):
-        notes.append("timm resamples positions in its own way, other than the released code would")
-    if name == "resnet50":
-        notes.append("the released script cannot make this row: its network ends in a classifier without outputs")
-    return None, notes
-
-
-def _told(size: int, several: bool) -> str:
-    return f"{size} pixels at {'several scales' if several else 'one scale'}"
-
-
-def _digest(truth: tuple[Query, ...]) -> str:
-    """16 hex digits of the ground truth's lists and boxes."""
-    lists = b";".join(rows.astype("<i8").tobytes() for query in truth for _, rows in sorted(query.lists.items()))
-    boxes = repr([query.box for query in truth]).encode()
+def _digest(ground_truth: tuple[Query, ...]) -> str:
+    """Return 16 hex digits of the lists and boxes of the ground truth."""
+    lists = b";".join(rows.astype("<i8").tobytes() for query in ground_truth for _, rows in sorted(query.lists.items()))
+    boxes = repr([query.box for query in ground_truth]).encode()
     return hashlib.sha256(lists + boxes).hexdigest()[:16]

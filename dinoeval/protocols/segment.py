@@ -1,19 +1,18 @@
 """Segmentation by attention (Figure 4): how well the last block's attention of [CLS] covers the objects of an image.
 
-A head's mask is made of the patches that hold 60 % of its attention to patches, enlarged to pixels. An object's score is
-the Jaccard with the best head's mask; the metric is its mean over the objects of an image, then over images. No code was
-released for it: the mask is that of visualize_attention.py, the rest what the author described (issue 54 of
-facebookresearch/dino).
+The mask of a head consists of the patches that hold 60 % of its attention to patches, enlarged to pixels. The score of an
+object is the Jaccard index with the mask of the best head; the metric is the mean over the objects of an image, then over
+images. No code was released for it: the mask is that of visualize_attention.py, the rest is what an author described
+(issue 54 of facebookresearch/dino).
 
-The best head is chosen by looking at the answer, object by object, so that more heads score higher. Beside it stand one
-head for all (`jaccard_fixed_head`, the best on these very images; the table has every head), and the mask of the mean
-attention over heads (`jaccard_mean_head`), which chooses nothing.
+The best head is chosen per object with the ground truth, so more heads score higher. Two metrics avoid this in part or
+fully: one head for all objects (`jaccard_fixed_head`, the best head on the evaluated images; the table lists every head),
+and the mask of the mean attention over heads (`jaccard_mean_head`), which chooses nothing.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -23,29 +22,22 @@ from tqdm import tqdm
 
 from dinoeval import distributed
 from dinoeval.data.masks import VOID
-from dinoeval.data.segmentation_sets import VOC_IMAGES, MaskedImages, Objects, ids_of, open_segmentation
+from dinoeval.data.segmentation_sets import MaskedImages, Objects, ids_of, open_segmentation
 from dinoeval.errors import ConfigError, DataError, join_names
 from dinoeval.figures.preprocessing import FigureTransform, figure_transform
-from dinoeval.maths.bootstrap import DRAWS, SEED
 from dinoeval.maths.segmentation import jaccards
-from dinoeval.protocols._instances import bootstrap_metrics, common_requirements, first_reason, network_name, resolve_root
-from dinoeval.results import Reference, Result
-from dinoeval.session import SplitRecord, describe_data
+from dinoeval.protocols._instances import query_scores, resolve_root
+from dinoeval.session import SplitRecord
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from dinoeval.results import Result
     from dinoeval.session import Session
 
 VERSION = 1
-PAPER_MASS, APPENDIX_MASS, PAPER_SIZE = 0.6, 0.8, 480
-# Which ViT-S/8 Figure 4 has is not said: the one of the other tables, or the 300-epoch one that draws the paper's figures.
-PAPER = {
-    name: Reference(metric="jaccard", value=value, decimals=1, source="Figure 4")
-    for name, value in {"vit_s16": 45.9, "vit_s8": 44.7, "vit_s8_300ep": 44.7, "timm/deit_small_patch16_224": 27.3}.items()
-}
-PAPER_RANDOM = {"vit_s16": 22.0, "vit_s8": 21.8}
-"""Figure 4's scores of random weights, by architecture."""
+MASS, IMAGE_SIZE = 0.6, 480
+"""The main text keeps 60 % of the attention, the appendix 80 % with the same scores; visualize_attention.py uses 480 pixels."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -55,9 +47,9 @@ class Config:
     data: str | None = None
     """The folder that holds VOCdevkit/VOC2012/ (or is one of those), or one with images/ and masks/ of equal names; by default
     $DINOEVAL_DATA/VOCdevkit."""
-    mass: float = PAPER_MASS
+    mass: float = MASS
     """A mask keeps so much of the attention; the paper's main text has 0.6, its appendix 0.8 with the same scores."""
-    image_size: int | Literal["native"] = PAPER_SIZE
+    image_size: int | Literal["native"] = IMAGE_SIZE
     """Images and masks are squashed to a square of so many pixels, or keep their size; what exceeds whole patches is cut off."""
     objects: Objects = "instance"
     """What one object is in VOC: every instance, or all of a class together. A folder's masks are taken as they are."""
@@ -66,45 +58,43 @@ class Config:
 
 
 def run(config: Config, session: Session) -> Result:
-    """Compare every object with every head's mask; mean Jaccards in percent.
+    """Compare every object with the mask of every head.
 
-    The metrics are jaccard (the paper's: the best head of each object), jaccard_fixed_head and jaccard_mean_head.
+    Args:
+        config: The options.
+        session: The backbone and how images are read.
+
+    Returns:
+        A Result with the mean Jaccard indices `jaccard` (the best head of each object, as in the paper),
+        `jaccard_fixed_head` and `jaccard_mean_head`, in percent.
+
+    Raises:
+        ConfigError: If an option is out of range, or the attention of the network cannot be read.
+        DataError: If the dataset cannot be used.
     """
-    began = time.monotonic()
-    if not 0 < config.mass <= 1:
-        raise ConfigError(f"mass must be above 0 and at most 1: {config.mass}")
-    reading = figure_transform(session.backbone, config.image_size, exif_transpose=False, transform=session.config.transform)
-    root = resolve_root(config.data, "VOCdevkit", "the folder that holds VOCdevkit/, or one with images/ and masks/")
-    least = 1 if reading.size else reading.patch
-    opened = open_segmentation(root, config.objects, least_side=least, skip_bad=session.config.bad_images == "skip")
-    before = time.monotonic()
-    parts = distributed.all_gather(dict(_score_images(config, session, opened, reading)))
+    record = session.record("segment", VERSION, config)
+    with record.stage("open"):
+        if not 0 < config.mass <= 1:
+            raise ConfigError(f"--mass must be above 0 and at most 1, got {config.mass}")
+        transform = figure_transform(session.backbone, config.image_size, exif_transpose=False, transform=session.config.transform)
+        root = resolve_root(config.data, "VOCdevkit", "the folder that holds VOCdevkit/, or one with images/ and masks/")
+        least = 1 if transform.size else transform.patch
+        opened = open_segmentation(root, config.objects, least_side=least, skip_bad=session.config.bad_images == "skip")
+    with record.stage("scores"):
+        parts = distributed.all_gather(dict(_score_images(config, session, opened, transform)))
     found = {row: scores for part in parts for row, (scores, _) in part.items()}
     lost = sum(number for part in parts for _, number in part.values())
     rows = [row for row in sorted(found) if len(found[row])]
     if not rows:
-        raise DataError(f"no object of {root} is left in masks of {reading.id}")
-    outcomes, table = summarise([found[row] for row in rows])
-    spreads = bootstrap_metrics(outcomes)
-    reason, notes = _comparable(config, session, opened, vanished=len(found) - len(rows), lost=lost)
+        raise DataError(f"no object of {root} is left in masks resized by {transform.id}")
     images, masks = opened.images.subset(rows), opened.masks.subset(rows)
-    return Result(
-        protocol="segment",
-        version=VERSION,
-        metrics={metric: spread.mean for metric, spread in spreads.items()},
-        standard_errors={metric: spread.error for metric, spread in spreads.items() if spread.error is not None},
-        config={**dataclasses.asdict(config), "data": str(root), "objects": config.objects if opened.voc else "masks/"},
-        backbone=session.describe_backbone(),
-        data=describe_data(str(root), images=SplitRecord(images, list(opened.bad)), masks=SplitRecord(masks, [])),
-        transform=reading.id,
-        machine=session.machine,
-        seconds={"open": before - began, "scores": time.monotonic() - before, "total": time.monotonic() - began},
-        references=[] if reason else [PAPER[network_name(session)]],
-        not_comparable=reason,
-        notes=notes,
-        table=table,
-        samples={"path": list(images.paths), **{metric: values.tolist() for metric, values in outcomes.items()}},
-    )
+    record.use_data(str(root), images=SplitRecord(images, list(opened.bad)), masks=SplitRecord(masks, []))
+    record.transform = transform.id
+    record.resolved["objects"] = config.objects if opened.voc else "masks/"
+    record.details |= {"voc": opened.voc, "images": len(opened.images) + len(opened.empty)}
+    record.notes += _notes(config, session, opened, vanished=len(found) - len(rows), lost=lost)
+    outcomes, table = summarize([found[row] for row in rows])
+    return record.result(query_scores(record, outcomes, images.paths, unit="images", table=table))
 
 
 def _score_images(
@@ -159,7 +149,7 @@ def score_masks(attention: Tensor, ids: np.ndarray, *, mass: float, void: Litera
     return jaccards(ids == objects[:, None, None], masks, ids != VOID if void == "ignored" else None)
 
 
-def summarise(scores: list[np.ndarray]) -> tuple[dict[str, np.ndarray], list[dict[str, Any]]]:
+def summarize(scores: list[np.ndarray]) -> tuple[dict[str, np.ndarray], list[dict[str, Any]]]:
     """Outcomes of the images by metric (N,), and a row of a table for each head, from (O, A + 1) of each image."""
     heads = np.stack([one[:, :-1].mean(0) for one in scores])  # (N, A)
     best = int(heads.mean(0).argmax())
@@ -176,37 +166,23 @@ def summarise(scores: list[np.ndarray]) -> tuple[dict[str, np.ndarray], list[dic
     return outcomes, table
 
 
-def _comparable(config: Config, session: Session, opened: MaskedImages, vanished: int, lost: int) -> tuple[str | None, list[str]]:
-    """Why the published number cannot be compared with, or None; and what is to be known of this run."""
-    name, number = network_name(session), len(opened.images) + len(opened.empty)
-    reasons = [
-        (not opened.voc or number != VOC_IMAGES, f"the published set is VOC 2012's segmentation val, {VOC_IMAGES:,} images, this one "
-         f"has {number:,}{'' if opened.voc else ' in a folder of another layout'}"),
-        (config.mass not in (PAPER_MASS, APPENDIX_MASS), f"masks keep {config.mass:g} of the attention, the paper's {PAPER_MASS} or "
-         f"{APPENDIX_MASS}"),
-        (config.image_size != PAPER_SIZE, f"image size is {config.image_size}, that of the released visualize_attention.py {PAPER_SIZE}"),
-        *common_requirements(session, name in PAPER, bool(opened.bad)),
-    ]  # fmt: skip
+def _notes(config: Config, session: Session, opened: MaskedImages, vanished: int, lost: int) -> list[str]:
+    objects = f"{config.objects} masks, " if opened.voc else ""
     notes = [
-        "assumed, because the paper leaves it open: "
-        f"mass {config.mass:g} (0.6 in the main text, 0.8 in the appendix, with the same scores), image size {config.image_size}, "
-        f"{'' if not opened.voc else f'{config.objects} masks, '}void pixels {config.void}, truth resized to the network's input",
-        "jaccard_fixed_head is of the head that is best on these very images, so it is too high by some amount; jaccard chooses the head "
-        "anew for every object by looking at its mask",
-        f"errors are of {DRAWS:,} draws of the images with replacement, seed {SEED}",
+        f"assumed, because the paper does not state it: mass {config.mass:g} (0.6 in the main text, 0.8 in the appendix, with the same "
+        f"scores), image size {config.image_size}, {objects}void pixels {config.void}, ground truth resized to the network's input",
+        "jaccard_fixed_head uses the head that is best on the evaluated images, so it is too high by some amount; jaccard chooses the head "
+        "for every object with its ground truth",
     ]
-    if opened.empty:
-        notes.append(f"images without an object, left out: {len(opened.empty)} ({join_names(opened.empty)})")
+    counted = [
+        ("images without an object, left out: {}", opened.empty),
+        ("masks without an image: {}", opened.alone),
+    ]
+    notes += [text.format(f"{len(names)} ({join_names(names)})") for text, names in counted if names]
     if lost:
-        notes.append(f"objects that are gone once their masks are resized, and do not count: {lost}")
-    if opened.alone:
-        notes.append(f"masks without an image: {len(opened.alone)} ({join_names(opened.alone)})")
+        notes.append(f"objects that vanish in the resized masks and do not count: {lost}")
     if vanished:
-        notes.append(f"images whose objects are all gone once their masks are resized, left out: {vanished}")
-    if session.backbone.provenance.random and session.backbone.arch in PAPER_RANDOM:
-        notes.append(f"Figure 4 has {PAPER_RANDOM[session.backbone.arch]} for random weights of this network")
-    if name.startswith("vit_s8"):
-        notes.append("the paper does not say which of its two ViT-S/8 Figure 4 has")
+        notes.append(f"images whose objects all vanish in the resized masks, left out: {vanished}")
     if session.backbone.arch.startswith("timm/"):
-        notes.append("timm resamples positions in its own way, other than the released code would")
-    return first_reason(reasons), notes
+        notes.append("timm resamples position embeddings in another way than the released code")
+    return notes

@@ -1,0 +1,151 @@
+"""Which printed numbers a Result may be compared with, or every reason why not: the only place that decides it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable
+from typing import Any
+
+from dinoeval.errors import join_names
+from dinoeval.paper.rows import PaperRow, Requirement, rows_for, show
+from dinoeval.results import Result
+
+MISSING = object()
+"""The value of a fact that the Result does not hold."""
+RANDOM = "random/"
+"""Prefix of the network name of untrained weights, as in `random/vit_s16`."""
+COMMON = (
+    Requirement("backbone.precision", ("fp32",)),
+    Requirement("backbone.key", ("teacher", None)),
+    Requirement("bad_images", (0,)),
+)
+"""Requirements of every row that does not name another value of the fact."""
+_LABELS = {
+    "backbone.precision": "precision",
+    "backbone.key": "network of the checkpoint",
+    "bad_images": "images left out because they cannot be read",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """What a Result may be compared with."""
+
+    rows: tuple[PaperRow, ...]
+    """The rows whose requirements the Result meets."""
+    reasons: tuple[str, ...]
+    """If `rows` is empty: every requirement of the nearest row that the Result does not meet."""
+    related: tuple[PaperRow, ...] = ()
+    """Rows that the Result meets as far as anyone can tell, but that cannot be compared with any Result."""
+
+
+def comparable(result: Result, rows: Iterable[PaperRow] | None = None) -> Comparison:
+    """Find the printed numbers that a Result may be compared with.
+
+    Args:
+        result: Any Result, also one that was saved earlier.
+        rows: The rows to choose from; by default all rows of the Result's protocol.
+
+    Returns:
+        The rows, or all reasons why there are none.
+    """
+    rows = tuple(rows_for(result.protocol) if rows is None else rows)
+    if not rows:
+        return Comparison((), (f"no published score of the protocol {result.protocol} is known",))
+    network = network_of(result, rows)
+    name = network or result.backbone.get("arch", "unknown")
+    facts = facts_of(result)
+    own = [row for row in rows if row.network == name]
+    unmet = {row: unmet_requirements(row, facts) for row in own}
+    met = [row for row in own if network and not unmet[row]]
+    usable = _merged(row for row in met if not row.incomparable)
+    related = _merged(row for row in met if row.incomparable)
+    if usable:
+        return Comparison(usable, (), related)
+    reasons = [] if network else [_unknown_network(result)]
+    candidates = [row for row in own if not row.incomparable]
+    if not own:
+        networks = join_names(dict.fromkeys(row.network for row in rows if not row.incomparable), 4)
+        known = "the weights are random" if name.startswith(RANDOM) else f"no score of {result.protocol} is published for {name}"
+        reasons.append(f"{known}; published networks: {networks}")
+        candidates = [row for row in rows if not row.incomparable]
+    reasons += dict.fromkeys(f"{row.source}: {row.incomparable}" for row in related)
+    if candidates and not related:
+        reasons += min((unmet_requirements(row, facts) for row in candidates), key=len)
+    return Comparison((), tuple(dict.fromkeys(reasons)), related)
+
+
+def _merged(rows: Iterable[PaperRow]) -> tuple[PaperRow, ...]:
+    """Make one row of the rows that print the same value of the same metric in several places."""
+    merged: dict[tuple[str, float, int], PaperRow] = {}
+    for row in rows:
+        key = row.metric, row.value, row.decimals
+        earlier = merged.get(key, row)
+        sources = tuple(dict.fromkeys((*earlier.source.split(" and "), row.source)))
+        remarks = tuple(dict.fromkeys((*earlier.remarks, *row.remarks)))
+        merged[key] = dataclasses.replace(earlier, source=" and ".join(sources), remarks=remarks)
+    return tuple(merged.values())
+
+
+def unmet_requirements(row: PaperRow, facts: dict[str, Any]) -> list[str]:
+    """List the requirements of a row that the facts of a Result do not meet, each as a phrase."""
+    named = {requirement.fact for requirement in row.requires}
+    requirements = [*(common for common in COMMON if common.fact not in named), *row.requires]
+    phrases = [
+        f"{_LABELS.get(one.fact, one.fact)}: {_shown(facts.get(one.fact, MISSING))} ({row.source} requires {one.expected})"
+        for one in requirements
+        if not one.accepts(facts.get(one.fact, MISSING))
+    ]
+    if f"metrics.{row.metric}" not in facts:
+        phrases.append(f"the metric {row.metric} is missing")
+    return phrases
+
+
+def facts_of(result: Result) -> dict[str, Any]:
+    """Flatten a Result to dotted paths, such as `config.temperature`, and add derived facts.
+
+    `bad_images` is the number of images that were left out of any split. Lists stay lists.
+    """
+    facts: dict[str, Any] = {"transform": result.transform, "version": result.version}
+    parts = {
+        "config": result.config,
+        "backbone": result.backbone,
+        "data": result.data,
+        "details": result.details,
+        "metrics": result.metrics,
+    }
+    for name, part in parts.items():
+        _flatten(name, part, facts)
+    facts["bad_images"] = sum(len(split.get("bad_images") or ()) for split in result.splits.values())
+    return facts
+
+
+def _flatten(prefix: str, part: dict[str, Any], facts: dict[str, Any]) -> None:
+    for name, value in part.items():
+        path = f"{prefix}.{name}"
+        facts[path] = list(value) if isinstance(value, tuple) else value
+        if isinstance(value, dict):
+            _flatten(path, value, facts)
+
+
+def network_of(result: Result, rows: Iterable[PaperRow]) -> str | None:
+    """Return the model name of the network that was scored, or None if its weights are not known.
+
+    Results name it in `backbone.network`. Results of earlier versions only hold the name of the weights, which counts if
+    it is a model name of the rows and not a file.
+    """
+    if result.backbone.get("random"):
+        return f"{RANDOM}{result.backbone.get('arch')}"
+    if "network" in result.backbone:
+        return result.backbone["network"]
+    name = str(result.backbone.get("weights", "")).removesuffix("_full")
+    return name if name in {row.network for row in rows} else None
+
+
+def _unknown_network(result: Result) -> str:
+    weights, arch = result.backbone.get("weights"), result.backbone.get("arch")
+    return f"the weights {weights} are not known as released weights: they are scored as {arch} with unknown weights"
+
+
+def _shown(value: object) -> str:
+    return "missing" if value is MISSING else show(value)

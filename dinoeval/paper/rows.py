@@ -1,0 +1,167 @@
+"""The printed numbers as rows of data: `rows.toml` for built-in protocols, entry points for protocols of other packages."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import importlib.metadata
+import importlib.resources
+import tomllib
+from collections.abc import Mapping
+from typing import Any
+
+ENTRY_POINTS = "dinoeval.protocols"
+"""Entry-point group of protocols from other packages; such a module may define `PAPER_ROWS`."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Requirement:
+    """A fact of a Result and the value it must have to be compared with a printed number."""
+
+    fact: str
+    """Dotted path in the Result, such as `data.train.images`; see `comparable.facts_of` for derived facts."""
+    allowed: tuple[Any, ...] = ()
+    """The values that are accepted; empty if `maximum` is set."""
+    maximum: float | None = None
+    """The largest number that is accepted."""
+
+    def accepts(self, value: object) -> bool:
+        """Return whether a Result with this value of the fact meets the requirement."""
+        if self.maximum is not None:
+            return isinstance(value, (int, float)) and not isinstance(value, bool) and value <= self.maximum
+        return any(value == allowed and isinstance(value, bool) == isinstance(allowed, bool) for allowed in self.allowed)
+
+    @property
+    def expected(self) -> str:
+        """What the requirement accepts, in words."""
+        return f"at most {self.maximum:g}" if self.maximum is not None else " or ".join(map(show, self.allowed))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PaperRow:
+    """One printed number and what a Result must be to be compared with it."""
+
+    source: str
+    """Where the number is printed, such as `Table 2`."""
+    protocol: str
+    network: str
+    """Model name, such as `vit_s16` or `timm/deit_small_patch16_224`."""
+    metric: str
+    value: float
+    """Percent; images per second for the protocol `speed`."""
+    decimals: int
+    """Printed decimals: the true value lies within half a unit of the last one."""
+    requires: tuple[Requirement, ...] = ()
+    remarks: tuple[str, ...] = ()
+    """What a comparison takes for granted, because the paper or the files leave it open."""
+    incomparable: str = ""
+    """Why no Result can be compared with this row, such as images that the paper does not name; empty for other rows."""
+
+
+def show(value: object) -> str:
+    """Format a value of a Result for people.
+
+    Examples:
+        >>> show(1281167), show(None), show([0.0])
+        ('1,281,167', 'not set', '0.0')
+    """
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if value is None:
+        return "not set"
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, (list, tuple)):
+        return ", ".join(map(show, value)) or "none"
+    return str(value)
+
+
+@functools.cache
+def builtin_rows() -> tuple[PaperRow, ...]:
+    """Read the rows of `rows.toml`.
+
+    The file has two parts. `[conditions.NAME]` is a set of requirements with a name: fact = value, or fact = {any = [...]},
+    {max = x}, {unset = true}. `[[rows]]` is a group of numbers with common fields: `source`, `protocol`, `metric`,
+    `decimals` (1 by default), `conditions` (names), `requires` (more requirements), `remarks`, `incomparable`, and
+    `values`, a table from network to value, or to a table from metric to value.
+    """
+    content = tomllib.loads(importlib.resources.files("dinoeval.paper").joinpath("rows.toml").read_text(encoding="utf-8"))
+    return tuple(row for group in content["rows"] for row in _rows_of(group, content["conditions"]))
+
+
+def _rows_of(group: Mapping[str, Any], conditions: Mapping[str, Mapping[str, Any]]) -> list[PaperRow]:
+    facts: dict[str, Any] = {}
+    for name in group.get("conditions", ()):
+        facts |= conditions[name]
+    facts |= group.get("requires", {})
+    requires = tuple(_requirement(fact, value) for fact, value in facts.items())
+    rows = []
+    for network, values in group["values"].items():
+        for metric, value in (values if isinstance(values, dict) else {group["metric"]: values}).items():
+            rows.append(
+                PaperRow(
+                    source=group["source"],
+                    protocol=group["protocol"],
+                    network=network,
+                    metric=metric,
+                    value=float(value),
+                    decimals=group.get("decimals", 1),
+                    requires=requires,
+                    remarks=tuple(group.get("remarks", ())),
+                    incomparable=group.get("incomparable", ""),
+                )
+            )
+    return rows
+
+
+def _requirement(fact: str, value: Any) -> Requirement:
+    match value:
+        case {"max": maximum}:
+            return Requirement(fact, maximum=float(maximum))
+        case {"any": allowed}:
+            return Requirement(fact, tuple(None if one == "unset" else one for one in allowed))
+        case {"unset": True}:
+            return Requirement(fact, (None,))
+        case _:
+            return Requirement(fact, (value,))
+
+
+def rows_for(protocol: str) -> tuple[PaperRow, ...]:
+    """Return all rows of a protocol, built in or from another package.
+
+    Args:
+        protocol: Name of the protocol, such as `knn`.
+
+    Returns:
+        The rows of `rows.toml`, then `PAPER_ROWS` of the module that an installed package registers under this name.
+
+    Examples:
+        >>> rows = [row for row in rows_for("knn") if row.network == "vit_s16" and row.source == "Table 2"]
+        >>> rows[0].value
+        74.5
+    """
+    rows = [row for row in builtin_rows() if row.protocol == protocol]
+    for entry in importlib.metadata.entry_points(group=ENTRY_POINTS, name=protocol):
+        rows += getattr(entry.load(), "PAPER_ROWS", ())
+    return tuple(rows)
+
+
+def printed_values(protocol: str, metric: str) -> dict[str, float]:
+    """Return the printed values of a metric by network, the first of several sources.
+
+    Args:
+        protocol: Name of the protocol.
+        metric: Name of the metric.
+
+    Returns:
+        Value by model name.
+
+    Examples:
+        >>> printed_values("speed", "images_per_second")["vit_s16"]
+        1007.0
+    """
+    values: dict[str, float] = {}
+    for row in rows_for(protocol):
+        if row.metric == metric:
+            values.setdefault(row.network, row.value)
+    return values
