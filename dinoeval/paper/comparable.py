@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from dinoeval.errors import join_names
-from dinoeval.paper.rows import PaperRow, Requirement, rows_for, show
+from dinoeval.paper.rows import PaperRow, Requirement, frozen, rows_for, show
 from dinoeval.results import Result
 
 MISSING = object()
@@ -20,7 +20,7 @@ COMMON = (
     Requirement("bad_images", (0,)),
 )
 """Requirements of every row that does not name another value of the fact."""
-_LABELS = {
+LABELS = {
     "backbone.precision": "precision",
     "backbone.key": "network of the checkpoint",
     "bad_images": "images left out because they cannot be read",
@@ -62,12 +62,14 @@ def comparable(result: Result, rows: Iterable[PaperRow] | None = None) -> Compar
     related = _merged(row for row in met if row.incomparable)
     if usable:
         return Comparison(usable, (), related)
-    reasons = [] if network else [_unknown_network(result)]
-    candidates = [row for row in own if not row.incomparable]
+    if name.startswith(RANDOM):
+        reasons = ["the weights are random"]
+    else:
+        reasons = [] if network else [_unknown_network(result)]
+    candidates = [row for row in own if not row.incomparable] or own
     if not own:
         networks = join_names(dict.fromkeys(row.network for row in rows if not row.incomparable), 4)
-        known = "the weights are random" if name.startswith(RANDOM) else f"no score of {result.protocol} is published for {name}"
-        reasons.append(f"{known}; published networks: {networks}")
+        reasons.append(f"no score of {result.protocol} is published for {name}; published networks: {networks}")
         candidates = [row for row in rows if not row.incomparable]
     reasons += dict.fromkeys(f"{row.source}: {row.incomparable}" for row in related)
     if candidates and not related:
@@ -92,7 +94,7 @@ def unmet_requirements(row: PaperRow, facts: dict[str, Any]) -> list[str]:
     named = {requirement.fact for requirement in row.requires}
     requirements = [*(common for common in COMMON if common.fact not in named), *row.requires]
     phrases = [
-        f"{_LABELS.get(one.fact, one.fact)}: {_shown(facts.get(one.fact, MISSING))} ({row.source} requires {one.expected})"
+        f"{LABELS.get(one.fact, one.fact)}: {_shown(facts.get(one.fact, MISSING))} ({row.source} requires {one.expected})"
         for one in requirements
         if not one.accepts(facts.get(one.fact, MISSING))
     ]
@@ -104,7 +106,7 @@ def unmet_requirements(row: PaperRow, facts: dict[str, Any]) -> list[str]:
 def facts_of(result: Result) -> dict[str, Any]:
     """Flatten a Result to dotted paths, such as `config.temperature`, and add derived facts.
 
-    `bad_images` is the number of images that were left out of any split. Lists stay lists.
+    `bad_images` is the number of images that were left out of any split. Lists become tuples.
     """
     facts: dict[str, Any] = {"transform": result.transform, "version": result.version}
     parts = {
@@ -123,7 +125,7 @@ def facts_of(result: Result) -> dict[str, Any]:
 def _flatten(prefix: str, part: dict[str, Any], facts: dict[str, Any]) -> None:
     for name, value in part.items():
         path = f"{prefix}.{name}"
-        facts[path] = list(value) if isinstance(value, tuple) else value
+        facts[path] = frozen(value)
         if isinstance(value, dict):
             _flatten(path, value, facts)
 

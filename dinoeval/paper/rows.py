@@ -119,11 +119,16 @@ def _requirement(fact: str, value: Any) -> Requirement:
         case {"max": maximum}:
             return Requirement(fact, maximum=float(maximum))
         case {"any": allowed}:
-            return Requirement(fact, tuple(None if one == "unset" else one for one in allowed))
+            return Requirement(fact, tuple(map(frozen, allowed)))
         case {"unset": True}:
             return Requirement(fact, (None,))
         case _:
-            return Requirement(fact, (value,))
+            return Requirement(fact, (frozen(value),))
+
+
+def frozen(value: Any) -> Any:
+    """Return a list as a tuple, so that rows are hashable; other values as they are."""
+    return tuple(map(frozen, value)) if isinstance(value, list) else value
 
 
 def rows_for(protocol: str) -> tuple[PaperRow, ...]:

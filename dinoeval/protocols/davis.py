@@ -326,7 +326,8 @@ def _notes(videos: list[Video], outcomes: list[_Outcome]) -> list[str]:
         (short if videos[0].annotated else [], "not scored, having fewer than 3 frames, of which the first and the last do not count: {}"),
         (unseen, "numbers that the first mask leaves out, and that the official evaluation counts as objects: {}"),
     ]
-    return [text.format(join_names(names, 20)) for names, text in found if names]
+    notes = [text.format(join_names(names, 20)) for names, text in found if names]
+    return notes if videos[0].annotated else [*notes, "only first frames have annotations: the masks are not scored"]
 
 
 def _table(videos: list[Video], outcomes: list[_Outcome]) -> list[dict[str, Any]]:

@@ -189,11 +189,8 @@ def _score_head(record: RunRecord, name: str, train: ImageSet, val: ImageSet) ->
             f"dimensions, and {name} has {len(train.classes)} classes"
         )
     own = json.loads(json.dumps({**describe_input(session), "classes": list(train.classes)}))
-    for field, value in own.items():
-        if field in head.says and head.says[field] != value:
-            raise ConfigError(
-                f"the head {head.source} was trained with another {field}: load its backbone, and pass the data of its classes"
-            )
+    if others := [field for field, value in own.items() if field in head.says and head.says[field] != value]:
+        raise ConfigError(f"the head {head.source} was trained with another {' and another '.join(others)}: pass what it was trained with")
     features = session.features(val, readout)
     ranks = ranks_of(head.weight, head.bias, features.numpy(), labels_of(features.images), session.backbone.device)
     record.use_data(name, train=SplitRecord(train, []), val=features)

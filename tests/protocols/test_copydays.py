@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from paper_results import missing_facts, reasons
 from set_factories import copydays_tree, made_up_videos
 
 import dinoeval
@@ -10,7 +11,6 @@ from dinoeval.data.transforms import CenterCrop
 from dinoeval.errors import ConfigError, DataError
 from dinoeval.features.extract import forward
 from dinoeval.features.readout import ClsGem
-from dinoeval.protocols import copydays
 from dinoeval.session import SessionConfig
 
 OPTIONS = {"image_size": 32}
@@ -54,22 +54,29 @@ def slow_copydays(backbone, root, distractors, whitening, top) -> list[float]:
 def test_scores_equal_the_formulas(backbone, root, frames, pictures):
     folder = frames[0].parent.parent
     options = {"distractors": str(folder), "whitening": str(pictures), **OPTIONS}
-    result = dinoeval.evaluate("copydays", backbone, data=str(root), top=3, **options)
+    result = dinoeval.evaluate("copydays", backbone, data=str(root), ap_cutoff=3, **options)
     for metric, top in (("mAP_strong", 3), ("mAP_full_strong", 1000)):
         expected = slow_copydays(backbone, root, folder, pictures, top)
         found = [value for value in result.samples[metric] if value is not None]
         assert found == pytest.approx(expected)
         assert result.metrics[metric] == pytest.approx(100 * np.mean(expected))
     assert result.metrics["mAP_full_strong"] > result.metrics["mAP_strong"]
-    assert any("learned from 33 images, fewer than the 192 dims" in note for note in result.notes)
+    assert any("learned from 33 images, fewer than its 192 dimensions" in note for note in result.notes)
 
 
 def test_what_departs_from_the_paper_is_said(backbone, root):
-    result = dinoeval.evaluate("copydays", backbone, data=str(root), gem_p=3, top=5, **OPTIONS)
-    for reason in ("no distractors were given", "no images to learn the whitening from", "157 originals and 229 strong copies, this one 5 "
-                   "and 8", "power of the generalised mean is 3", "first 5 places"):  # fmt: skip
-        assert reason in (result.not_comparable or "")
-    assert any("blocks that are not there: jpegqual/3" in note for note in result.notes)
+    result = dinoeval.evaluate("copydays", backbone, data=str(root), gem_p=3, ap_cutoff=5, **OPTIONS)
+    for fact in (
+        "data.distractors.images: missing",
+        "data.whitening.images: missing",
+        "details.block_images.original: 5",
+        "details.block_images.strong: 8",
+        "config.gem_p: 3",
+        "config.ap_cutoff: 5",
+    ):
+        assert fact in reasons(result, "vit_b16")
+    assert missing_facts(result) == {"data.distractors.images", "data.whitening.images"}
+    assert any("missing blocks: jpegqual/3" in note for note in result.notes)
     assert list(result.metrics) == ["mAP_strong", "mAP_full_strong", "mAP_original"]
     assert result.metrics["mAP_original"] == 100
     assert [(row["block"], row["images"]) for row in result.table] == [("strong", 8), ("original", 5)]
@@ -93,11 +100,11 @@ def test_the_centre_of_the_whitening_is_a_switch(backbone, root, pictures, frame
     options = {"data": str(root), "whitening": str(pictures), "distractors": str(frames[0].parent.parent), **OPTIONS}
     released, centred = (dinoeval.evaluate("copydays", backbone, center_whitening=one, **options) for one in (False, True))
     assert released.samples["mAP_strong"] != centred.samples["mAP_strong"]
-    assert "centred" in (centred.not_comparable or "")
+    assert "config.center_whitening: yes" in reasons(centred, "vit_b16")
 
 
 def test_whitening_needs_pictures_that_differ(backbone, root, tmp_path, frames):
-    for copies, says in ((1, "from 1 image"), (2, "same features")):
+    for copies, says in ((1, "1 readable image"), (2, "same features")):
         folder = tmp_path / f"same{copies}"
         folder.mkdir()
         for number in range(copies):
@@ -106,12 +113,9 @@ def test_whitening_needs_pictures_that_differ(backbone, root, tmp_path, frames):
             dinoeval.evaluate("copydays", backbone, data=str(root), whitening=str(folder), center_whitening=True, **OPTIONS)
 
 
-def test_sizes_of_the_paper(backbone, tiny_weights):
-    assert (copydays.SIZES["vit_b16"], copydays.SIZES["vit_b8"]) == (224, 320)
-    assert copydays.PAPER["vit_b8"].value == 85.5
-
-
-@pytest.mark.parametrize("options", [{"image_size": 0}, {"gem_p": 0.0}, {"gem_p": float("nan")}, {"top": 0}, {"center_whitening": True}])
+@pytest.mark.parametrize(
+    "options", [{"image_size": 0}, {"gem_p": 0.0}, {"gem_p": float("nan")}, {"ap_cutoff": 0}, {"center_whitening": True}]
+)
 def test_options_that_make_no_sense(backbone, root, options):
     with pytest.raises(ConfigError):
         dinoeval.evaluate("copydays", backbone, data=str(root), **{**OPTIONS, **options})

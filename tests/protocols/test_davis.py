@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shutil
@@ -11,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from paper_results import missing_facts, reasons
 from PIL import Image
 from video_factories import davis_tree, made_up_video
 
@@ -23,6 +25,7 @@ from dinoeval.features.cache import FeatureCache
 from dinoeval.maths.segmentation import contour_accuracy
 from dinoeval.models.backbone import Backbone, Provenance
 from dinoeval.models.vit import VisionTransformer, parse_architecture
+from dinoeval.paper.comparable import comparable
 from dinoeval.protocols import davis
 from dinoeval.session import SessionConfig
 
@@ -104,7 +107,7 @@ def test_masks_made_elsewhere(root, tmp_path, backbone):
     result = score(backbone, root, masks=str(masks))
     assert (result.metrics["J"], result.metrics["F"], result.metrics["J_decay"]) == (100, 100, 0)
     assert (result.backbone["arch"], result.transform) == ("none", "none")
-    assert "made elsewhere" in (result.not_comparable or "")
+    assert "config.masks: yes" in reasons(result)
     assert "vit" not in json.dumps(result.backbone)
     assert result.config["radius"] is None, "nothing is told of how masks were made"
     with pytest.raises(ConfigError, match="leave out --radius"):
@@ -249,18 +252,21 @@ def test_two_processes_share_the_sequences(tiny_weights, root, tmp_path, backbon
 
 
 def test_what_keeps_it_from_being_the_papers(backbone, root):
-    told = evaluate(backbone, root, reading="pil", edge_cases="fixed").not_comparable or ""
-    for reason in (
-        "30 sequences, 61 objects and 1,999 frames, this one 2 sequences, 3 objects and 9 frames",
-        "image_size is 64, the paper's 480",
-        "reading is pil",
-        "radius is 4",
-        "context is 2",
-        "edge_cases is fixed",
-        "no score of this protocol is published for",
+    result = evaluate(backbone, root, reading="pil", edge_cases="fixed")
+    found = reasons(result)
+    for fact in (
+        "details.sequences: 2",
+        "details.objects: 3",
+        "details.frames: 9",
+        "config.image_size: 64",
+        "config.resize_backend: pil",
+        "config.radius: 4",
+        "config.context_frames: 2",
+        "config.edge_cases: fixed",
     ):
-        assert reason in told
-    assert "temperature" not in told
+        assert fact in found
+    assert "temperature" not in found
+    assert missing_facts(result) == set()
 
 
 def test_the_papers_numbers_stand_beside_a_set_of_its_counts(tmp_path, monkeypatch):
@@ -269,11 +275,10 @@ def test_the_papers_numbers_stand_beside_a_set_of_its_counts(tmp_path, monkeypat
     root = davis_tree(tmp_path / "DAVIS", videos)
     network = VisionTransformer(parse_architecture("vit_xs64_64"))
     named = Backbone(network, arch="vit_xs64_64", provenance=Provenance("vit_s16", "made up"), device=torch.device("cpu"))
-    assert "1,999 frames, this one 30 sequences, 61 objects and 90 frames" in (score(named, root).not_comparable or "")
-    monkeypatch.setattr(davis, "PUBLISHED", (30, 61, 90))  # as if the sequences were so short
     result = score(named, root)
-    assert result.not_comparable is None
-    assert [(one.metric, one.value) for one in result.references] == [("J&F", 61.8), ("J", 60.2), ("F", 63.4)]
+    assert reasons(result) == "details.frames: 90 (Table 5 requires 1,999)"
+    whole = dataclasses.replace(result, details={**result.details, "frames": 1_999})  # as if the sequences were as long
+    assert [(one.metric, one.value) for one in comparable(whole).rows] == [("J&F", 61.8), ("J", 60.2), ("F", 63.4)]
     assert len(result.samples["J"]) == 61
 
 
@@ -347,7 +352,7 @@ def test_pictures_of_masks_over_frames(backbone, root, tmp_path):
         ({"masks": "m", "out": "o"}, {}, "leave out --out"),
         ({"masks": "m"}, {"weights": "w"}, "leave out --out, --arch and --weights"),
         ({}, {"bad_images": "skip"}, "no frame of a video can be skipped"),
-        ({}, {"transform": "dino:256/224"}, "use --image-size"),
+        ({}, {"transform": "dino:256/224"}, "--image-size"),
     ],
 )
 def test_options_that_make_no_sense(backbone, root, options, session, says):

@@ -5,6 +5,7 @@ import pickle
 import numpy as np
 import pytest
 from factories import made_up_images
+from paper_results import missing_facts, reasons
 from PIL import Image
 from set_factories import made_up_videos, revisited_set
 
@@ -15,9 +16,11 @@ from dinoeval.errors import ConfigError, DataError
 from dinoeval.features.extract import forward
 from dinoeval.features.readout import Cls
 from dinoeval.maths.neighbors import l2_normalize
+from dinoeval.paper.comparable import comparable
 from dinoeval.protocols import retrieval
-from dinoeval.results import Result, compare
+from dinoeval.results import Result
 from dinoeval.session import SessionConfig
+from dinoeval.verdicts import compare_results
 
 OPTIONS = {"image_size": 64}
 
@@ -76,11 +79,13 @@ def test_intervals_and_what_the_result_says(backbone, root, tmp_path):
     result = dinoeval.evaluate("retrieval", backbone, data=str(root), **OPTIONS)
     for row in result.table:
         assert row["low"] <= result.metrics[row["metric"]] <= row["high"]
-    assert any("10,000 draws of the queries" in note and "seed 0" in note for note in result.notes)
+    assert any("10,000 bootstrap samples of the queries" in note and "seed 0" in note for note in result.notes)
     assert (result.data["database"]["images"], result.data["queries"]["images"]) == (25, 5)
     assert result.transform == "thumbnail@1:64"
-    for reason in ("4,993 images and 70 queries, this one 25 and 5", "224 pixels at one scale, this is 64", "is published for"):
-        assert reason in (result.not_comparable or "")
+    for fact in ("data.database.images: 25", "data.queries.images: 5", "config.image_size: 64"):
+        assert fact in reasons(result)
+    assert "unknown weights" in "; ".join(comparable(result).reasons)
+    assert missing_facts(result) == set()
     result.save(tmp_path / "result.json")
     assert Result.load(tmp_path / "result.json").samples == result.samples
 
@@ -94,14 +99,14 @@ def test_a_query_without_right_images_counts_nowhere(backbone, root):
     hard = result.samples["mAP_hard"]
     assert hard[2] is None
     assert result.metrics["mAP_hard"] == pytest.approx(100 * np.mean([value for value in hard if value is not None]))
-    verdicts, _ = compare(result, result)
+    verdicts, _ = compare_results(result, result)
     assert {verdict.method for verdict in verdicts} == {f"paired: 0 outcomes gained, 0 lost; {verdicts[0].method.split('; ')[1]}"}
     for query in content["gnd"]:
         query["hard"] = query["hard"][:0]
     path.write_bytes(pickle.dumps(content))
     result = dinoeval.evaluate("retrieval", backbone, data=str(root), **OPTIONS)
     assert "mAP_hard" not in result.metrics
-    assert any("left out: mAP_hard" in note for note in result.notes)
+    assert any("mAP_hard" in note and "left out" in note for note in result.notes)
 
 
 def test_distractors_lower_the_score_as_if_they_were_in_the_database(backbone, root, videos, tmp_path):
@@ -112,7 +117,7 @@ def test_distractors_lower_the_score_as_if_they_were_in_the_database(backbone, r
         Image.open(path).rotate(2).save(frames / f"{number}.jpg")
     result = dinoeval.evaluate("retrieval", backbone, data=str(root), distractors=str(frames), **OPTIONS)
     assert result.metrics["mAP_medium"] < alone.metrics["mAP_medium"]
-    assert "distractors were added" in (result.not_comparable or "")
+    assert "config.distractors: frames" in reasons(result)
     larger = revisited_set(tmp_path / "larger", videos, queries=5, near=1, far=3)
     path = larger / "roxford5k/gnd_roxford5k.pkl"
     content = pickle.loads(path.read_bytes())
@@ -130,17 +135,17 @@ def test_whitening_and_cropped_queries_change_the_score(backbone, root, pictures
         for options in ({}, {"query_crop": True}, {"whitening": str(pictures)}, {"whitening": str(pictures), "center_whitening": True})
     ]
     assert len({tuple(run.samples["mAP_medium"]) for run in runs}) == 4
-    assert "boxes" in (runs[1].not_comparable or "")
-    assert "whitened" in (runs[2].not_comparable or "")
-    verdicts, reason = compare(runs[1], runs[0])
+    assert "config.query_crop: yes" in reasons(runs[1])
+    assert "config.whitening" in reasons(runs[2])
+    verdicts, reason = compare_results(runs[1], runs[0])
     assert not verdicts
-    assert reason == "query_crop is True in one and False in the other"
+    assert "query_crop" in reason
 
 
 def test_runs_of_two_networks_are_compared_query_by_query(backbone, root, tmp_path):
     other = dinoeval.load(backbone.arch, weights="random")
     one, two = (dinoeval.evaluate("retrieval", net, data=str(root), **OPTIONS) for net in (backbone, other))
-    verdicts, reason = compare(two, one)
+    verdicts, reason = compare_results(two, one)
     assert reason is None
     medium = next(verdict for verdict in verdicts if verdict.metric == "mAP_medium")
     gaps = np.array(two.samples["mAP_medium"]) - np.array(one.samples["mAP_medium"])
@@ -158,7 +163,7 @@ def test_unreadable_images(backbone, root):
     session = SessionConfig(bad_images="skip")
     result = dinoeval.evaluate("retrieval", backbone, session=session, data=str(root), **OPTIONS)
     assert result.data["database"]["images"] == 24
-    assert "cannot be read" in (result.not_comparable or "")
+    assert "cannot be read" in reasons(result)
     assert result.metrics["mAP_easy"] < 100  # what was not read is not found
 
 
@@ -174,19 +179,17 @@ def test_one_image_only(backbone, tmp_path):
 
 def test_settings_of_the_paper_where_no_size_is_named():
     config = retrieval.Config
-    assert retrieval.settle(config()) == (224, (1.0,))
-    assert retrieval.settle(config(dataset="rparis6k")) == (512, MULTISCALE)
-    assert retrieval.settle(config(dataset="rparis6k", image_size=224)) == (224, (1.0,))
-    assert retrieval.settle(config(multiscale=True)) == (224, MULTISCALE)
-    assert retrieval.PAPER["vit_s16_landmarks", "rparis6k", "hard"].value == 51.6
-    assert retrieval.PAPER["vit_s16", "roxford5k", "medium"].value == 41.8
+    assert retrieval.resolve_setting(config()) == (224, (1.0,))
+    assert retrieval.resolve_setting(config(dataset="rparis6k")) == (512, MULTISCALE)
+    assert retrieval.resolve_setting(config(dataset="rparis6k", image_size=224)) == (224, (1.0,))
+    assert retrieval.resolve_setting(config(multiscale=True)) == (224, MULTISCALE)
 
 
 @pytest.mark.parametrize(
     ("options", "error", "says"),
     [
-        ({"image_size": 0}, ConfigError, "1 or more"),
-        ({"center_whitening": True}, ConfigError, "left out"),
+        ({"image_size": 0}, ConfigError, "--image-size"),
+        ({"center_whitening": True}, ConfigError, "--whitening"),
         ({"distractors": "/nowhere"}, DataError, "--distractors"),
         ({"image_size": 3}, ConfigError, "smaller than a patch"),
     ],
@@ -197,7 +200,7 @@ def test_options_that_make_no_sense(backbone, root, options, error, says):
 
 
 def test_no_data_and_another_transform(backbone, root):
-    with pytest.raises(ConfigError, match="give --data"):
+    with pytest.raises(ConfigError, match="--data"):
         dinoeval.evaluate("retrieval", backbone)
-    with pytest.raises(ConfigError, match="use --image-size"):
+    with pytest.raises(ConfigError, match="--image-size"):
         dinoeval.evaluate("retrieval", backbone, session=SessionConfig(transform="dino:64/64"), data=str(root))

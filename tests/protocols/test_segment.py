@@ -9,6 +9,7 @@ import torch
 from factories import made_up_images, made_up_state
 from hypothesis import given
 from hypothesis import strategies as st
+from paper_results import missing_facts, reasons
 from PIL import Image
 from segmentation_factories import masked_folder, voc_tree
 
@@ -17,6 +18,7 @@ from dinoeval.cli import main
 from dinoeval.data.masks import VOID, write_mask
 from dinoeval.errors import ConfigError, DataError
 from dinoeval.models.backbone import Backbone
+from dinoeval.paper.comparable import comparable
 from dinoeval.protocols import segment
 from dinoeval.results import Result
 from dinoeval.session import SessionConfig
@@ -68,7 +70,7 @@ def test_the_best_head_of_each_object_by_hand():
     # 55 % of head 0 is its upper left patch, of head 1 its lower right one; 55 % of the mean are both of these.
     found = segment.score_masks(attention, ids, mass=0.55, void="ignored")
     np.testing.assert_array_equal(found, [[4 / 4, 0 / 8, 4 / 8], [0 / 6, 2 / 4, 2 / 8]])
-    outcomes, table = segment.summarise([found])
+    outcomes, table = segment.summarize([found])
     assert outcomes["jaccard"].tolist() == [(1 + 0.5) / 2]
     assert outcomes["jaccard_fixed_head"].tolist() == [(1 + 0) / 2], "head 0"
     assert outcomes["jaccard_mean_head"].tolist() == [(0.5 + 0.25) / 2]
@@ -87,7 +89,7 @@ def test_void_pixels_by_hand():
 def test_means_go_over_the_objects_of_an_image_first():
     # An image of one object and one of three: the single object weighs as much as the three together.
     scores = [np.array([[0.9, 0.2, 0]]), np.array([[0.1, 0.3, 0], [0.1, 0.3, 0], [0.4, 0.3, 0]])]
-    outcomes, _ = segment.summarise(scores)
+    outcomes, _ = segment.summarize(scores)
     np.testing.assert_allclose(outcomes["jaccard"], [0.9, (0.3 + 0.3 + 0.4) / 3])
     np.testing.assert_allclose(outcomes["jaccard_fixed_head"], [0.9, 0.2])  # head 0: (0.9 + 0.2) / 2 against (0.2 + 0.3) / 2
 
@@ -95,7 +97,7 @@ def test_means_go_over_the_objects_of_an_image_first():
 @given(st.integers(1, 6), st.integers(1, 5), st.integers(0, 2**31))
 def test_the_best_head_of_each_object_is_no_worse_than_one_for_all(heads, images, seed):
     random = np.random.default_rng(seed)
-    outcomes, table = segment.summarise([random.random((int(random.integers(1, 4)), heads + 1)) for _ in range(images)])
+    outcomes, table = segment.summarize([random.random((int(random.integers(1, 4)), heads + 1)) for _ in range(images)])
     assert (outcomes["jaccard"] >= outcomes["jaccard_fixed_head"] - 1e-12).all()
     assert 100 * outcomes["jaccard_fixed_head"].mean() == pytest.approx(max(row["jaccard"] for row in table))
     assert sum(row["best for % of objects"] for row in table) == pytest.approx(100)
@@ -141,29 +143,23 @@ def test_instances_and_classes(backbone, tmp_path):
     assert folder.config["objects"] == "masks/", "a folder has one kind"
 
 
-def test_published_numbers_go_with_the_whole_set_and_the_assumed_settings(tmp_path, monkeypatch):
-    monkeypatch.setattr(segment, "VOC_IMAGES", 2)
+def test_published_numbers_require_the_whole_set_and_the_settings(tmp_path):
     root = voc_tree(tmp_path, images=2)
-    torch.save(made_up_state("vit_xs16"), tmp_path / "dino_deitsmall16_pretrain.pth")  # goes by the released file's name
-    backbone = dinoeval.load(weights=tmp_path / "dino_deitsmall16_pretrain.pth", arch="vit_xs16")
+    torch.save(made_up_state("vit_xs16"), tmp_path / "x.pth")
+    backbone = dinoeval.load(weights=tmp_path / "x.pth", arch="vit_xs16")
     result = dinoeval.evaluate("segment", backbone, data=str(root))
-    assert [(one.metric, one.value) for one in result.references] == [("jaccard", 45.9)]
-    assert result.not_comparable is None
+    assert reasons(result) == "details.images: 2 (Figure 4 requires 1,449)"
+    assert missing_facts(result) == set()
     assert any("assumed" in note and "instance masks" in note and "void pixels ignored" in note for note in result.notes)
     result = dinoeval.evaluate("segment", backbone, data=str(root), mass=0.7, image_size=64)
-    assert result.references == []
-    assert "masks keep 0.7" in (result.not_comparable or "")
-    assert "image size is 64" in (result.not_comparable or "")
-    monkeypatch.setattr(segment, "VOC_IMAGES", 1449)
-    reason = dinoeval.evaluate("segment", backbone, data=str(root), image_size=64).not_comparable or ""
-    assert "1,449 images, this one has 2" in reason
+    assert "config.mass: 0.7" in reasons(result)
+    assert "config.image_size: 64" in reasons(result)
 
 
 def test_random_weights_are_told_what_the_paper_has_for_them(tmp_path):
     backbone = dinoeval.load("vit_s16", weights="random")
     result = dinoeval.evaluate("segment", backbone, data=str(masked_folder(tmp_path / "set", images=1)), image_size=32)
-    assert any("22.0 for random weights" in note for note in result.notes)
-    assert "random" in (result.not_comparable or "")
+    assert "random" in "; ".join(comparable(result).reasons)
 
 
 def test_networks_of_timm_and_those_without_patches(tmp_path):
@@ -171,7 +167,7 @@ def test_networks_of_timm_and_those_without_patches(tmp_path):
     network = dinoeval.load("timm/test_vit", weights="random")
     result = dinoeval.evaluate("segment", network, data=root, image_size=64)
     assert len(result.table) == 2, "a row each head"
-    assert any("timm resamples positions" in note for note in result.notes)
+    assert any("timm resamples position embeddings" in note for note in result.notes)
     with pytest.raises(ConfigError, match="timm/resnet10t has no patches"):
         dinoeval.evaluate("segment", dinoeval.load("timm/resnet10t", weights="random"), data=root)
 
@@ -191,7 +187,7 @@ def test_what_is_left_out_is_said(backbone, tmp_path):
     assert result.data["images"]["images"] == result.data["masks"]["images"] == 2
     assert result.data["images"]["bad_images"] == ["1.jpg"]
     assert any("without an object, left out: 1 (0.jpg)" in note for note in result.notes)
-    assert any("gone once their masks are resized, left out: 1" in note for note in result.notes)
+    assert any("all vanish in the resized masks, left out: 1" in note for note in result.notes)
     for row in (0, 1, 3, 4):
         (root / f"images/{row}.jpg").unlink()
     with pytest.raises(DataError, match="no object of"):
@@ -242,7 +238,7 @@ def test_the_command_line(tiny_weights, tmp_path, capsys, monkeypatch):
     with pytest.raises(SystemExit) as stop:
         main(["segment", "--weights", str(tiny_weights)])
     assert stop.value.code == 2
-    assert "give --data" in capsys.readouterr().err
+    assert "--data" in capsys.readouterr().err
 
 
 def test_objects_that_resizing_loses_are_told(backbone, tmp_path):
@@ -252,7 +248,7 @@ def test_objects_that_resizing_loses_are_told(backbone, tmp_path):
     mask[0, 0] = 9  # one pixel, which 16 x 16 pixels of 75 x 50 leave out
     Image.fromarray(mask).save(root / "masks/0.png")
     result = dinoeval.evaluate("segment", backbone, data=str(root), image_size=16)
-    assert any("gone once their masks are resized, and do not count: 1" in note for note in result.notes)
+    assert any("vanish in the resized masks and do not count: 1" in note for note in result.notes)
 
 
 def test_16_bit_pictures_score_as_their_8_bits(backbone, tmp_path):
