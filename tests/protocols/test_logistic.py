@@ -23,7 +23,6 @@ from dinoeval.data.subsets import hold_out, subset_rows
 from dinoeval.errors import ConfigError, DataError
 from dinoeval.maths.neighbors import l2_normalize
 from dinoeval.paper.comparable import comparable
-from dinoeval.protocols import logistic
 from dinoeval.results import Result
 from dinoeval.session import SessionConfig
 from dinoeval.verdicts import compare_results

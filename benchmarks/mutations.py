@@ -1,0 +1,241 @@
+"""Change one constant, comparison, sign or order at a time and see whether the tests notice.
+
+    python benchmarks/mutations.py [--count 100] [--jobs 2] [--only maths/ranks]
+
+For development. Each mutation is made in a copy of the checkout, in which the tests of the file run, then all fast tests
+that import it, until one fails. Mutations are drawn with a fixed seed, in equal numbers from each file, so that the same
+command on the same code gives the same list. Writes benchmarks/results/mutations.json: every mutation with the outcome
+`caught` or `survived`; survivors that change nothing observable are explained in benchmarks/mutations_explained.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import concurrent.futures
+import dataclasses
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGE = "dinoeval"
+TARGETS = ("maths", "protocols", "training", "paper", "data/transforms.py", "features/readout.py")
+SECONDS = 300
+"""A test run that takes longer counts as caught: the mutation made it hang."""
+_COMPARISONS = {ast.Lt: "<=", ast.LtE: "<", ast.Gt: ">=", ast.GtE: ">", ast.Eq: "!=", ast.NotEq: "=="}
+_OPERATORS = {ast.Add: ("+", "-"), ast.Sub: ("-", "+"), ast.Mult: ("*", "/"), ast.Div: ("/", "*"), ast.FloorDiv: ("//", "*")}
+_BOOLEANS = {ast.And: ("and", "or"), ast.Or: ("or", "and")}
+
+
+@dataclasses.dataclass(frozen=True)
+class Mutation:
+    """One edit of a source file."""
+
+    path: str
+    line: int
+    start: int
+    """Offset in bytes from the beginning of the file."""
+    old: str
+    new: str
+    kind: str
+
+    @property
+    def name(self) -> str:
+        """Path, line and edit, as the report prints them."""
+        return f"{self.path}:{self.line} {self.kind}: {self.old} -> {self.new}"
+
+
+def main() -> None:
+    """Run the mutations and write the report."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--count", type=int, default=100)
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--only", default="", help="Mutate only files whose path contains this text.")
+    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results/mutations.json")
+    args = parser.parse_args()
+    mutations = choose(args.count, args.only)
+    started = time.monotonic()
+    with tempfile.TemporaryDirectory() as folder, concurrent.futures.ThreadPoolExecutor(args.jobs) as pool:
+        copies = [copy_checkout(Path(folder) / str(number)) for number in range(args.jobs)]
+        outcomes = list(pool.map(lambda mutation: run_in(copies, mutation), mutations))
+    survived = [mutation.name for mutation, caught in zip(mutations, outcomes, strict=True) if caught is None]
+    report = {
+        "command": f"python benchmarks/mutations.py --count {args.count}",
+        "mutations": len(mutations),
+        "caught": len(mutations) - len(survived),
+        "seconds": round(time.monotonic() - started),
+        "outcomes": {mutation.name: caught or "survived" for mutation, caught in zip(mutations, outcomes, strict=True)},
+    }
+    args.out.write_text(json.dumps(report, indent=1) + "\n")
+    print(f"{report['caught']} of {len(mutations)} caught ({report['caught'] / max(1, len(mutations)):.0%}) in {report['seconds']} s")
+    for name in survived:
+        print(f"survived: {name}")
+
+
+def choose(count: int, only: str) -> list[Mutation]:
+    """Draw mutations with a fixed seed, one file after the other, until there are `count`."""
+    dice = random.Random(0)
+    paths = [
+        path for target in TARGETS for path in sorted((ROOT / PACKAGE).glob(target if target.endswith(".py") else f"{target}/**/*.py"))
+    ]
+    paths += [ROOT / PACKAGE / "paper/rows.toml"]
+    waiting = []
+    for path in paths:
+        found = list(mutations_of(path))
+        dice.shuffle(found)
+        if found and only in str(path.relative_to(ROOT)):
+            waiting.append(found)
+    chosen: list[Mutation] = []
+    while waiting and len(chosen) < count:
+        for found in waiting[: count - len(chosen)]:
+            chosen.append(found.pop())
+        waiting = [found for found in waiting if found]
+    return chosen
+
+
+def mutations_of(path: Path) -> Iterator[Mutation]:
+    """Yield all mutations of a file."""
+    source = path.read_bytes()
+    name = path.relative_to(ROOT).as_posix()
+    if path.suffix == ".toml":
+        yield from _printed_numbers(name, source)
+        return
+    tree = ast.parse(source)
+    starts = [0]
+    for line in source.split(b"\n"):
+        starts.append(starts[-1] + len(line) + 1)
+
+    def offset(line: int, column: int) -> int:
+        return starts[line - 1] + column
+
+    for node in _code(tree):
+        begin, end = offset(node.lineno, node.col_offset), offset(node.end_lineno or 0, node.end_col_offset or 0)
+        text = source[begin:end].decode()
+        match node:
+            case ast.Compare(ops=[operator], left=left, comparators=[right]) if type(operator) in _COMPARISONS:
+                between = slice(offset(left.end_lineno or 0, left.end_col_offset or 0), offset(right.lineno, right.col_offset))
+                yield from _edit(name, source, node.lineno, between, _symbol(operator), _COMPARISONS[type(operator)], "comparison")
+            case ast.BinOp(op=operator, left=left, right=right) if type(operator) in _OPERATORS:
+                between = slice(offset(left.end_lineno or 0, left.end_col_offset or 0), offset(right.lineno, right.col_offset))
+                yield from _edit(name, source, node.lineno, between, *_OPERATORS[type(operator)], "operator")
+            case ast.BoolOp(op=operator, values=[left, right, *_]):
+                between = slice(offset(left.end_lineno or 0, left.end_col_offset or 0), offset(right.lineno, right.col_offset))
+                yield from _edit(name, source, node.lineno, between, *_BOOLEANS[type(operator)], "boolean")
+            case ast.UnaryOp(op=ast.USub()):
+                yield Mutation(name, node.lineno, begin, text, f"(+{text[1:]})", "sign")
+            case ast.Constant(value=bool(value)):
+                yield Mutation(name, node.lineno, begin, text, str(not value), "constant")
+            case ast.Constant(value=int(value)):
+                yield Mutation(name, node.lineno, begin, text, str(value + 1), "constant")
+            case ast.Constant(value=float(value)):
+                yield Mutation(name, node.lineno, begin, text, repr(value * 1.5 if value else 1.0), "constant")
+            case ast.Tuple(elts=[first, second], ctx=ast.Load()):
+                one, two = (
+                    source[offset(e.lineno, e.col_offset) : offset(e.end_lineno or 0, e.end_col_offset or 0)] for e in (first, second)
+                )
+                if one != two and text.startswith("("):
+                    yield Mutation(name, node.lineno, begin, text, f"({two.decode()}, {one.decode()})", "order")
+
+
+def _code(tree: ast.Module) -> Iterator[ast.expr]:
+    """Yield expressions that are neither annotations nor part of a message."""
+    skipped: set[int] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.JoinedStr, ast.Raise, ast.Assert)):
+            skipped |= {id(inner) for inner in ast.walk(node)}
+        for annotation in (getattr(node, "annotation", None), getattr(node, "returns", None)):
+            if annotation is not None:
+                skipped |= {id(inner) for inner in ast.walk(annotation)}
+        if isinstance(node, ast.Call) and ast.unparse(node.func).startswith(("_log.", "tqdm", "logging.")):
+            skipped |= {id(inner) for inner in ast.walk(node)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.expr) and id(node) not in skipped:
+            yield node
+
+
+def _symbol(operator: ast.cmpop) -> str:
+    return {ast.Lt: "<", ast.LtE: "<=", ast.Gt: ">", ast.GtE: ">=", ast.Eq: "==", ast.NotEq: "!="}[type(operator)]
+
+
+def _edit(name: str, source: bytes, line: int, between: slice, old: str, new: str, kind: str) -> Iterator[Mutation]:
+    place = source[between].find(old.encode())
+    if place >= 0:
+        yield Mutation(name, line, between.start + place, old, new, kind)
+
+
+def _printed_numbers(name: str, source: bytes) -> Iterator[Mutation]:
+    """Yield a mutation of each line of a table of numbers: its last number plus one tenth."""
+    start = 0
+    for number, line in enumerate(source.split(b"\n"), 1):
+        if b"=" in line and not line.lstrip().startswith(b"#"):
+            left, _, right = line.rpartition(b"= ")
+            digits = right.rstrip(b" }],")
+            if digits.replace(b".", b"", 1).isdigit():
+                new = f"{float(digits) + 0.1:.1f}" if b"." in digits else str(int(digits) + 1)
+                yield Mutation(name, number, start + len(left) + 2, digits.decode(), new, "printed number")
+        start += len(line) + 1
+
+
+def copy_checkout(target: Path) -> Path:
+    """Copy what git tracks or would track to a folder of its own."""
+    names = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"], cwd=ROOT, check=True, capture_output=True
+    ).stdout
+    for name in filter(None, names.decode().split("\0")):
+        if (ROOT / name).is_file() and not name.startswith("benchmarks/results"):
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, target / name)
+    return target
+
+
+def run_in(copies: list[Path], mutation: Mutation) -> str | None:
+    """Apply a mutation in a free copy, run the tests, and take it back.
+
+    Returns:
+        Which tests caught it, or None if all passed.
+    """
+    copy = copies.pop()
+    path = copy / mutation.path
+    source = path.read_bytes()
+    try:
+        old = mutation.old.encode()
+        assert source[mutation.start : mutation.start + len(old)] == old
+        path.write_bytes(source[: mutation.start] + mutation.new.encode() + source[mutation.start + len(old) :])
+        return next((tests for tests in tests_of(copy, mutation.path) if not _pass(copy, tests.split())), None)
+    finally:
+        path.write_bytes(source)
+        copies.append(copy)
+
+
+def tests_of(copy: Path, path: str) -> list[str]:
+    """List test runs for a source file, the most direct first."""
+    inside = Path(path).relative_to(PACKAGE)
+    stem = inside.stem.removeprefix("_")
+    direct = sorted((copy / "tests").glob(f"**/test_{stem}*.py")) if len(stem) > 3 else []
+    runs = [" ".join(str(test.relative_to(copy)) for test in direct)] if direct else []
+    area = copy / "tests" / inside.parts[0]
+    runs.append(f"tests/{inside.parts[0]}" if area.is_dir() else "tests")
+    runs.append("tests/protocols tests/features tests/figures tests/search tests/test_video.py tests/paper")
+    return runs
+
+
+def _pass(copy: Path, tests: list[str]) -> bool:
+    environment = {**os.environ, "PYTHONPATH": str(copy), "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-m", "not slow", "-p", "no:cacheprovider", *tests]
+    try:
+        done = subprocess.run(command, cwd=copy, env=environment, capture_output=True, timeout=SECONDS, check=False)
+    except subprocess.TimeoutExpired:
+        return False
+    return done.returncode in (0, 5)
+
+
+if __name__ == "__main__":
+    main()
