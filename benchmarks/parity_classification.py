@@ -28,7 +28,7 @@ import torchvision
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tests/models"), str(ROOT / "benchmarks")]
 import released  # noqa: E402
-from factories import made_up_state  # noqa: E402
+from factories import synthetic_state  # noqa: E402
 from test_library import drawn  # noqa: E402
 
 import dinoeval  # noqa: E402
@@ -119,7 +119,7 @@ def released_epoch(data: Path, state: dict, first: dict, readout: str) -> dict[s
 
 def probe(checkout: Path, data: Path) -> list[dict]:
     released.use(checkout)
-    state = made_up_state("vit_ti56")
+    state = synthetic_state("vit_ti56")
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)

@@ -6,18 +6,18 @@ import json
 from pathlib import Path
 
 import numpy as np
-from factories import made_up_images
+from factories import synthetic_images
 from PIL import Image
 from scipy.io import savemat
 
 from dinoeval.data.sources import VOC_CLASSES
 
 
-def tinted_picture(path: Path, label: int, seed: int) -> None:
+def tinted_image(path: Path, label: int, seed: int) -> None:
     """Save a picture of class `label`, whose colours tell the first six classes apart."""
     path.parent.mkdir(parents=True, exist_ok=True)
     tint = np.array([label >> bit & 1 for bit in range(3)]) * 90.0
-    pixels = np.asarray(made_up_images(1, seed=seed)[0], np.float32) * 0.4 + tint
+    pixels = np.asarray(synthetic_images(1, seed=seed)[0], np.float32) * 0.4 + tint
     Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(path)
 
 
@@ -30,7 +30,7 @@ def inat_tree(root: Path, year: int, *, train: int = 6, val: int = 2) -> Path:
         for number in range(count * len(species)):
             kind = list(species)[number % 3]
             name = f"train_val{year}/{folders[kind]}/{split}{number:04}.jpg"
-            tinted_picture(root / name, kind, seed=number + 100 * (split == "val"))
+            tinted_image(root / name, kind, seed=number + 100 * (split == "val"))
             images.append({"id": 1000 + number, "file_name": name, "width": 20, "height": 24, "license": 3, "rights_holder": "Nobody"})
             annotations.insert(0, {"id": number, "image_id": 1000 + number, "category_id": kind})
         categories = [{"id": identity, "name": name, "supercategory": folders[identity][:-2]} for identity, name in species.items()]
@@ -50,7 +50,7 @@ def voc07_tree(root: Path, *, trainval: int = 5, test: int = 4) -> dict[str, np.
         marks[split] = np.random.default_rng(count).choice([-1, -1, -1, 0, 1], (count, 20))
         marks[split][np.arange(20) % count, np.arange(20)] = 1
         for number, name in enumerate(names):
-            tinted_picture(base / f"JPEGImages/{name}.jpg", number, seed=first + number)
+            tinted_image(base / f"JPEGImages/{name}.jpg", number, seed=first + number)
         (base / f"ImageSets/Main/{split}.txt").write_text("".join(f"{name}\n" for name in names))
         for column, kind in enumerate(VOC_CLASSES):
             lines = [f"{name} {mark:2d}\n" for name, mark in zip(names, marks[split][:, column], strict=True)]
@@ -69,7 +69,7 @@ def cars_tree(root: Path, *, train: int = 4, test: int = 2) -> Path:
         rows = np.zeros(count * 3, [(field, object) for field in fields])
         for number in range(count * 3):
             label = number * 2 % 3
-            tinted_picture(base / f"cars_{split}/{number + 1:05}.jpg", label + 1, seed=number + 100 * (split == "test"))
+            tinted_image(base / f"cars_{split}/{number + 1:05}.jpg", label + 1, seed=number + 100 * (split == "test"))
             rows[number] = (*(np.uint16(corner) for corner in (1, 1, 19, 23)), np.uint8(label + 1), f"{number + 1:05}.jpg")
         savemat(base / table, {"annotations": rows})
     return root
@@ -79,7 +79,7 @@ def flowers_tree(root: Path) -> Path:
     """Six pictures, whose labels and numbers count from 1; torchvision must be told not to check the hashes of these lists."""
     base = root / "flowers-102"
     for number in range(1, 7):
-        tinted_picture(base / f"jpg/image_{number:05}.jpg", number, seed=number)
+        tinted_image(base / f"jpg/image_{number:05}.jpg", number, seed=number)
     savemat(base / "imagelabels.mat", {"labels": np.array([[77, 1, 102, 1, 77, 102]], np.uint8)})
     savemat(base / "setid.mat", {"trnid": np.array([[4, 6]]), "valid": np.array([[1, 3]]), "tstid": np.array([[5, 2]])})
     return root
@@ -94,11 +94,11 @@ def places365_tree(root: Path, *, small: bool = False, train: int = 3, val: int 
     lines = []
     for label, scene in enumerate(scenes):
         for number in range(train):
-            tinted_picture(root / f"data_{size}_standard{scene}/{number + 1:08}.jpg", label + 1, seed=number)
+            tinted_image(root / f"data_{size}_standard{scene}/{number + 1:08}.jpg", label + 1, seed=number)
             lines.append(f"{scene}/{number + 1:08}.jpg {label}\n")
     (root / "places365_train_standard.txt").write_text("".join(lines))
     for number in range(val * 3):
-        tinted_picture(root / f"val_{size}/Places365_val_{number + 1:08}.jpg", number % 3 + 1, seed=50 + number)
+        tinted_image(root / f"val_{size}/Places365_val_{number + 1:08}.jpg", number % 3 + 1, seed=50 + number)
     (root / "places365_val.txt").write_text("".join(f"Places365_val_{number + 1:08}.jpg {number % 3}\n" for number in range(val * 3)))
     return root
 
@@ -113,7 +113,7 @@ def places205_tree(root: Path, *, unpacked: bool = True, train: int = 3, val: in
         for label, scene in ((0, "a/abbey"), (1, "a/airport_terminal"), (204, "y/yard")):
             for number in range(count):
                 name = f"{scene}/gsun_{split}{number}.jpg"
-                tinted_picture(pictures / name, label % 7 + 1, seed=number + 100 * (split == "val"))
+                tinted_image(pictures / name, label % 7 + 1, seed=number + 100 * (split == "val"))
                 lines.append(f"{name} {label}\n")
         (lists / f"{split}_places205.csv").write_text("".join(lines))
     return root

@@ -13,7 +13,7 @@ from dinoeval.models.vit import VisionTransformer, VitConfig, parse_architecture
 TINY = "vit_xs4_16"  # 17 tokens of 96 dims: the smallest network worth running
 
 
-def made_up_state(config: VitConfig | str, seed: int = 0, spread: float = 0.05) -> dict[str, torch.Tensor]:
+def synthetic_state(config: VitConfig | str, seed: int = 0, spread: float = 0.05) -> dict[str, torch.Tensor]:
     """Weights drawn from NumPy's generator, the same on every machine, with the keys of a released backbone.
 
     `spread` is the deviation of matrices; larger than training's, so that attention is far from uniform and a wrong
@@ -30,7 +30,7 @@ def made_up_state(config: VitConfig | str, seed: int = 0, spread: float = 0.05) 
     return state
 
 
-def made_up_images(count: int, size: tuple[int, int] = (20, 24), seed: int = 0) -> list[Image.Image]:
+def synthetic_images(count: int, size: tuple[int, int] = (20, 24), seed: int = 0) -> list[Image.Image]:
     """Coloured gradients with noise; picture i is the same whatever `count` is."""
     pictures = []
     for number in range(count):
@@ -47,7 +47,7 @@ def class_folders(root: Path, *, classes: int = 3, train: int = 8, val: int = 3,
         for label in range(classes):
             folder = root / split / f"class{label}"
             folder.mkdir(parents=True, exist_ok=True)
-            for number, picture in enumerate(made_up_images(count, seed=1 + label + 100 * (split == "train"))):
+            for number, picture in enumerate(synthetic_images(count, seed=1 + label + 100 * (split == "train"))):
                 tint = np.zeros(3)
                 tint[label % 3] = 80
                 pixels = np.clip(np.asarray(picture, np.float32) * 0.5 + tint, 0, 255)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from factories import made_up_images
+from factories import synthetic_images
 from PIL import Image
 
 from dinoeval.data.masks import VOID, write_mask
@@ -14,7 +14,7 @@ from dinoeval.data.masks import VOID, write_mask
 SIZES = ((75, 50), (50, 66), (64, 64))  # width and height
 
 
-def made_up_mask(size: tuple[int, int], objects: Sequence[int], seed: int) -> np.ndarray:
+def synthetic_mask(size: tuple[int, int], objects: Sequence[int], seed: int) -> np.ndarray:
     """Boxes of the ids in `objects`, each with a border of void, (H, W) uint8."""
     random, (width, height) = np.random.default_rng(seed), size
     mask = np.zeros((height, width), np.uint8)
@@ -35,8 +35,8 @@ def voc_tree(root: Path, images: int = 3) -> Path:
     names = [f"2007_{number:06}" for number in range(images, 0, -1)]
     for number, name in enumerate(names):
         size = SIZES[number % len(SIZES)]
-        made_up_images(number + 1, size)[number].save(voc / f"JPEGImages/{name}.jpg", quality=95)
-        mask = made_up_mask(size, (1, 2), number)
+        synthetic_images(number + 1, size)[number].save(voc / f"JPEGImages/{name}.jpg", quality=95)
+        mask = synthetic_mask(size, (1, 2), number)
         write_mask(voc / f"SegmentationObject/{name}.png", mask)
         write_mask(voc / f"SegmentationClass/{name}.png", np.where((mask > 0) & (mask < VOID), 15, mask).astype(np.uint8))
     (voc / "ImageSets/Segmentation/val.txt").write_text("\n".join(names) + "\n")
@@ -49,6 +49,6 @@ def masked_folder(root: Path, images: int = 3, objects: Sequence[int] = (1, 2)) 
         (root / kind).mkdir(parents=True)
     for number in range(images):
         size = SIZES[number % len(SIZES)]
-        made_up_images(number + 1, size)[number].save(root / f"images/{number}.jpg", quality=95)
-        Image.fromarray(made_up_mask(size, objects, number)).save(root / f"masks/{number}.png")
+        synthetic_images(number + 1, size)[number].save(root / f"images/{number}.jpg", quality=95)
+        Image.fromarray(synthetic_mask(size, objects, number)).save(root / f"masks/{number}.png")
     return root

@@ -8,17 +8,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from factories import made_up_images
+from factories import synthetic_images
 from PIL import Image, ImageEnhance, ImageFilter
 
 JPEG_QUALITIES = (3, 5, 8, 10, 15, 20, 30, 50, 75)
 CROPS = (10, 15, 20, 30, 40, 50, 60, 70, 80)
 
 
-def made_up_videos(root: Path, *, videos: int = 4, frames: int = 12, size: tuple[int, int] = (96, 72)) -> dict[str, list[Path]]:
+def synthetic_videos(root: Path, *, videos: int = 4, frames: int = 12, size: tuple[int, int] = (96, 72)) -> dict[str, list[Path]]:
     """Videos in which a window glides over one made-up picture; every second one is upright."""
     found = {}
-    for video, scene in enumerate(made_up_images(videos, (3 * size[0], 3 * size[1]), seed=7)):
+    for video, scene in enumerate(synthetic_images(videos, (3 * size[0], 3 * size[1]), seed=7)):
         width, height = size if video % 2 == 0 else size[::-1]
         for frame in range(frames):
             left, top = 6 * frame, 4 * frame

@@ -5,18 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-from factories import made_up_images
+from factories import synthetic_images
 from PIL import Image
 
 from dinoeval.data.masks import write_mask
 
 
-def made_up_video(
+def synthetic_video(
     frames: int = 5, size: tuple[int, int] = (128, 64), objects: int = 2, seed: int = 0
 ) -> list[tuple[Image.Image, np.ndarray]]:
     """Frames, each with its mask (H, W): squares of one colour each, object by object, that move a few pixels a frame."""
     width, height = size
-    ground = np.asarray(made_up_images(1, size, seed=seed)[0])
+    ground = np.asarray(synthetic_images(1, size, seed=seed)[0])
     random = np.random.default_rng(seed)
     side = min(size) // 3
     starts = random.integers(0, np.maximum(1, np.array(size) - side), (objects, 2))

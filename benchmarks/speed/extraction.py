@@ -26,7 +26,7 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path[:0] = [str(ROOT / "benchmarks"), str(ROOT / "tests")]
 import released  # noqa: E402
-from factories import made_up_state  # noqa: E402
+from factories import synthetic_state  # noqa: E402
 
 import dinoeval  # noqa: E402
 from dinoeval.data.images import open_images  # noqa: E402
@@ -58,7 +58,7 @@ def main() -> None:
     from torchvision import datasets, transforms
 
     workers = os.cpu_count() or 1
-    state = made_up_state("vit_s16", spread=0.03)
+    state = synthetic_state("vit_s16", spread=0.03)
     network = vision_transformer.vit_small(patch_size=16)
     network.load_state_dict(state)
     network.eval()

@@ -23,7 +23,7 @@ import torch
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path[:0] = [str(ROOT / "tests")]
-from factories import made_up_state  # noqa: E402
+from factories import synthetic_state  # noqa: E402
 
 import dinoeval  # noqa: E402
 from dinoeval.data.images import open_splits  # noqa: E402
@@ -67,7 +67,7 @@ def main() -> None:
     made_up = np.random.default_rng(0)
     labels = {len(train.classes): images.labels, 1000: made_up.integers(0, 1000, IMAGES)}
     with tempfile.TemporaryDirectory() as folder:
-        torch.save(made_up_state("vit_s16", spread=0.03), Path(folder) / "weights.pth")
+        torch.save(synthetic_state("vit_s16", spread=0.03), Path(folder) / "weights.pth")
         backbone = dinoeval.load("vit_s16", weights=Path(folder) / "weights.pth", device="cpu")
 
     def augmented(*names: str) -> Augmented:

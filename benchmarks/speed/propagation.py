@@ -117,12 +117,12 @@ def frame(way: str, checkout: Path, folder: Path, frames: list[Path]) -> dict[st
 
 
 def prepare(folder: Path, frames: list[Path]) -> None:
-    from factories import made_up_state
+    from factories import synthetic_state
 
     import dinoeval
     from dinoeval.data.frames import FrameTransform, open_frame
 
-    torch.save(made_up_state(ARCH, spread=0.03), folder / "weights.pth")
+    torch.save(synthetic_state(ARCH, spread=0.03), folder / "weights.pth")
     backbone, transform = dinoeval.load(ARCH, weights=folder / "weights.pth"), FrameTransform(patch=8)
     tokens = [backbone(transform(open_frame(path))[None]).patches[0] for path in frames]
     torch.save({"tokens": tokens, "maps": list(torch.rand(CONTEXT, CHANNELS, 60, 104))}, folder / "given.pth")

@@ -3,7 +3,7 @@ from __future__ import annotations
 import shutil
 
 import pytest
-from set_factories import copydays_tree, made_up_videos
+from set_factories import copydays_tree, synthetic_videos
 
 from dinoeval.data.copydays import BLOCKS, PUBLISHED, open_copydays
 from dinoeval.errors import DataError
@@ -11,7 +11,7 @@ from dinoeval.errors import DataError
 
 @pytest.fixture
 def root(tmp_path):
-    pictures = [path for frames in made_up_videos(tmp_path / "videos", videos=2, frames=3).values() for path in frames]
+    pictures = [path for frames in synthetic_videos(tmp_path / "videos", videos=2, frames=3).values() for path in frames]
     return copydays_tree(tmp_path / "copydays", pictures, scenes=4, strong=6)
 
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from PIL import Image
-from video_factories import davis_tree, made_up_video
+from video_factories import davis_tree, synthetic_video
 
 from dinoeval.data.davis import ANNOTATIONS, FRAMES, open_davis
 from dinoeval.data.masks import write_mask
@@ -12,7 +12,7 @@ from dinoeval.errors import DataError
 
 @pytest.fixture
 def root(tmp_path):
-    return davis_tree(tmp_path / "DAVIS", {"cat": made_up_video(4), "dog": made_up_video(5, (64, 128), objects=1)})
+    return davis_tree(tmp_path / "DAVIS", {"cat": synthetic_video(4), "dog": synthetic_video(5, (64, 128), objects=1)})
 
 
 def test_a_tree_of_2017(root):
@@ -21,14 +21,14 @@ def test_a_tree_of_2017(root):
     assert (dog.size, dog.objects) == ((64, 128), 1)
     assert [path.name for path in dog.frames] == [f"{number:05d}.jpg" for number in range(5)]
     assert cat.mask_name(2) == "00002.png"
-    assert (cat.truth(3) == made_up_video(4)[3][1]).all()
+    assert (cat.truth(3) == synthetic_video(4)[3][1]).all()
 
 
 def test_a_tree_of_2016_has_one_object(tmp_path):
-    root = davis_tree(tmp_path, {"cat": made_up_video(3, objects=3)}, year=2016)
+    root = davis_tree(tmp_path, {"cat": synthetic_video(3, objects=3)}, year=2016)
     (video,) = open_davis(root)
     assert video.objects == 1
-    assert (video.first == (made_up_video(3, objects=3)[0][1] > 0)).all()
+    assert (video.first == (synthetic_video(3, objects=3)[0][1] > 0)).all()
 
 
 @pytest.mark.parametrize(
@@ -50,7 +50,7 @@ def test_which_sequences(root, content):
 
 def test_void_counts_as_background(root):
     path = root / ANNOTATIONS / "cat/00000.png"
-    mask = made_up_video(4)[0][1].copy()
+    mask = synthetic_video(4)[0][1].copy()
     mask[:5] = 255
     write_mask(path, mask)
     video = open_davis(root)[0]
@@ -60,14 +60,14 @@ def test_void_counts_as_background(root):
 
 
 def test_numbers_that_are_left_out(root):
-    mask = made_up_video(4)[0][1]
+    mask = synthetic_video(4)[0][1]
     write_mask(root / ANNOTATIONS / "cat/00000.png", np.where(mask == 2, 5, mask).astype(np.uint8))
     video = open_davis(root)[0]
     assert (video.objects, video.unseen) == (5, [2, 3, 4])
 
 
 def test_first_annotations_alone(tmp_path, root):
-    alone = davis_tree(tmp_path / "alone", {"cat": made_up_video(3)}, first_alone=True)
+    alone = davis_tree(tmp_path / "alone", {"cat": synthetic_video(3)}, first_alone=True)
     assert not open_davis(alone)[0].annotated
     for number in (1, 2, 3):
         (root / ANNOTATIONS / f"cat/{number:05d}.png").unlink()
@@ -77,7 +77,7 @@ def test_first_annotations_alone(tmp_path, root):
 
 def test_a_change_of_a_frame_changes_the_fingerprint(root):
     before = [video.fingerprint() for video in open_davis(root)]
-    made_up_video(4, seed=9)[2][0].save(root / FRAMES / "cat/00002.jpg")
+    synthetic_video(4, seed=9)[2][0].save(root / FRAMES / "cat/00002.jpg")
     after = [video.fingerprint() for video in open_davis(root)]
     assert before[0] != after[0]
     assert before[1] == after[1]

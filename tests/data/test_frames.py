@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from factories import made_up_images
+from factories import synthetic_images
 from PIL import Image
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as vision
@@ -75,7 +75,7 @@ def test_colours_have_the_deviation_of_the_script():
 
 
 def test_readings_are_those_of_the_libraries():
-    picture = made_up_images(1, (300, 150))[0]
+    picture = synthetic_images(1, (300, 150))[0]
     scale = torch.tensor(FrameTransform().std)[:, None, None]
     pixels = {reading: FrameTransform(side=64, reading=reading)(picture) * scale for reading in ("opencv", "pil", "torchvision")}
     tensor = torch.from_numpy(np.array(picture)).permute(2, 0, 1)
@@ -156,7 +156,7 @@ def test_what_is_no_frame_is_named(tmp_path):
     (tmp_path / "clip.mp4").write_bytes(b"\0" * 100)
     with pytest.raises(DataError, match=r"clip\.mp4.*ffmpeg"):
         read_frames(tmp_path / "clip.mp4")
-    made_up_images(1, (64, 64))[0].save(tmp_path / "cut.jpg")
+    synthetic_images(1, (64, 64))[0].save(tmp_path / "cut.jpg")
     (tmp_path / "cut.jpg").write_bytes((tmp_path / "cut.jpg").read_bytes()[:900])
     with pytest.raises(DataError, match=r"cut\.jpg cannot be decoded"):
         open_frame(tmp_path / "cut.jpg")

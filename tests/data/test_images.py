@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from factories import class_folders, made_up_images
+from factories import class_folders, synthetic_images
 from torchvision import datasets
 
 from dinoeval.data.images import BadImage, ImageSet, in_memory, open_images, open_splits, require_classes
@@ -17,7 +17,7 @@ from dinoeval.errors import DataError
 def test_class_folders_list_as_torchvision_does(tmp_path):
     class_folders(tmp_path, ending="JPEG")
     (tmp_path / "train/class1/deep/er").mkdir(parents=True)
-    made_up_images(1)[0].save(tmp_path / "train/class1/deep/er/x.png")
+    synthetic_images(1)[0].save(tmp_path / "train/class1/deep/er/x.png")
     (tmp_path / "train/class1/notes.txt").write_text("no picture")
     train, val = open_splits(str(tmp_path))
     theirs = datasets.ImageFolder(str(tmp_path / "train"))
@@ -52,14 +52,14 @@ def test_another_file_of_the_same_size_changes_the_stamp(tmp_path):
     class_folders(tmp_path, ending="bmp")
     before = open_splits(str(tmp_path))[0]
     path = tmp_path / "train/class0/0.bmp"
-    made_up_images(1, seed=9)[0].save(path)
+    synthetic_images(1, seed=9)[0].save(path)
     os.utime(path, ns=(1, 1))
     after = open_splits(str(tmp_path))[0]
     assert (after.fingerprint() == before.fingerprint(), after.stamp == before.stamp) == (True, False)
 
 
 def test_tables(tmp_path):
-    made_up_images(1)[0].save(tmp_path / "x.png")
+    synthetic_images(1)[0].save(tmp_path / "x.png")
     (tmp_path / "set.csv").write_text("path,label,split\nx.png,dog,train\nx.png,a cat,train\nx.png,dog,val\nx.png,a cat,val\n")
     train, val = open_splits(str(tmp_path / "set.csv"))
     assert (train.classes, train.labels.tolist(), val.labels.tolist()) == (("a cat", "dog"), [1, 0], [1, 0])
@@ -81,7 +81,7 @@ def test_tables(tmp_path):
     ],
 )
 def test_tables_that_cannot_be_used(tmp_path, table, said):
-    made_up_images(1)[0].save(tmp_path / "x.png")
+    synthetic_images(1)[0].save(tmp_path / "x.png")
     (tmp_path / "set.csv").write_text(table)
     with pytest.raises(DataError, match=said):
         open_splits(str(tmp_path / "set.csv"))
@@ -97,12 +97,12 @@ def test_folders_that_cannot_be_used(tmp_path):
     (tmp_path / "train").mkdir()
     (tmp_path / "val").mkdir()
     refused("train is empty")
-    made_up_images(1)[0].save(tmp_path / "train/x.png")
+    synthetic_images(1)[0].save(tmp_path / "train/x.png")
     refused("train holds 1 images but no class folders")
     class_folders(tmp_path)
     (tmp_path / "train/zebra").mkdir()
     refused("classes without an image in .*train: zebra")
-    made_up_images(1)[0].save(tmp_path / "train/zebra/x.png")
+    synthetic_images(1)[0].save(tmp_path / "train/zebra/x.png")
     refused("classes of .* differ between its halves; only in train: zebra")
     (tmp_path / "void").mkdir()
     with pytest.raises(DataError, match="holds no image"):
@@ -119,7 +119,7 @@ def test_a_file_that_is_no_picture_is_a_bad_image(tmp_path, content):
 
 
 def test_a_truncated_picture_is_a_bad_image(tmp_path):
-    made_up_images(1, (200, 200))[0].save(tmp_path / "x.jpg")
+    synthetic_images(1, (200, 200))[0].save(tmp_path / "x.jpg")
     content = (tmp_path / "x.jpg").read_bytes()
     (tmp_path / "x.jpg").write_bytes(content[: len(content) // 2])
     with pytest.raises(BadImage, match="truncated"):
@@ -127,11 +127,11 @@ def test_a_truncated_picture_is_a_bad_image(tmp_path):
 
 
 def labelled(labels: np.ndarray, classes: tuple[str, ...]) -> ImageSet:
-    return dataclasses.replace(in_memory(made_up_images(len(labels))), labels=labels, classes=classes, name="made", split="train")
+    return dataclasses.replace(in_memory(synthetic_images(len(labels))), labels=labels, classes=classes, name="made", split="train")
 
 
 def test_a_table_may_hold_several_labels_an_image(tmp_path):
-    for number, picture in enumerate(made_up_images(3)):
+    for number, picture in enumerate(synthetic_images(3)):
         picture.save(tmp_path / f"{number}.png")
     rows = ["path,labels,split", "0.png,dog; a cat,train", "1.png,,train", "2.png,cow;;cow,train", "2.png,a cat;cow;dog,val"]
     (tmp_path / "set.csv").write_text("\n".join(rows))
@@ -155,14 +155,14 @@ def test_a_table_may_hold_several_labels_an_image(tmp_path):
     ],
 )
 def test_tables_of_several_labels_that_cannot_be_used(tmp_path, table, said):
-    made_up_images(1)[0].save(tmp_path / "x.png")
+    synthetic_images(1)[0].save(tmp_path / "x.png")
     (tmp_path / "set.csv").write_text(table)
     with pytest.raises(DataError, match=said):
         open_splits(str(tmp_path / "set.csv"))
 
 
 def test_halves_of_different_kinds_are_refused(tmp_path):
-    made_up_images(1)[0].save(tmp_path / "x.png")
+    synthetic_images(1)[0].save(tmp_path / "x.png")
     (tmp_path / "train.csv").write_text("path,label\nx.png,1\n")
     (tmp_path / "val.csv").write_text("path,labels\nx.png,1\n")
     with pytest.raises(DataError, match="one half has one label an image, the other any number"):
@@ -189,4 +189,4 @@ def test_a_protocol_can_ask_for_classes():
     with pytest.raises(DataError, match="too few classes: b; 2"):
         require_classes(absent)
     with pytest.raises(DataError, match="has no labels"):
-        require_classes(in_memory(made_up_images(1)))
+        require_classes(in_memory(synthetic_images(1)))

@@ -4,7 +4,7 @@ import pickle
 
 import numpy as np
 import pytest
-from set_factories import made_up_videos, revisited_set
+from set_factories import revisited_set, synthetic_videos
 
 from dinoeval.data.retrieval import open_retrieval
 from dinoeval.errors import BadImage, DataError
@@ -12,7 +12,7 @@ from dinoeval.errors import BadImage, DataError
 
 @pytest.fixture
 def root(tmp_path):
-    return revisited_set(tmp_path / "sets", made_up_videos(tmp_path / "videos", videos=2, frames=10), queries=2, near=1, far=3)
+    return revisited_set(tmp_path / "sets", synthetic_videos(tmp_path / "videos", videos=2, frames=10), queries=2, near=1, far=3)
 
 
 def change(root, **changes):

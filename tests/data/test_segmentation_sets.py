@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from PIL import Image
-from segmentation_factories import SIZES, made_up_mask, masked_folder, voc_tree
+from segmentation_factories import SIZES, masked_folder, synthetic_mask, voc_tree
 
 from dinoeval.data.masks import VOID, write_mask
 from dinoeval.data.segmentation_sets import ids_of, open_segmentation
@@ -21,7 +21,7 @@ def test_voc_is_found_from_any_of_its_folders(tmp_path, inside):
     assert opened.voc
     assert opened.images.paths == tuple(f"JPEGImages/2007_00000{number}.jpg" for number in (3, 2, 1)), "in the order of the list"
     for row, size in enumerate(SIZES):
-        np.testing.assert_array_equal(opened.ids(row), made_up_mask(size, (1, 2), row))
+        np.testing.assert_array_equal(opened.ids(row), synthetic_mask(size, (1, 2), row))
         assert opened.images.open(row).size == size
 
 
@@ -42,8 +42,8 @@ def test_a_folder_pairs_equal_names(folder):
     (folder / "images/deep").mkdir()
     (folder / "masks/deep").mkdir()
     Image.open(folder / "images/0.jpg").save(folder / "images/deep/0.png")
-    write_mask(folder / "masks/deep/0.png", made_up_mask(SIZES[0], (7,), 5))
-    Image.fromarray(made_up_mask(SIZES[0], (3,), 6)).save(folder / "masks/without image.png")
+    write_mask(folder / "masks/deep/0.png", synthetic_mask(SIZES[0], (7,), 5))
+    Image.fromarray(synthetic_mask(SIZES[0], (3,), 6)).save(folder / "masks/without image.png")
     opened = open_segmentation(folder)
     assert not opened.voc
     found = {path: ids_of(opened.ids(row)).tolist() for row, path in enumerate(opened.images.paths)}
@@ -52,21 +52,21 @@ def test_a_folder_pairs_equal_names(folder):
 
 
 def test_255_cannot_be_an_object_in_one_mask_and_void_in_another(folder):
-    Image.fromarray((made_up_mask(SIZES[1], (1,), 1) == 1).astype(np.uint8) * 255).save(folder / "masks/1.png")
+    Image.fromarray((synthetic_mask(SIZES[1], (1,), 1) == 1).astype(np.uint8) * 255).save(folder / "masks/1.png")
     with pytest.raises(DataError, match=r"black and white alone \(1\.png\).*hold numbers \(0\.png, 2\.png\)"):
         open_segmentation(folder)
 
 
 def test_black_and_white_masks_hold_one_object(folder):
     for row, size in enumerate(SIZES):
-        mask = made_up_mask(size, (1,), row) == 1
+        mask = synthetic_mask(size, (1,), row) == 1
         Image.fromarray(mask.astype(np.uint8) * 255).convert("1" if row else "L").save(folder / f"masks/{row}.png")
     opened = open_segmentation(folder)
     assert [ids_of(opened.ids(row)).tolist() for row in range(3)] == [[1], [1], [1]]
 
 
 def test_images_without_an_object_are_left_out_and_named(folder):
-    write_mask(folder / "masks/1.png", np.where(made_up_mask(SIZES[1], (1,), 0) > 0, VOID, 0).astype(np.uint8))
+    write_mask(folder / "masks/1.png", np.where(synthetic_mask(SIZES[1], (1,), 0) > 0, VOID, 0).astype(np.uint8))
     opened = open_segmentation(folder)
     assert opened.images.paths == ("0.jpg", "2.jpg")
     assert opened.masks.paths == ("0.png", "2.png")
@@ -94,11 +94,11 @@ def turned(folder):
     exif = picture.getexif()
     exif[0x0112] = 6
     picture.save(folder / "images/0.jpg", exif=exif)
-    write_mask(folder / "masks/0.png", np.rot90(made_up_mask(SIZES[0], (1,), 0)).copy())
+    write_mask(folder / "masks/0.png", np.rot90(synthetic_mask(SIZES[0], (1,), 0)).copy())
 
 
 def other_size(folder):
-    write_mask(folder / "masks/1.png", made_up_mask((40, 40), (1,), 0))
+    write_mask(folder / "masks/1.png", synthetic_mask((40, 40), (1,), 0))
 
 
 def colours(folder):
@@ -106,7 +106,7 @@ def colours(folder):
 
 
 def sixteen_bits(folder):
-    Image.fromarray(made_up_mask(SIZES[2], (1,), 0).astype(np.uint16) * 100).save(folder / "masks/2.png")
+    Image.fromarray(synthetic_mask(SIZES[2], (1,), 0).astype(np.uint16) * 100).save(folder / "masks/2.png")
 
 
 def broken_mask(folder):

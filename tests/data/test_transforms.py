@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from factories import made_up_images
+from factories import synthetic_images
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -25,14 +25,14 @@ RELEASED = transforms.Compose(
 @settings(max_examples=40, deadline=None)
 @given(st.integers(1, 700), st.integers(1, 700))
 def test_the_papers_transform_equals_torchvisions_bit_by_bit(width, height):
-    image = made_up_images(1, (width, height))[0]
+    image = synthetic_images(1, (width, height))[0]
     assert torch.equal(normalize_images(PAPER(image)[None])[0], RELEASED(image))
 
 
 def test_a_small_picture_is_enlarged_and_a_square_one_of_the_right_size_only_cropped():
-    image = made_up_images(1, (256, 256))[0]
+    image = synthetic_images(1, (256, 256))[0]
     np.testing.assert_array_equal(PAPER(image).permute(1, 2, 0).numpy(), np.asarray(image)[16:240, 16:240])
-    assert PAPER(made_up_images(1, (3, 9))[0]).shape == (3, 224, 224)
+    assert PAPER(synthetic_images(1, (3, 9))[0]).shape == (3, 224, 224)
 
 
 def test_normalise_by_hand():

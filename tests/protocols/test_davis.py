@@ -14,7 +14,7 @@ import pytest
 import torch
 from paper_results import missing_facts, reasons
 from PIL import Image
-from video_factories import davis_tree, made_up_video
+from video_factories import davis_tree, synthetic_video
 
 import dinoeval
 from dinoeval.cli import main
@@ -31,7 +31,7 @@ from dinoeval.session import SessionConfig
 
 OPTIONS = {"image_size": 64, "radius": 4, "context": 2}
 WORDS = ["--image-size", "64", "--radius", "4", "--context", "2", "--device", "cpu"]
-VIDEOS = {"cat": made_up_video(5, seed=1), "dog": made_up_video(4, (64, 128), objects=1, seed=2)}
+VIDEOS = {"cat": synthetic_video(5, seed=1), "dog": synthetic_video(4, (64, 128), objects=1, seed=2)}
 
 
 @pytest.fixture
@@ -188,7 +188,7 @@ def test_masks_of_another_run_are_refused_and_stay(backbone, root, tmp_path):
     ):
         with pytest.raises(ConfigError, match=f"another run.*{says}"):
             evaluate(backbone, root, out=str(out), **options)
-    made_up_video(1, seed=8)[0][0].save(root / "JPEGImages/480p/cat/00002.jpg")
+    synthetic_video(1, seed=8)[0][0].save(root / "JPEGImages/480p/cat/00002.jpg")
     with pytest.raises(ConfigError, match="frames and first mask was"):
         evaluate(backbone, root, out=str(out))
     assert {path: path.read_bytes() for path in out.rglob("*.*")} == before
@@ -271,7 +271,7 @@ def test_what_keeps_it_from_being_the_papers(backbone, root):
 
 def test_the_papers_numbers_stand_beside_a_set_of_its_counts(tmp_path, monkeypatch):
     """30 sequences with 61 objects, of few tokens and frames each, under the name of a released network."""
-    videos = {f"video{number:02d}": made_up_video(3, (64, 64), objects=2 + (number == 0), seed=number) for number in range(30)}
+    videos = {f"video{number:02d}": synthetic_video(3, (64, 64), objects=2 + (number == 0), seed=number) for number in range(30)}
     root = davis_tree(tmp_path / "DAVIS", videos)
     network = VisionTransformer(parse_architecture("vit_xs64_64"))
     named = Backbone(network, arch="vit_xs64_64", provenance=Provenance("vit_s16", "made up"), device=torch.device("cpu"))
@@ -320,7 +320,7 @@ def test_failures_and_short_sequences_are_told(backbone, tmp_path):
     speck = VIDEOS["cat"][0][1].copy()
     speck[1, 1] = 3
     cat = [(VIDEOS["cat"][0][0], speck), *VIDEOS["cat"][1:]]
-    root = davis_tree(tmp_path / "DAVIS", {"cat": cat, "brief": made_up_video(2, objects=1)})
+    root = davis_tree(tmp_path / "DAVIS", {"cat": cat, "brief": synthetic_video(2, objects=1)})
     result = evaluate(backbone, root)
     assert result.table[0]["lost"] == "3"
     assert any("no token has" in note and "cat 3" in note for note in result.notes)
@@ -417,7 +417,7 @@ def test_pictures_do_not_take_the_place_of_what_they_show(tiny_weights, root, tm
 
 def test_void_in_a_grey_truth_is_no_object(tmp_path, backbone):
     """What 255 means is decided by the first mask, not file by file."""
-    video = made_up_video(4, (64, 128), objects=1, seed=3)
+    video = synthetic_video(4, (64, 128), objects=1, seed=3)
     root = davis_tree(tmp_path / "DAVIS", {"one": video})
     for number, (_, mask) in enumerate(video):
         Image.fromarray(mask if number == 0 else np.where(mask == 1, 255, 0).astype(np.uint8)).save(
