@@ -32,7 +32,7 @@ from factories import synthetic_state  # noqa: E402
 from test_library import drawn  # noqa: E402
 
 import dinoeval  # noqa: E402
-from dinoeval.data.images import open_splits  # noqa: E402
+from dinoeval.data.opening import open_splits  # noqa: E402
 from dinoeval.data.transforms import PAPER  # noqa: E402
 from dinoeval.environment import describe_machine  # noqa: E402
 from dinoeval.features.extract import forward  # noqa: E402

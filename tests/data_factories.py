@@ -10,7 +10,7 @@ from factories import synthetic_images
 from PIL import Image
 from scipy.io import savemat
 
-from dinoeval.data.sources import VOC_CLASSES
+from dinoeval.data.published_lists import VOC_CLASSES
 
 
 def tinted_image(path: Path, label: int, seed: int) -> None:

@@ -29,7 +29,7 @@ import released  # noqa: E402
 from factories import synthetic_state  # noqa: E402
 
 import dinoeval  # noqa: E402
-from dinoeval.data.images import open_images  # noqa: E402
+from dinoeval.data.opening import open_images  # noqa: E402
 from dinoeval.data.transforms import PAPER  # noqa: E402
 from dinoeval.environment import describe_machine  # noqa: E402
 from dinoeval.features.cache import FeatureCache  # noqa: E402

@@ -26,7 +26,7 @@ sys.path[:0] = [str(ROOT / "tests")]
 from factories import synthetic_state  # noqa: E402
 
 import dinoeval  # noqa: E402
-from dinoeval.data.images import open_splits  # noqa: E402
+from dinoeval.data.opening import open_splits  # noqa: E402
 from dinoeval.data.transforms import PAPER  # noqa: E402
 from dinoeval.environment import describe_machine  # noqa: E402
 from dinoeval.features.readout import parse_readout  # noqa: E402

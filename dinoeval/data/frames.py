@@ -18,7 +18,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from dinoeval.data.images import EXTENSIONS
+from dinoeval.data.loading import EXTENSIONS
 from dinoeval.data.transforms import MEAN, STD, normalize_images
 from dinoeval.errors import ConfigError, DataError
 

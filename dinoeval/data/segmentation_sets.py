@@ -14,8 +14,9 @@ from typing import Any, Literal
 import numpy as np
 from PIL import Image
 
-from dinoeval.data.images import ImageSet, from_files, open_images
+from dinoeval.data.images import ImageSet, from_files
 from dinoeval.data.masks import VOID, black_and_white, read_mask
+from dinoeval.data.opening import open_images
 from dinoeval.errors import BadImage, DataError, join_names
 from dinoeval.files import expand
 

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image, ImageOps
 
-from dinoeval.data.images import ImageSet, in_memory, open_images
+from dinoeval.data.images import ImageSet, in_memory
+from dinoeval.data.opening import open_images
 from dinoeval.data.transforms import MEAN, MOST_PIXELS, STD, normalize_images, parse_transform
 from dinoeval.errors import BadImage, ConfigError, DataError
 

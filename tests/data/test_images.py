@@ -10,8 +10,9 @@ import pytest
 from factories import class_folders, synthetic_images
 from torchvision import datasets
 
-from dinoeval.data.images import BadImage, ImageSet, in_memory, open_images, open_splits, require_classes
-from dinoeval.errors import DataError
+from dinoeval.data.images import ImageSet, in_memory, require_classes
+from dinoeval.data.opening import open_images, open_splits
+from dinoeval.errors import BadImage, DataError
 
 
 def test_class_folders_list_as_torchvision_does(tmp_path):

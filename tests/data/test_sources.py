@@ -17,8 +17,10 @@ from factories import class_folders
 from scipy.io import savemat
 from torchvision import datasets
 
-from dinoeval.data.images import ImageSet, open_splits
-from dinoeval.data.sources import NAMES, VOC_CLASSES
+from dinoeval.data.images import ImageSet
+from dinoeval.data.opening import open_splits
+from dinoeval.data.published_lists import VOC_CLASSES
+from dinoeval.data.sources import NAMES
 from dinoeval.errors import DataError
 from dinoeval.results import Result
 

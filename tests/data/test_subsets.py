@@ -10,7 +10,8 @@ from factories import class_folders
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dinoeval.data.images import ImageSet, open_splits
+from dinoeval.data.images import ImageSet
+from dinoeval.data.opening import open_splits
 from dinoeval.data.subsets import fraction, hold_out, listed, parse_subset, subset_rows
 from dinoeval.errors import ConfigError, DataError
 

@@ -18,7 +18,7 @@ import torch
 from factories import TINY, class_folders, synthetic_images, synthetic_state
 
 import dinoeval
-from dinoeval.data.images import open_images, open_splits
+from dinoeval.data.opening import open_images, open_splits
 from dinoeval.data.transforms import CenterCrop
 from dinoeval.errors import CacheError, ConfigError, DataError
 from dinoeval.features.cache import FeatureCache

@@ -9,7 +9,8 @@ from factories import synthetic_images
 from PIL import Image
 
 import dinoeval
-from dinoeval.data.images import in_memory, open_images
+from dinoeval.data.images import in_memory
+from dinoeval.data.opening import open_images
 from dinoeval.data.transforms import MULTISCALE, Thumbnail, normalize_images
 from dinoeval.errors import DataError
 from dinoeval.features.cache import FeatureCache

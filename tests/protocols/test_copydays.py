@@ -6,7 +6,7 @@ from paper_results import missing_facts, reasons
 from set_factories import copydays_tree, synthetic_videos
 
 import dinoeval
-from dinoeval.data.images import open_images
+from dinoeval.data.opening import open_images
 from dinoeval.data.transforms import CenterCrop
 from dinoeval.errors import ConfigError, DataError
 from dinoeval.features.extract import forward

@@ -26,7 +26,8 @@ from timm.data.distributed_sampler import RepeatAugSampler
 from timm.scheduler.cosine_lr import CosineLRScheduler
 
 import dinoeval
-from dinoeval.data.images import in_memory, open_splits
+from dinoeval.data.images import in_memory
+from dinoeval.data.opening import open_splits
 from dinoeval.data.transforms import CenterCrop, normalize_images
 from dinoeval.errors import ConfigError, DataError, DinoevalError
 from dinoeval.models.checkpoints import open_checkpoint, tensor_digest
@@ -423,7 +424,7 @@ def test_mistakes_are_explained(backbone, image_folder, tmp_path):
     for name in ("train/class0/1.png", "train/class2/5.png"):
         (bad / name).write_text("text")
     for workers in (0, 1):
-        with pytest.raises(DataError, match=r"cannot be read: class0/1.png \(no image.*, class2/5.png \(no image.*Mend or remove"):
+        with pytest.raises(DataError, match=r"cannot be read: class0/1.png \(unsupported.*, class2/5.png \(unsupported.*Mend or remove"):
             run(backbone, bad, SessionConfig(workers=workers), train_batch_size=24, preset="digits")
     (tmp_path / "other").mkdir()
     torch.save({"student": {}}, tmp_path / "other" / finetune_run.CHECKPOINT)

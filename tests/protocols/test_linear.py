@@ -15,7 +15,7 @@ from factories import class_folders
 from paper_results import missing_facts
 
 import dinoeval
-from dinoeval.data.images import open_splits
+from dinoeval.data.opening import open_splits
 from dinoeval.data.transforms import CenterCrop, RandomCrop
 from dinoeval.errors import CheckpointError, ConfigError, DataError
 from dinoeval.features.readout import Cls, ClsAvg, LastCls

@@ -18,7 +18,7 @@ from sklearn.metrics import average_precision_score
 
 import dinoeval
 from dinoeval.cli import main
-from dinoeval.data.images import open_splits
+from dinoeval.data.opening import open_splits
 from dinoeval.data.subsets import hold_out, subset_rows
 from dinoeval.errors import ConfigError, DataError
 from dinoeval.maths.neighbors import l2_normalize

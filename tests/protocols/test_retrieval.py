@@ -10,7 +10,7 @@ from PIL import Image
 from set_factories import revisited_set, synthetic_videos
 
 import dinoeval
-from dinoeval.data.images import open_images
+from dinoeval.data.opening import open_images
 from dinoeval.data.transforms import MULTISCALE, Thumbnail
 from dinoeval.errors import ConfigError, DataError
 from dinoeval.features.extract import forward

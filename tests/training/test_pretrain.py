@@ -17,7 +17,8 @@ import torch.nn.functional as F
 from factories import TINY, class_folders, synthetic_images
 
 import dinoeval
-from dinoeval.data.images import in_memory, open_images
+from dinoeval.data.images import in_memory
+from dinoeval.data.opening import open_images
 from dinoeval.errors import ConfigError, DataError, DinoevalError
 from dinoeval.models.checkpoints import open_checkpoint, tensor_digest
 from dinoeval.training.pretrain import loop, schedules
