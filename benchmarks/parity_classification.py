@@ -33,7 +33,7 @@ from test_library import drawn  # noqa: E402
 
 import dinoeval  # noqa: E402
 from dinoeval.data.opening import open_splits  # noqa: E402
-from dinoeval.data.transforms import PAPER  # noqa: E402
+from dinoeval.data.transforms import DINO_TRANSFORM  # noqa: E402
 from dinoeval.environment import describe_machine  # noqa: E402
 from dinoeval.features.extract import forward  # noqa: E402
 from dinoeval.features.readout import parse_readout  # noqa: E402
@@ -129,7 +129,7 @@ def probe(checkout: Path, data: Path) -> list[dict]:
         train, val = open_splits(str(work))
         for name in ("last4", "clsavg"):
             readout = parse_readout(name)
-            bank, held = (forward(backbone, half, readout, PAPER) for half in (train, val))
+            bank, held = (forward(backbone, half, readout, DINO_TRANSFORM) for half in (train, val))
             sweep = Sweep([Head(readout=name, lr=LR, weight_decay=0.0)], {name: bank.shape[1]}, train.labels, len(train.classes),
                           epochs=100, batch=BATCH, seed=0, device=torch.device("cpu"))  # fmt: skip
             first = sweep.weights(0)

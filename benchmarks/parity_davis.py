@@ -124,7 +124,8 @@ def beside(checkout: Path, tree: Path, weights: Path, work: Path) -> dict:
     facts: dict = {}
     for reading in READINGS:
         command = [sys.executable, "-m", "dinoeval", "davis", "--data", str(tree), "--sequences", *sequences(tree), "--device", "cpu"]
-        command += ["--weights", str(weights), "--reading", reading, "--out", str(work / reading), "--json", str(work / "result.json")]
+        command += ["--weights", str(weights), "--resize-backend", reading, "--out", str(work / reading)]
+        command += ["--json", str(work / "result.json")]
         subprocess.run(command, check=True, capture_output=True)
         rows = compare(work / reading, work / "released")
         facts[reading] = {

@@ -9,7 +9,7 @@ from PIL import Image
 from video_factories import synthetic_video
 
 import dinoeval
-from dinoeval.data.frames import FrameTransform
+from dinoeval.data.frame_transforms import FrameTransform
 from dinoeval.errors import ConfigError, DataError
 from dinoeval.video import Propagation, PropagationConfig
 

@@ -30,7 +30,7 @@ from factories import synthetic_state  # noqa: E402
 
 import dinoeval  # noqa: E402
 from dinoeval.data.opening import open_images  # noqa: E402
-from dinoeval.data.transforms import PAPER  # noqa: E402
+from dinoeval.data.transforms import DINO_TRANSFORM  # noqa: E402
 from dinoeval.environment import describe_machine  # noqa: E402
 from dinoeval.features.cache import FeatureCache  # noqa: E402
 from dinoeval.features.extract import extract  # noqa: E402
@@ -84,7 +84,7 @@ def main() -> None:
         def ours(precision: str) -> np.ndarray:
             backbone = dinoeval.load("vit_s16", weights=work / "weights.pth", precision=precision)
             with tempfile.TemporaryDirectory() as cache:
-                return extract(backbone, open_images(work / "data"), Cls(), PAPER, FeatureCache(cache), workers=workers).numpy()
+                return extract(backbone, open_images(work / "data"), Cls(), DINO_TRANSFORM, FeatureCache(cache), workers=workers).numpy()
 
         flags = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
         has_bf16 = "avx512_bf16" in flags or "amx_bf16" in flags

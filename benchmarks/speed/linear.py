@@ -27,7 +27,7 @@ from factories import synthetic_state  # noqa: E402
 
 import dinoeval  # noqa: E402
 from dinoeval.data.opening import open_splits  # noqa: E402
-from dinoeval.data.transforms import PAPER  # noqa: E402
+from dinoeval.data.transforms import DINO_TRANSFORM  # noqa: E402
 from dinoeval.environment import describe_machine  # noqa: E402
 from dinoeval.features.readout import parse_readout  # noqa: E402
 from dinoeval.protocols.linear import Config  # noqa: E402
@@ -71,7 +71,7 @@ def main() -> None:
         backbone = dinoeval.load("vit_s16", weights=Path(folder) / "weights.pth", device="cpu")
 
     def augmented(*names: str) -> Augmented:
-        return Augmented(backbone, images, [parse_readout(name) for name in names], PAPER, seed=0, workers=2)
+        return Augmented(backbone, images, [parse_readout(name) for name in names], DINO_TRANSFORM, seed=0, workers=2)
 
     cached = Cached({"last4": InMemory(made_up.standard_normal((IMAGES, 1536), dtype=np.float32))}, np.arange(IMAGES))
     runs = {}

@@ -33,7 +33,7 @@ from factories import synthetic_state  # noqa: E402
 from set_factories import copydays_tree, frames_below, revisited_set  # noqa: E402
 
 import dinoeval  # noqa: E402
-from dinoeval.data.retrieval import PUBLISHED, open_retrieval  # noqa: E402
+from dinoeval.data.retrieval import PUBLISHED_COUNTS, open_retrieval  # noqa: E402
 from dinoeval.data.transforms import Thumbnail  # noqa: E402
 from dinoeval.environment import describe_machine  # noqa: E402
 from dinoeval.features.cache import FeatureCache  # noqa: E402
@@ -43,7 +43,7 @@ from dinoeval.maths.neighbors import l2_normalize  # noqa: E402
 from dinoeval.maths.ranks import count_closer_distractors  # noqa: E402
 from dinoeval.models.checkpoints import save_backbone  # noqa: E402
 
-DATABASE, QUERIES = PUBLISHED["roxford5k"]
+DATABASE, QUERIES = PUBLISHED_COUNTS["roxford5k"]
 
 
 def batches(work: Path, root: Path, count: int, rounds: int) -> dict:

@@ -159,7 +159,7 @@ def test_mistakes_are_one_paragraph_each(capsys, tiny_weights, tmp_path):
     one_paragraph(call(capsys, "knn", *good, "--k", 30), "k = 30 is more than the 24 training images")
     one_paragraph(call(capsys, "knn", *good, "--json", tmp_path / "no" / "r.json"), "cannot be written")
     one_paragraph(call(capsys, "knn", *good, "--device", "cuda:7"), "device 'cuda:7' cannot be used")
-    one_paragraph(call(capsys, "knn", *good[:2], "--data", tmp_path / "nowhere"), "no folder or file")
+    one_paragraph(call(capsys, "knn", *good[:2], "--data", tmp_path / "nowhere"), "nowhere")
     one_paragraph(call(capsys, "embed", pictures, "--out", tmp_path / "x.txt"), ".npz or .npy")
     one_paragraph(call(capsys, "embed", pictures, "--out", tmp_path / "x.npy", "--readout", "mean"), "no readout 'mean'")
     one_paragraph(call(capsys, "check", tmp_path / "none.json"), "no Result can be read")

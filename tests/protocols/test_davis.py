@@ -183,7 +183,7 @@ def test_masks_of_another_run_are_refused_and_stay(backbone, root, tmp_path):
     before = {path: path.read_bytes() for path in out.rglob("*.*")}
     for options, says in (
         ({"radius": 3}, "radius was 4 and is 3"),
-        ({"reading": "pil"}, "transform was"),
+        ({"resize_backend": "pil"}, "transform was"),
         ({"edge_cases": "fixed"}, "edge_cases"),
     ):
         with pytest.raises(ConfigError, match=f"another run.*{says}"):
@@ -252,7 +252,7 @@ def test_two_processes_share_the_sequences(tiny_weights, root, tmp_path, backbon
 
 
 def test_what_keeps_it_from_being_the_papers(backbone, root):
-    result = evaluate(backbone, root, reading="pil", edge_cases="fixed")
+    result = evaluate(backbone, root, resize_backend="pil", edge_cases="fixed")
     found = reasons(result)
     for fact in (
         "details.sequences: 2",
