@@ -41,7 +41,7 @@ def synthetic_images(count: int, size: tuple[int, int] = (20, 24), seed: int = 0
     return pictures
 
 
-def class_folders(root: Path, *, classes: int = 3, train: int = 8, val: int = 3, val_name: str = "val", ending: str = "png") -> Path:
+def class_folders(root: Path, *, classes: int = 3, train: int = 8, val: int = 3, val_name: str = "val", extension: str = "png") -> Path:
     """`root/train/<class>/N.png` and `root/val/<class>/N.png`; a class's pictures share a tint."""
     for split, count in (("train", train), (val_name, val)):
         for label in range(classes):
@@ -51,7 +51,7 @@ def class_folders(root: Path, *, classes: int = 3, train: int = 8, val: int = 3,
                 tint = np.zeros(3)
                 tint[label % 3] = 80
                 pixels = np.clip(np.asarray(picture, np.float32) * 0.5 + tint, 0, 255)
-                Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{number}.{ending}")
+                Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{number}.{extension}")
     return root
 
 

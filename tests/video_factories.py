@@ -32,7 +32,7 @@ def synthetic_video(
     return video
 
 
-def davis_tree(root: Path, videos: dict[str, list[tuple[Image.Image, np.ndarray]]], *, year: int = 2017, first_alone: bool = False) -> Path:
+def davis_tree(root: Path, videos: dict[str, list[tuple[Image.Image, np.ndarray]]], *, year: int = 2017, first_only: bool = False) -> Path:
     """Write JPEGImages, Annotations and the list of sequences; masks of 2016 are grey, with 255 for the object; returns ROOT."""
     for name, video in videos.items():
         pictures, masks = root / "JPEGImages/480p" / name, root / "Annotations/480p" / name
@@ -40,7 +40,7 @@ def davis_tree(root: Path, videos: dict[str, list[tuple[Image.Image, np.ndarray]
         masks.mkdir(parents=True)
         for number, (picture, mask) in enumerate(video):
             picture.save(pictures / f"{number:05d}.jpg", quality=95)
-            if number and first_alone:
+            if number and first_only:
                 continue
             if year == 2016:
                 Image.fromarray(np.where(mask > 0, 255, 0).astype(np.uint8)).save(masks / f"{number:05d}.png")

@@ -65,5 +65,5 @@ def test_copydays_raises_when_a_block_is_empty(root):
 
 
 def test_copydays_raises_when_the_folder_does_not_exist(tmp_path):
-    with pytest.raises(DataError, match="nowhere.*nothing"):
+    with pytest.raises(DataError, match=r"nowhere.*nothing"):
         open_copydays(tmp_path / "nowhere")

@@ -283,7 +283,7 @@ def test_the_papers_numbers_stand_beside_a_set_of_its_counts(tmp_path, monkeypat
 
 
 def test_first_masks_alone_are_propagated_and_not_scored(tiny_weights, tmp_path, capsys):
-    root = davis_tree(tmp_path / "DAVIS", VIDEOS, first_alone=True)
+    root = davis_tree(tmp_path / "DAVIS", VIDEOS, first_only=True)
     with pytest.raises(SystemExit) as ended:
         main(
             [

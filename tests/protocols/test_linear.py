@@ -181,7 +181,7 @@ def test_subsets_are_averaged_with_their_deviation(backbone, image_folder):
 
 def test_a_finished_run_is_not_taken_for_that_of_another_network_or_of_other_pictures(tmp_path):
     """Heads of attention do not show in tensors, and pictures that were replaced may have the size they had."""
-    folder = class_folders(tmp_path, ending="bmp")
+    folder = class_folders(tmp_path, extension="bmp")
     tables = []
     for arch in ("vit_xs4_16", "vit_xs4_16_h6"):
         network = dinoeval.load(arch, weights="random", device="cpu")
