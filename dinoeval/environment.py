@@ -13,17 +13,17 @@ from dinoeval.files import expand
 
 
 def weights_folder() -> Path:
-    """Return the folder of downloaded weights: $DINOEVAL_WEIGHTS, else in the user cache directory."""
+    """Return the weights folder: $DINOEVAL_WEIGHTS, else in the user cache."""
     return _folder("DINOEVAL_WEIGHTS", "weights")
 
 
 def cache_folder() -> Path:
-    """Return the folder of the feature cache: $DINOEVAL_CACHE, else in the user cache directory."""
+    """Return the feature cache folder: $DINOEVAL_CACHE, else in the user cache."""
     return _folder("DINOEVAL_CACHE", "features")
 
 
 def data_folder() -> Path | None:
-    """Return the folder of named datasets: $DINOEVAL_DATA, or None if it is not set."""
+    """Return $DINOEVAL_DATA, the folder of named datasets, or None if it is not set."""
     value = os.environ.get("DINOEVAL_DATA")
     return expand(value) if value else None
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 
 class DinoevalError(Exception):
-    """A mistake in an option or a file: printed as one paragraph, exit code 2, no traceback."""
+    """A user error, printed as one paragraph without traceback; exit code 2."""
 
 
 class CheckpointError(DinoevalError):

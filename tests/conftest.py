@@ -15,7 +15,7 @@ from dinoeval.models.checkpoints import save_backbone
 
 @pytest.fixture(autouse=True)
 def _own_folders(tmp_path, monkeypatch):
-    """No test reads or writes the user's cache, weights or datasets, or reaches for a network."""
+    """Keep tests away from the cache, weights and datasets of the user, and from the network."""
     monkeypatch.setenv("DINOEVAL_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("DINOEVAL_WEIGHTS", str(tmp_path / "weights"))
     monkeypatch.setenv("DINOEVAL_OFFLINE", "1")
@@ -24,7 +24,7 @@ def _own_folders(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="session")
 def golden() -> dict:
-    """What the released code computed; `benchmarks/parity.py CHECKOUT --golden` writes it."""
+    """Outputs of the released code, written by `benchmarks/parity.py CHECKOUT --golden`."""
     return json.loads((Path(__file__).parent / "golden/released.json").read_text())
 
 

@@ -45,7 +45,7 @@ class Video:
 
     @property
     def objects(self) -> int:
-        """Number of objects: the largest label of the first mask, as in the official evaluation."""
+        """Number of objects, the largest label, as in the official evaluation."""
         return int(self.first_mask.max())
 
     @property

@@ -89,7 +89,7 @@ def read_mask(path: Path, *, white_is_object: bool = True) -> np.ndarray:
 
 
 def is_binary_mask(path: Path) -> bool:
-    """Check whether a mask is binary, so that read_mask returns white as an object and not as void.
+    """Check whether a mask is binary, so that its white is an object and not void.
 
     Args:
         path: A mask.

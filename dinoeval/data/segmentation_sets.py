@@ -33,7 +33,10 @@ _EXIF_SIDEWAYS = (5, 6, 7, 8)  # orientations that exchange width and height
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MaskedImages:
-    """N images and their masks, in the same order; each image can be read and has an object."""
+    """N images and their masks, in the same order.
+
+    Each image can be read and has an object.
+    """
 
     images: ImageSet
     """The images."""

@@ -102,7 +102,7 @@ def sample_rows(labels: np.ndarray, percent: float, seed: int) -> np.ndarray:
 
 
 def hold_out(labels: np.ndarray, count_or_fraction: int | float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Split a training set in two: to fit on one part and to choose parameters on the other.
+    """Split off a part of a training set to choose parameters on.
 
     Held-out images are allotted to the classes as in sample_rows, but the last image of a class is always kept. If
     classes of one image leave too few, fewer images are held out.

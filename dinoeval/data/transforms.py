@@ -34,9 +34,9 @@ MAX_PIXELS = 178_956_970
 
 @dataclasses.dataclass(frozen=True)
 class CenterCrop:
-    """The transform that resizes the short side with antialiasing and crops the center.
+    """The transform that resizes the short side and crops the center.
 
-    With the filter and the statistics of the paper its id is `dino@1:256/224`; others appear in the id.
+    Resizing is antialiased. With the filter and the statistics of the paper its id is `dino@1:256/224`; others appear in the id.
     """
 
     resize: int = 256
@@ -104,9 +104,9 @@ DINO_TRANSFORM = CenterCrop()
 
 @dataclasses.dataclass(frozen=True)
 class Thumbnail:
-    """The transform that shrinks images to fit in a square and keeps their aspect ratio; smaller images stay as they are.
+    """The transform that shrinks images to fit in a square, keeping the aspect ratio.
 
-    It is `thumbnail` of PIL with the Lanczos filter. Its reducing gap of 2 averages blocks of pixels first if an image is
+    Smaller images keep their size. It is `thumbnail` of PIL with the Lanczos filter. Its reducing gap of 2 averages blocks of pixels first if an image is
     at least four times too large. Results have different sizes.
     """
 
@@ -147,7 +147,7 @@ Transform = CenterCrop | Thumbnail
 
 @dataclasses.dataclass(frozen=True)
 class RandomCrop:
-    """The augmentation that crops a random part, resizes it and flips half of the images.
+    """The augmentation of linear heads: random resized crop and horizontal flip.
 
     It is RandomResizedCrop of torchvision with its defaults, followed by RandomHorizontalFlip. The filter is therefore
     bilinear, unlike in the other transforms of the paper (eval_linear.py).
@@ -180,7 +180,7 @@ class RandomCrop:
 
 
 def normalize_images(batch: Tensor, mean: Sequence[float] = MEAN, std: Sequence[float] = STD) -> Tensor:
-    """Scale pixels to [0, 1], subtract the mean and divide by the standard deviation, as torchvision does.
+    """Scale pixels to [0, 1] and normalize each channel, as torchvision does.
 
     Args:
         batch: Pixels, (N, 3, H, W) uint8 or float from 0 to 255.
