@@ -23,7 +23,7 @@ from PIL import Image
 
 import dinoeval
 from dinoeval import search
-from dinoeval.data.images import EXTENSIONS
+from dinoeval.data.loading import EXTENSIONS
 from dinoeval.environment import describe_machine
 
 ROOT = Path(__file__).resolve().parent.parent

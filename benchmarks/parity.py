@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tests"))
 sys.path.insert(0, str(ROOT / "benchmarks"))
 import released as released_code  # noqa: E402
-from factories import made_up_state  # noqa: E402
+from factories import synthetic_state  # noqa: E402
 
 from dinoeval.models.vit import VisionTransformer, parse_architecture  # noqa: E402
 from dinoeval.training.pretrain.loop import DinoTrainer  # noqa: E402
@@ -45,7 +45,7 @@ def networks(released) -> tuple[list[dict], dict]:
     for arch, (factory, patch) in ARCHITECTURES.items():
         theirs = getattr(released, factory)(patch_size=patch).eval()
         ours = VisionTransformer(parse_architecture(arch)).eval()
-        state = made_up_state(arch, spread=0.03)
+        state = synthetic_state(arch, spread=0.03)
         theirs.load_state_dict(state, strict=True)
         ours.load_state_dict(state, strict=True)
         for height, width in SIZES:

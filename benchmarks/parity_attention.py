@@ -27,7 +27,7 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "benchmarks")]
 import released  # noqa: E402
-from factories import made_up_state  # noqa: E402
+from factories import synthetic_state  # noqa: E402
 
 import dinoeval  # noqa: E402
 from dinoeval.environment import describe_machine  # noqa: E402
@@ -42,7 +42,7 @@ def networks(folder: Path, weights: str | None, arch: str | None):
 
     chosen = [("vit_s16", None, SPREAD), ("vit_s8", None, SPREAD), ("vit_s16", None, SHARP), *([(arch, weights, None)] if weights else [])]
     for name, file, spread in chosen:
-        state = dinoeval.load(name, weights=file, device="cpu").network.state_dict() if file else made_up_state(name, spread=spread)
+        state = dinoeval.load(name, weights=file, device="cpu").network.state_dict() if file else synthetic_state(name, spread=spread)
         torch.save({"teacher": {f"module.backbone.{key}": tensor for key, tensor in state.items()}}, folder / "full.pth")
         ours = dinoeval.load(name, weights=folder / "full.pth", device="cpu")
         config = ours.config

@@ -28,12 +28,12 @@ import torchvision
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tests/models"), str(ROOT / "benchmarks")]
 import released  # noqa: E402
-from factories import made_up_state  # noqa: E402
+from factories import synthetic_state  # noqa: E402
 from test_library import drawn  # noqa: E402
 
 import dinoeval  # noqa: E402
-from dinoeval.data.images import open_splits  # noqa: E402
-from dinoeval.data.transforms import PAPER  # noqa: E402
+from dinoeval.data.opening import open_splits  # noqa: E402
+from dinoeval.data.transforms import DINO_TRANSFORM  # noqa: E402
 from dinoeval.environment import describe_machine  # noqa: E402
 from dinoeval.features.extract import forward  # noqa: E402
 from dinoeval.features.readout import parse_readout  # noqa: E402
@@ -119,7 +119,7 @@ def released_epoch(data: Path, state: dict, first: dict, readout: str) -> dict[s
 
 def probe(checkout: Path, data: Path) -> list[dict]:
     released.use(checkout)
-    state = made_up_state("vit_ti56")
+    state = synthetic_state("vit_ti56")
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
@@ -129,7 +129,7 @@ def probe(checkout: Path, data: Path) -> list[dict]:
         train, val = open_splits(str(work))
         for name in ("last4", "clsavg"):
             readout = parse_readout(name)
-            bank, held = (forward(backbone, half, readout, PAPER) for half in (train, val))
+            bank, held = (forward(backbone, half, readout, DINO_TRANSFORM) for half in (train, val))
             sweep = Sweep([Head(readout=name, lr=LR, weight_decay=0.0)], {name: bank.shape[1]}, train.labels, len(train.classes),
                           epochs=100, batch=BATCH, seed=0, device=torch.device("cpu"))  # fmt: skip
             first = sweep.weights(0)

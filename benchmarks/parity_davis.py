@@ -31,7 +31,7 @@ from PIL import Image
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "benchmarks")]
 import released  # noqa: E402
-from factories import made_up_state  # noqa: E402
+from factories import synthetic_state  # noqa: E402
 
 import dinoeval  # noqa: E402
 from dinoeval.data.masks import palette, read_mask, write_mask  # noqa: E402
@@ -124,7 +124,8 @@ def beside(checkout: Path, tree: Path, weights: Path, work: Path) -> dict:
     facts: dict = {}
     for reading in READINGS:
         command = [sys.executable, "-m", "dinoeval", "davis", "--data", str(tree), "--sequences", *sequences(tree), "--device", "cpu"]
-        command += ["--weights", str(weights), "--reading", reading, "--out", str(work / reading), "--json", str(work / "result.json")]
+        command += ["--weights", str(weights), "--resize-backend", reading, "--out", str(work / reading)]
+        command += ["--json", str(work / "result.json")]
         subprocess.run(command, check=True, capture_output=True)
         rows = compare(work / reading, work / "released")
         facts[reading] = {
@@ -146,7 +147,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
         made_up = work / "vit_ti16, made-up weights.safetensors"
-        save_backbone(made_up, made_up_state("vit_ti16"), arch="vit_ti16")
+        save_backbone(made_up, synthetic_state("vit_ti16"), arch="vit_ti16")
         runs = []
         for number, (weights, frames) in enumerate(((made_up, args.frames), (args.weights, args.few))):
             take(args.davis, work / f"tree{number}", frames)

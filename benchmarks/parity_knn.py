@@ -28,7 +28,7 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "benchmarks")]
 import released  # noqa: E402
-from factories import made_up_state  # noqa: E402
+from factories import synthetic_state  # noqa: E402
 
 from dinoeval.maths.neighbors import nearest, vote  # noqa: E402
 
@@ -53,7 +53,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
         link(args.data.resolve(), work / "data", args.limit)
-        torch.save({"teacher": {f"backbone.{name}": t for name, t in made_up_state("vit_ti56").items()}}, work / "weights.pth")
+        torch.save({"teacher": {f"backbone.{name}": t for name, t in synthetic_state("vit_ti56").items()}}, work / "weights.pth")
         began = time.monotonic()
         command = [sys.executable, "-m", "dinoeval", "knn", "--arch", "vit_ti56", "--weights", str(work / "weights.pth"),
                    "--data", str(work / "data"), "--cache", str(work / "cache"), "--json", str(work / "result.json")]  # fmt: skip

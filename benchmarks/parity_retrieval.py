@@ -32,7 +32,7 @@ from PIL import Image
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "benchmarks")]
 import released  # noqa: E402
-from factories import made_up_state  # noqa: E402
+from factories import synthetic_state  # noqa: E402
 from set_factories import copydays_tree, frames_below, revisited_set  # noqa: E402
 
 import dinoeval  # noqa: E402
@@ -98,7 +98,7 @@ def descriptors(utils, vits, weights: Path, pictures: list[Path]) -> dict[str, f
     from torchvision import transforms
 
     model = vits.vit_tiny(patch_size=32, num_classes=0).eval()
-    model.load_state_dict(made_up_state(ARCH))
+    model.load_state_dict(synthetic_state(ARCH))
     prepare = transforms.Compose([transforms.ToTensor(), transforms.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))])
     images = from_files("pictures", "all", pictures[0].parent, [path.name for path in pictures])
     backbone, found = dinoeval.load(ARCH, weights=weights), {}
@@ -215,7 +215,7 @@ def main() -> None:
 
     benchmark = module_at(args.revisitop / "python/evaluate.py", "revisitop_evaluate")
     with tempfile.TemporaryDirectory() as folder:
-        work, state = Path(folder), made_up_state(ARCH)
+        work, state = Path(folder), synthetic_state(ARCH)
         save_backbone(work / "weights.safetensors", state, arch=ARCH)
         torch.save({"teacher": {f"backbone.{name}": tensor for name, tensor in state.items()}}, work / "weights.pth")
         facts = {

@@ -23,7 +23,7 @@ import numpy as np
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tests"))
-from factories import TINY, class_folders, made_up_state  # noqa: E402
+from factories import TINY, class_folders, synthetic_state  # noqa: E402
 
 from dinoeval.environment import describe_machine  # noqa: E402
 from dinoeval.models.checkpoints import save_backbone  # noqa: E402
@@ -38,7 +38,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         work = Path(name)
         data = class_folders(work / "data", train=100, val=33)
-        save_backbone(work / "weights.safetensors", made_up_state(TINY), arch=TINY)
+        save_backbone(work / "weights.safetensors", synthetic_state(TINY), arch=TINY)
         command = [sys.executable, "-m", "dinoeval", "embed", str(data), "--weights", str(work / "weights.safetensors"),
                    "--batch-size", "1", "--out", str(work / "out.npy"), "--cache"]  # fmt: skip
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}

@@ -27,7 +27,7 @@ import numpy as np
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tests"))
-from factories import TINY, made_up_images, made_up_state  # noqa: E402
+from factories import TINY, synthetic_images, synthetic_state  # noqa: E402
 
 import dinoeval  # noqa: E402
 from dinoeval import search  # noqa: E402
@@ -40,7 +40,7 @@ OLD, ADDED = 400, 100
 
 def pictures(folder: Path, first: int, last: int) -> None:
     folder.mkdir(exist_ok=True)
-    for number, picture in enumerate(made_up_images(last)[first:], first):
+    for number, picture in enumerate(synthetic_images(last)[first:], first):
         picture.save(folder / f"{number:03}.png")
 
 
@@ -88,7 +88,7 @@ def main() -> None:
     moments, equal = [], 0
     with tempfile.TemporaryDirectory() as name:
         work = Path(name)
-        save_backbone(work / "weights.safetensors", made_up_state(TINY), arch=TINY)
+        save_backbone(work / "weights.safetensors", synthetic_state(TINY), arch=TINY)
         backbone = dinoeval.load(weights=work / "weights.safetensors")
 
         def build(kind: str, index: Path, cache: Path) -> list[str]:

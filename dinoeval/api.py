@@ -10,7 +10,8 @@ import numpy as np
 from PIL import Image
 
 from dinoeval import protocols
-from dinoeval.data.images import in_memory, open_images
+from dinoeval.data.images import in_memory
+from dinoeval.data.opening import open_images
 from dinoeval.data.transforms import parse_transform
 from dinoeval.errors import BadImage, ConfigError, DataError, unknown
 from dinoeval.features.cache import FeatureCache

@@ -1,6 +1,7 @@
-"""Several processes under torchrun: which rows are mine, wait for the others, put the parts together.
+"""Several processes started by torchrun: which items belong to this process, and how results are exchanged.
 
-All functions are identities in a single process. The disk carries the features; gloo carries small things only.
+In a single process every function returns its input or rank 0 of 1. Features are exchanged through the disk; gloo
+transports small objects only.
 """
 
 from __future__ import annotations
@@ -10,32 +11,44 @@ import os
 from typing import TypeVar
 
 T = TypeVar("T")
-_PATIENCE = datetime.timedelta(days=2)  # ranks wait for the slowest one's share of an extraction
+_TIMEOUT = datetime.timedelta(days=2)  # A process waits for the slowest shard of an extraction.
 
 
 def rank() -> int:
+    """Return the number of this process, 0 <= rank < world_size."""
     return int(os.environ["RANK"]) if _launched() else 0
 
 
 def world_size() -> int:
+    """Return the number of processes."""
     return int(os.environ["WORLD_SIZE"]) if _launched() else 1
 
 
-def _launched() -> bool:
-    """Whether torchrun started this process: schedulers leave RANK and WORLD_SIZE behind where nobody would answer."""
-    return "TORCHELASTIC_RUN_ID" in os.environ
-
-
 def shard(count: int) -> range:
-    """The numbers below `count` that are this process's: every world-th one, so that all finish together."""
+    """Choose the items of this process.
+
+    Args:
+        count: Number of items in all.
+
+    Returns:
+        Item numbers: every `world_size()`-th one, so that all processes finish together.
+    """
     return range(rank(), count, world_size())
 
 
-def num_decoders(asked: int | None, jobs: int, small: bool) -> int:
-    """How many worker processes decode images for this one: as asked, else one a core; none for sets so small that starting
-    them takes longer."""
-    if asked is not None:
-        return asked
+def num_workers(requested: int | None, jobs: int, small: bool) -> int:
+    """Choose the number of data-loading processes of this process.
+
+    Args:
+        requested: The value of --workers, or None to choose.
+        jobs: Number of batches or images; more workers than jobs are useless.
+        small: Whether starting workers takes longer than decoding all images.
+
+    Returns:
+        `requested` if it is set, 0 for small datasets, else one per available core, at most 8.
+    """
+    if requested is not None:
+        return requested
     if small:
         return 0
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -48,18 +61,37 @@ def barrier() -> None:
 
 
 def broadcast(value: T) -> T:
-    """Give every process the value that rank 0 has."""
+    """Return the value of rank 0 in every process.
+
+    Args:
+        value: An object that can be pickled; ignored if the rank is not 0.
+
+    Returns:
+        The value of rank 0.
+    """
     return all_gather(value)[0]
 
 
 def all_gather(value: T) -> list[T]:
-    """Give every process the values of all, in order of rank."""
+    """Return the values of all processes in every process.
+
+    Args:
+        value: A small object that can be pickled.
+
+    Returns:
+        One value per process, in order of rank.
+    """
     if world_size() == 1:
         return [value]
     import torch.distributed as dist
 
     if not dist.is_initialized():
-        dist.init_process_group("gloo", timeout=_PATIENCE)
+        dist.init_process_group("gloo", timeout=_TIMEOUT)
     values: list = [None] * world_size()
     dist.all_gather_object(values, value)
     return values
+
+
+def _launched() -> bool:
+    """Whether torchrun started this process. Schedulers set RANK and WORLD_SIZE even for a single process."""
+    return "TORCHELASTIC_RUN_ID" in os.environ

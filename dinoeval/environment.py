@@ -1,4 +1,4 @@
-"""The environment variables that dinoeval obeys, and the facts about this machine that a Result records."""
+"""Environment variables that dinoeval reads, and the description of the machine that a Result records."""
 
 from __future__ import annotations
 
@@ -12,34 +12,29 @@ import platformdirs
 from dinoeval.files import expand
 
 
-def _folder(variable: str, *default: str) -> Path:
-    given = os.environ.get(variable)
-    return expand(given) if given else Path(platformdirs.user_cache_dir("dinoeval"), *default)
-
-
 def weights_folder() -> Path:
-    """`$DINOEVAL_WEIGHTS`, else a folder of the user's cache: where downloaded weights lie."""
+    """Return the weights folder: $DINOEVAL_WEIGHTS, else in the user cache."""
     return _folder("DINOEVAL_WEIGHTS", "weights")
 
 
 def cache_folder() -> Path:
-    """`$DINOEVAL_CACHE`, else a folder of the user's cache: where features lie."""
+    """Return the feature cache folder: $DINOEVAL_CACHE, else in the user cache."""
     return _folder("DINOEVAL_CACHE", "features")
 
 
 def data_folder() -> Path | None:
-    """`$DINOEVAL_DATA`, or None where it is unset: the folder of named data sets."""
-    given = os.environ.get("DINOEVAL_DATA")
-    return expand(given) if given else None
+    """Return $DINOEVAL_DATA, the folder of named datasets, or None if it is not set."""
+    value = os.environ.get("DINOEVAL_DATA")
+    return expand(value) if value else None
 
 
 def offline() -> bool:
-    """Whether `$DINOEVAL_OFFLINE` forbids downloads."""
+    """Return whether $DINOEVAL_OFFLINE forbids downloads."""
     return os.environ.get("DINOEVAL_OFFLINE", "0") not in ("", "0")
 
 
 def describe_machine() -> dict[str, str]:
-    """Versions and hardware, for the record."""
+    """Return the versions of the libraries and the hardware, as stored in a Result."""
     versions = {name: importlib.metadata.version(name) for name in ("torch", "torchvision", "faiss-cpu", "numpy", "pillow")}
     return {
         "python": platform.python_version(),
@@ -48,6 +43,11 @@ def describe_machine() -> dict[str, str]:
         "processor": _processor(),
         "cores": str(os.cpu_count()),
     }
+
+
+def _folder(variable: str, *default: str) -> Path:
+    value = os.environ.get(variable)
+    return expand(value) if value else Path(platformdirs.user_cache_dir("dinoeval"), *default)
 
 
 def _processor() -> str:

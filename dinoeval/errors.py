@@ -1,4 +1,4 @@
-"""The errors a user can meet. Each message says what is wrong, what exists, and what to do next."""
+"""Errors that users can cause. A message states what happened, what was expected, and what to do next."""
 
 from __future__ import annotations
 
@@ -7,39 +7,67 @@ from collections.abc import Iterable
 
 
 class DinoevalError(Exception):
-    """A mistake in what was asked for or in the files it was asked of: one paragraph, exit code 2, no traceback."""
+    """A user error, printed as one paragraph without traceback; exit code 2."""
 
 
 class CheckpointError(DinoevalError):
-    """A file of weights that cannot be used as asked."""
+    """A weights file that cannot be used."""
 
 
 class DataError(DinoevalError):
-    """A data set or an image that cannot be used as asked."""
+    """A dataset or an image that cannot be used."""
 
 
-class BadImage(Exception):  # noqa: N818  it is the image that is bad
-    """A file that does not decode to a usable picture; str() is the reason. Callers turn it into a DataError or skip it."""
+class BadImage(Exception):  # noqa: N818  The image is bad, not the program.
+    """A file that does not decode to a usable image; str() is the reason.
+
+    Callers turn it into a DataError or skip the image.
+    """
 
 
 class CacheError(DinoevalError):
-    """The feature cache cannot be read or written."""
+    """A feature cache that cannot be read or written."""
 
 
 class ConfigError(DinoevalError):
-    """An option whose value makes no sense."""
+    """An option with an invalid value."""
 
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> str:
-    """Say that `name` is no known `kind`, list those that are, and suggest the nearest."""
+    """Write the message for a name that does not exist.
+
+    Args:
+        kind: What the name stands for, such as "readout".
+        name: The name that was passed.
+        known: The names that exist.
+
+    Returns:
+        One or two sentences that list the existing names and suggest the nearest.
+
+    Examples:
+        >>> unknown("readout", "clss", ["cls", "gem"])
+        "unknown readout 'clss'. Available: cls, gem. Did you mean cls?"
+    """
     known = list(known)
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     hint = f" Did you mean {close[0]}?" if close else ""
-    return f"no {kind} '{name}'. Known: {', '.join(known)}.{hint}"
+    return f"unknown {kind} '{name}'. Available: {', '.join(known)}.{hint}"
 
 
 def join_names(names: Iterable[str], limit: int = 5) -> str:
-    """Join the first `limit` names and say how many more there are."""
+    """Join the first names and count the others.
+
+    Args:
+        names: Names of files, classes or the like.
+        limit: How many names to list.
+
+    Returns:
+        The names, separated by commas.
+
+    Examples:
+        >>> join_names(["a", "b", "c", "d"], limit=2)
+        'a, b and 2 more'
+    """
     names = list(names)
     more = f" and {len(names) - limit} more" if len(names) > limit else ""
     return ", ".join(names[:limit]) + more

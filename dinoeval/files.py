@@ -1,29 +1,55 @@
-"""Paths that users give, and files that appear whole or not at all."""
+"""Paths that users pass, files that are written completely or not at all, and settings stored in files."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from dinoeval.errors import DinoevalError
 
 
 def expand(path: str | Path) -> Path:
-    """Resolve `~`; raises DinoevalError where it names nobody, or where the path can be no path."""
+    """Expand `~` in a path.
+
+    Args:
+        path: A path as the user typed it.
+
+    Returns:
+        The path with `~` or `~user` replaced by the home directory.
+
+    Raises:
+        DinoevalError: If the user does not exist or the path contains a null byte.
+    """
     try:
         expanded = Path(path).expanduser()
     except RuntimeError as error:
         raise DinoevalError(f"{path}: {error}") from error
     if "\0" in str(path):
-        raise DinoevalError(f"{str(path)!r} is no path: it holds a zero byte")
+        raise DinoevalError(f"invalid path {str(path)!r}: contains a null byte")
     return expanded
 
 
 def write_whole(path: str | Path, write: Callable[[Path], object]) -> None:
-    """Let `write` fill a file beside `path`, then rename it into place; raises DinoevalError where that fails.
+    """Write a file completely or not at all.
 
-    A link is followed to the file it names. What is no regular file, such as /dev/stdout, is written to directly.
+    The content goes to a temporary file in the same folder, which is then renamed. A link is followed to the file it
+    names. A target that exists but is not a regular file, such as /dev/stdout, is written to directly.
+
+    Args:
+        path: The file to create or replace.
+        write: Called with the path to write to.
+
+    Raises:
+        DinoevalError: If the file cannot be written.
+
+    Examples:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     write_whole(f"{folder}/notes.txt", lambda file: file.write_text("done"))
+        ...     [file.name for file in Path(folder).iterdir()]
+        ['notes.txt']
     """
     target = expand(path)
     try:
@@ -31,21 +57,28 @@ def write_whole(path: str | Path, write: Callable[[Path], object]) -> None:
         if target.exists() and not target.is_file() and not target.is_dir():
             write(target)
             return
-        aside = target.with_name(f".{os.getpid()}.{target.name}")
+        temporary = target.with_name(f".{os.getpid()}.{target.name}")
         try:
-            write(aside)
-            aside.replace(target)
+            write(temporary)
+            temporary.replace(target)
         finally:
-            aside.unlink(missing_ok=True)
+            temporary.unlink(missing_ok=True)
     except (OSError, ValueError) as error:
         raise DinoevalError(f"{target} cannot be written: {getattr(error, 'strerror', None) or error}") from error
 
 
 def check_writable(path: str | Path) -> None:
-    """Find out before the hours of work, not after; raises DinoevalError."""
+    """Check that an output file can be written, before hours of work.
+
+    Args:
+        path: The file that will be written.
+
+    Raises:
+        DinoevalError: If the path is a folder or its folder is not writable.
+    """
     target = expand(path)
     if target.is_dir():
-        raise DinoevalError(f"{target} is a folder; name a file in it")
+        raise DinoevalError(f"{target} is a folder: pass the path of a file")
     if not target.exists() or target.is_file():
         try:
             probe = target.resolve().with_name(f".{os.getpid()}.probe")
@@ -53,3 +86,27 @@ def check_writable(path: str | Path) -> None:
             probe.unlink()
         except (OSError, ValueError) as error:
             raise DinoevalError(f"{target} cannot be written: {getattr(error, 'strerror', None) or error}") from error
+
+
+def describe_differences(saved: Mapping[str, Any], current: Mapping[str, Any]) -> list[str]:
+    """Describe the settings whose saved values differ from the current ones.
+
+    Args:
+        saved: Settings of an earlier run, as read from a file.
+        current: Settings of this run. Names that only `saved` has are ignored. Nested settings are compared one by one.
+
+    Returns:
+        One text per difference. A setting that `saved` lacks counts as None.
+
+    Examples:
+        >>> describe_differences({"seed": 0, "recipe": {"lr": 0.1}}, {"seed": 0, "recipe": {"lr": 0.5}})
+        ['lr was 0.1 and is 0.5']
+    """
+    differences = []
+    for name, value in current.items():
+        old = saved.get(name)
+        if isinstance(old, Mapping) and isinstance(value, Mapping):
+            differences += describe_differences(old, value)
+        elif old != value:
+            differences.append(f"{name} was {old} and is {value}")
+    return differences

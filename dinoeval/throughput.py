@@ -22,7 +22,8 @@ from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 
 from dinoeval import distributed
-from dinoeval.data.images import ImageSet, open_images
+from dinoeval.data.images import ImageSet
+from dinoeval.data.opening import open_images
 from dinoeval.data.transforms import parse_transform
 from dinoeval.errors import ConfigError
 from dinoeval.features.cache import FeatureCache
@@ -124,7 +125,7 @@ def multiply_adds(arch: str) -> int:
 
 def _from_files(backbone: Backbone, images: ImageSet, rounds: int, workers: int | None, folder: str) -> float:
     transform = parse_transform("auto", backbone.config.image_size, backbone.config.preprocessing)
-    workers = distributed.num_decoders(workers, 8, small=False)
+    workers = distributed.num_workers(workers, 8, small=False)
     # Several forward passes for each process that decodes, so that they overlap as in a long run.
     enough = 4 * max(1, workers) * backbone.fast_batch(transform.crop)
     images = images.subset(np.arange(max(enough, len(images))) % len(images))

@@ -20,7 +20,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from dinoeval.data.frames import FrameTransform
+from dinoeval.data.frame_transforms import FrameTransform
 from dinoeval.errors import ConfigError, DataError
 from dinoeval.maths.propagation import RADIUS, TEMPERATURE, TOP, propagate
 

@@ -8,35 +8,35 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from factories import TINY, class_folders, made_up_state
+from factories import TINY, class_folders, synthetic_state
 
 from dinoeval.models.checkpoints import save_backbone
 
 
 @pytest.fixture(autouse=True)
 def _own_folders(tmp_path, monkeypatch):
-    """No test reads or writes the user's cache, shelf or data, or reaches for a network."""
+    """Keep tests away from the cache, weights and datasets of the user, and from the network."""
     monkeypatch.setenv("DINOEVAL_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setenv("DINOEVAL_WEIGHTS", str(tmp_path / "shelf"))
+    monkeypatch.setenv("DINOEVAL_WEIGHTS", str(tmp_path / "weights"))
     monkeypatch.setenv("DINOEVAL_OFFLINE", "1")
     monkeypatch.delenv("DINOEVAL_DATA", raising=False)
 
 
 @pytest.fixture(scope="session")
 def golden() -> dict:
-    """What the released code computed; `benchmarks/parity.py CHECKOUT --golden` writes it."""
+    """Outputs of the released code, written by `benchmarks/parity.py CHECKOUT --golden`."""
     return json.loads((Path(__file__).parent / "golden/released.json").read_text())
 
 
 @pytest.fixture(scope="session")
 def tiny_weights(tmp_path_factory) -> Path:
-    """Made-up weights of the smallest network, as a file of our own layout."""
+    """Random weights of the smallest network, in a safetensors file."""
     path = tmp_path_factory.mktemp("weights") / "tiny.safetensors"
-    save_backbone(path, made_up_state(TINY), arch=TINY)
+    save_backbone(path, synthetic_state(TINY), arch=TINY)
     return path
 
 
 @pytest.fixture(scope="session")
-def pictures(tmp_path_factory) -> Path:
-    """Three classes of 8 + 3 pictures."""
-    return class_folders(tmp_path_factory.mktemp("pictures"))
+def image_folder(tmp_path_factory) -> Path:
+    """A folder of three classes, each with 8 training and 3 validation images."""
+    return class_folders(tmp_path_factory.mktemp("images"))

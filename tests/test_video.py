@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from video_factories import made_up_video
+from video_factories import synthetic_video
 
 import dinoeval
-from dinoeval.data.frames import FrameTransform
+from dinoeval.data.frame_transforms import FrameTransform
 from dinoeval.errors import ConfigError, DataError
 from dinoeval.video import Propagation, PropagationConfig
 
@@ -59,7 +59,7 @@ def slow_masks(backbone, video, transform, rule: PropagationConfig) -> list[np.n
 
 @pytest.mark.parametrize("size", [(150, 70), (70, 150), (80, 80)], ids=["landscape", "portrait", "square"])
 def test_masks_equal_the_formulas(backbone, transform, size):
-    video, rule = made_up_video(6, size, objects=3, seed=2), PropagationConfig(context=2, radius=4)
+    video, rule = synthetic_video(6, size, objects=3, seed=2), PropagationConfig(context=2, radius=4)
     found, propagation = masks_of(backbone, video, transform, rule)
     expected = slow_masks(backbone, video, transform, rule)
     assert [mask.shape for mask in found] == [size[::-1]] * 6
@@ -73,7 +73,7 @@ def test_masks_equal_the_formulas(backbone, transform, size):
 
 
 def test_more_context_is_remembered(backbone, transform):
-    video = made_up_video(5, objects=1, seed=4)
+    video = synthetic_video(5, objects=1, seed=4)
     for context in (0, 1):
         rule = PropagationConfig(context=context, radius=3)
         found, expected = masks_of(backbone, video, transform, rule)[0], slow_masks(backbone, video, transform, rule)
@@ -81,7 +81,7 @@ def test_more_context_is_remembered(backbone, transform):
 
 
 def test_frames_are_taken_one_at_a_time(backbone, transform):
-    video, taken = made_up_video(4), []
+    video, taken = synthetic_video(4), []
 
     def pictures():
         for number, (picture, _) in enumerate(video):
@@ -95,7 +95,7 @@ def test_frames_are_taken_one_at_a_time(backbone, transform):
 
 
 def test_one_frame_is_its_own_mask(backbone, transform):
-    video = made_up_video(1)
+    video = synthetic_video(1)
     assert (masks_of(backbone, video, transform)[0][0] == video[0][1]).all()
 
 
@@ -107,7 +107,7 @@ def with_speck(video):
 
 
 def test_an_object_smaller_than_a_token_is_lost_as_released_and_kept_where_that_is_mended(backbone, transform):
-    video = with_speck(made_up_video(3, seed=1))
+    video = with_speck(synthetic_video(3, seed=1))
     released, told = masks_of(backbone, video, transform)
     assert told.lost == [3]
     assert 3 in released[0]
@@ -118,7 +118,7 @@ def test_an_object_smaller_than_a_token_is_lost_as_released_and_kept_where_that_
 
 
 def test_mending_changes_nothing_where_nothing_fails(backbone, transform):
-    video = made_up_video(4, seed=5)
+    video = synthetic_video(4, seed=5)
     pairs = zip(*(masks_of(backbone, video, transform, PropagationConfig(edge_cases=one))[0] for one in ("released", "fixed")), strict=True)
     assert all((one == other).all() for one, other in pairs)
 
@@ -138,7 +138,7 @@ def test_a_map_that_is_the_same_everywhere_wins_as_released(backbone, transform)
 
 
 def test_an_object_that_fills_the_frame_is_noise_as_released_and_stays_where_that_is_mended(backbone, transform):
-    video = [(picture, np.ones_like(mask)) for picture, mask in made_up_video(3)]
+    video = [(picture, np.ones_like(mask)) for picture, mask in synthetic_video(3)]
     for edge_cases in ("released", "fixed"):
         masks, told = masks_of(backbone, video, transform, PropagationConfig(edge_cases=edge_cases))
         assert told.constant == {"00001": [1], "00002": [1]}
@@ -158,7 +158,7 @@ def test_many_objects_are_decided_in_parts_as_in_one(backbone, transform):
 
 
 def test_frames_of_another_size_are_named(backbone, transform):
-    video = made_up_video(3)
+    video = synthetic_video(3)
     odd = Propagation(backbone, video[0][1], transform, PropagationConfig()).masks(["a", "b"], [video[0][0], video[1][0].resize((100, 64))])
     with pytest.raises(DataError, match="frame b has 100 x 64 pixels, and the first frame 128 x 64"):
         list(odd)
@@ -170,7 +170,7 @@ def test_a_broken_network_is_no_background(transform, tiny_weights):
     broken = dinoeval.load(weights=tiny_weights, device="cpu")
     broken.network.norm.bias.fill_(torch.nan)
     with pytest.raises(DataError, match="NaN"):
-        masks_of(broken, made_up_video(2), transform)
+        masks_of(broken, synthetic_video(2), transform)
 
 
 @pytest.mark.parametrize("options", [{"context": -1}, {"radius": 0}, {"top": 0}, {"temperature": 0.0}, {"temperature": float("nan")}])

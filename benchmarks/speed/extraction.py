@@ -26,11 +26,11 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path[:0] = [str(ROOT / "benchmarks"), str(ROOT / "tests")]
 import released  # noqa: E402
-from factories import made_up_state  # noqa: E402
+from factories import synthetic_state  # noqa: E402
 
 import dinoeval  # noqa: E402
-from dinoeval.data.images import open_images  # noqa: E402
-from dinoeval.data.transforms import PAPER  # noqa: E402
+from dinoeval.data.opening import open_images  # noqa: E402
+from dinoeval.data.transforms import DINO_TRANSFORM  # noqa: E402
 from dinoeval.environment import describe_machine  # noqa: E402
 from dinoeval.features.cache import FeatureCache  # noqa: E402
 from dinoeval.features.extract import extract  # noqa: E402
@@ -58,7 +58,7 @@ def main() -> None:
     from torchvision import datasets, transforms
 
     workers = os.cpu_count() or 1
-    state = made_up_state("vit_s16", spread=0.03)
+    state = synthetic_state("vit_s16", spread=0.03)
     network = vision_transformer.vit_small(patch_size=16)
     network.load_state_dict(state)
     network.eval()
@@ -84,7 +84,7 @@ def main() -> None:
         def ours(precision: str) -> np.ndarray:
             backbone = dinoeval.load("vit_s16", weights=work / "weights.pth", precision=precision)
             with tempfile.TemporaryDirectory() as cache:
-                return extract(backbone, open_images(work / "data"), Cls(), PAPER, FeatureCache(cache), workers=workers).numpy()
+                return extract(backbone, open_images(work / "data"), Cls(), DINO_TRANSFORM, FeatureCache(cache), workers=workers).numpy()
 
         flags = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
         has_bf16 = "avx512_bf16" in flags or "amx_bf16" in flags

@@ -23,11 +23,11 @@ import torch
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path[:0] = [str(ROOT / "tests")]
-from factories import made_up_state  # noqa: E402
+from factories import synthetic_state  # noqa: E402
 
 import dinoeval  # noqa: E402
-from dinoeval.data.images import open_splits  # noqa: E402
-from dinoeval.data.transforms import PAPER  # noqa: E402
+from dinoeval.data.opening import open_splits  # noqa: E402
+from dinoeval.data.transforms import DINO_TRANSFORM  # noqa: E402
 from dinoeval.environment import describe_machine  # noqa: E402
 from dinoeval.features.readout import parse_readout  # noqa: E402
 from dinoeval.protocols.linear import Config  # noqa: E402
@@ -67,11 +67,11 @@ def main() -> None:
     made_up = np.random.default_rng(0)
     labels = {len(train.classes): images.labels, 1000: made_up.integers(0, 1000, IMAGES)}
     with tempfile.TemporaryDirectory() as folder:
-        torch.save(made_up_state("vit_s16", spread=0.03), Path(folder) / "weights.pth")
+        torch.save(synthetic_state("vit_s16", spread=0.03), Path(folder) / "weights.pth")
         backbone = dinoeval.load("vit_s16", weights=Path(folder) / "weights.pth", device="cpu")
 
     def augmented(*names: str) -> Augmented:
-        return Augmented(backbone, images, [parse_readout(name) for name in names], PAPER, seed=0, workers=2)
+        return Augmented(backbone, images, [parse_readout(name) for name in names], DINO_TRANSFORM, seed=0, workers=2)
 
     cached = Cached({"last4": InMemory(made_up.standard_normal((IMAGES, 1536), dtype=np.float32))}, np.arange(IMAGES))
     runs = {}

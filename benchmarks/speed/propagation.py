@@ -87,14 +87,15 @@ def frame(way: str, checkout: Path, folder: Path, frames: list[Path]) -> dict[st
         import numpy as np
 
         import dinoeval
-        from dinoeval.data.frames import FrameTransform, open_frame
+        from dinoeval.data.frame_transforms import FrameTransform
+        from dinoeval.data.frames import read_frame
         from dinoeval.data.masks import write_mask
         from dinoeval.video import Propagation, PropagationConfig
 
-        first = np.zeros(open_frame(frames[0]).size[::-1], np.uint8)
+        first = np.zeros(read_frame(frames[0]).size[::-1], np.uint8)
         first[100:200, 100:300], first[250:400, 300:600] = 1, 2
         video = Propagation(dinoeval.load(ARCH, weights=folder / "weights.pth"), first, FrameTransform(patch=8), PropagationConfig())
-        masks = video.masks([path.name for path in frames], map(open_frame, frames))
+        masks = video.masks([path.name for path in frames], map(read_frame, frames))
         for _ in itertools.islice(masks, CONTEXT):
             pass
         began = time.monotonic()
@@ -117,14 +118,15 @@ def frame(way: str, checkout: Path, folder: Path, frames: list[Path]) -> dict[st
 
 
 def prepare(folder: Path, frames: list[Path]) -> None:
-    from factories import made_up_state
+    from factories import synthetic_state
 
     import dinoeval
-    from dinoeval.data.frames import FrameTransform, open_frame
+    from dinoeval.data.frame_transforms import FrameTransform
+    from dinoeval.data.frames import read_frame
 
-    torch.save(made_up_state(ARCH, spread=0.03), folder / "weights.pth")
+    torch.save(synthetic_state(ARCH, spread=0.03), folder / "weights.pth")
     backbone, transform = dinoeval.load(ARCH, weights=folder / "weights.pth"), FrameTransform(patch=8)
-    tokens = [backbone(transform(open_frame(path))[None]).patches[0] for path in frames]
+    tokens = [backbone(transform(read_frame(path))[None]).patches[0] for path in frames]
     torch.save({"tokens": tokens, "maps": list(torch.rand(CONTEXT, CHANNELS, 60, 104))}, folder / "given.pth")
 
 

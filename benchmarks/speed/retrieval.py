@@ -29,11 +29,11 @@ import numpy as np
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path[:0] = [str(ROOT / "tests")]
-from factories import made_up_state  # noqa: E402
+from factories import synthetic_state  # noqa: E402
 from set_factories import copydays_tree, frames_below, revisited_set  # noqa: E402
 
 import dinoeval  # noqa: E402
-from dinoeval.data.retrieval import PUBLISHED, open_retrieval  # noqa: E402
+from dinoeval.data.retrieval import PUBLISHED_COUNTS, open_retrieval  # noqa: E402
 from dinoeval.data.transforms import Thumbnail  # noqa: E402
 from dinoeval.environment import describe_machine  # noqa: E402
 from dinoeval.features.cache import FeatureCache  # noqa: E402
@@ -43,12 +43,12 @@ from dinoeval.maths.neighbors import l2_normalize  # noqa: E402
 from dinoeval.maths.ranks import count_closer_distractors  # noqa: E402
 from dinoeval.models.checkpoints import save_backbone  # noqa: E402
 
-DATABASE, QUERIES = PUBLISHED["roxford5k"]
+DATABASE, QUERIES = PUBLISHED_COUNTS["roxford5k"]
 
 
 def batches(work: Path, root: Path, count: int, rounds: int) -> dict:
     """Images a second, the median of rounds in turn."""
-    save_backbone(work / "vit_s16.safetensors", made_up_state("vit_s16"), arch="vit_s16")
+    save_backbone(work / "vit_s16.safetensors", synthetic_state("vit_s16"), arch="vit_s16")
     backbone = dinoeval.load(weights=work / "vit_s16.safetensors")
     images = open_retrieval(root, "roxford5k").database
     images = images.subset(np.linspace(0, len(images) - 1, count).astype(int))

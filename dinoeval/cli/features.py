@@ -47,7 +47,7 @@ def embed(
     import numpy as np
 
     from dinoeval import distributed
-    from dinoeval.data.images import open_images
+    from dinoeval.data.opening import open_images
     from dinoeval.features.readout import parse_readout
     from dinoeval.session import Session, SessionConfig
 

@@ -72,7 +72,7 @@ def attention(
     if video:
         return _video(images[0], folder, image_size or "native", fps, exif_transpose, session)
     from dinoeval import distributed, figures
-    from dinoeval.data.images import open_images
+    from dinoeval.data.opening import open_images
     from dinoeval.figures.attention_maps import read_attention
     from dinoeval.figures.preprocessing import figure_transform, folder_names
 
@@ -110,7 +110,7 @@ def _video(frames: str, folder: Path, image_size: str, fps: float | None, exif_t
     from PIL import Image
 
     from dinoeval import distributed
-    from dinoeval.data.images import open_images
+    from dinoeval.data.opening import open_images
     from dinoeval.figures.video import attention_video
 
     source = expand(frames)
@@ -161,7 +161,7 @@ def pca(
     if not images:
         raise ConfigError("name the images to look at: dinoeval pca IMAGE... --out DIR")
     from dinoeval import distributed, figures
-    from dinoeval.data.images import open_images
+    from dinoeval.data.opening import open_images
     from dinoeval.figures.feature_maps import read_features
     from dinoeval.figures.preprocessing import figure_transform, folder_names
 
@@ -306,7 +306,7 @@ def _labelled(data: str | None, split: str, session: Session) -> ImageSet:
 
 
 def _unlabelled(images: Sequence[str]) -> ImageSet:
-    from dinoeval.data.images import open_images
+    from dinoeval.data.opening import open_images
 
     return open_images(images[0] if len(images) == 1 else images)
 

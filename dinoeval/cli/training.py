@@ -8,7 +8,8 @@ from typing import Annotated, Literal
 
 import tyro
 
-from dinoeval.data.images import ImageSet, open_images, open_splits
+from dinoeval.data.images import ImageSet
+from dinoeval.data.opening import open_images, open_splits
 from dinoeval.data.transforms import parse_transform
 from dinoeval.distributed import world_size
 from dinoeval.errors import ConfigError

@@ -32,7 +32,7 @@ def propagate(
     out: str,
     overlay: str | None = None,
     image_size: int = 480,
-    reading: Literal["opencv", "pil", "torchvision"] = "opencv",
+    resize_backend: Literal["opencv", "pil", "torchvision"] = "opencv",
     context: int = 7,
     radius: int = 12,
     top: int = 5,
@@ -48,7 +48,7 @@ def propagate(
         out: Folder of the masks, one by each frame's name; absent or empty.
         overlay: Folder for an animated GIF and a contact sheet of the masks over the frames.
         image_size: Pixels of the short side in the network; a smaller one is faster and sees less.
-        reading: Whose bilinear filter resizes frames; the released code's is OpenCV's.
+        resize_backend: Library whose bilinear filter resizes frames; the released code uses OpenCV.
         context: Frames looked at besides the first.
         radius: Rows and columns of tokens that a token looks away.
         top: Tokens that count.
@@ -58,7 +58,8 @@ def propagate(
     """
     import numpy as np
 
-    from dinoeval.data.frames import frame_transform, frames_in, missing_frames, read_frames
+    from dinoeval.data.frame_transforms import frame_transform
+    from dinoeval.data.frames import list_frames, missing_frames, read_frames
     from dinoeval.data.mask_folders import read_record, write_masks
     from dinoeval.data.masks import VOID, read_mask
     from dinoeval.figures.overlay import make_folder, overlay_paths
@@ -71,13 +72,13 @@ def propagate(
     folder, source = expand(out), expand(first_mask)
     where = expand(frames)
     names, pictures = read_frames(where)
-    if left_out := missing_frames(frames_in(where)) if where.is_dir() else []:
+    if left_out := missing_frames(list_frames(where)) if where.is_dir() else []:
         _log.warning("the numbers of the frames leave out %s: labels go from one frame to the next", join_names(left_out))
     first = read_mask(source)
     first[first == VOID] = 0
     if not first.any():
         raise DataError(f"the first mask, {source}, holds no object: there is nothing to propagate")
-    if where.is_dir() and source.resolve() in {path.resolve() for path in frames_in(where)}:
+    if where.is_dir() and source.resolve() in {path.resolve() for path in list_frames(where)}:
         raise ConfigError(f"the first mask, {source}, lies among the frames and would be taken for one: move it elsewhere")
     if overlay is not None:
         make_folder(expand(overlay))
@@ -88,7 +89,7 @@ def propagate(
         raise ConfigError("no frame of a video can be skipped: leave out --bad-images skip")
     backbone = loaded.backbone
     backbone.check_offers(patches=True)
-    transform = frame_transform(image_size, reading, backbone.patch_size or 1, *loaded.normalization())
+    transform = frame_transform(image_size, resize_backend, backbone.patch_size or 1, *loaded.normalization())
     recipe = {
         "backbone": backbone.digest, "network": dataclasses.asdict(backbone.config), "precision": backbone.precision,
         "transform": transform.id, **dataclasses.asdict(rule), "frames": _stamp(where, names),
@@ -127,10 +128,10 @@ def _name(frames: Path) -> str:
 
 def _stamp(frames: Path, names: list[str]) -> str:
     """A digest of the contents of all frames."""
-    from dinoeval.data.frames import frames_in
+    from dinoeval.data.frames import list_frames
 
     digest = hashlib.sha256("\0".join(names).encode(errors="surrogateescape"))
-    for path in frames_in(frames) if frames.is_dir() else [frames]:
+    for path in list_frames(frames) if frames.is_dir() else [frames]:
         digest.update(hashlib.sha256(path.read_bytes()).digest())
     return digest.hexdigest()[:16]
 

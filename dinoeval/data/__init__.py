@@ -1,1 +1,1 @@
-"""Images and labels: where they come from, and how a picture becomes the pixels a network sees."""
+"""Datasets: reading images, masks and labels, and turning images into network inputs."""

@@ -1,7 +1,8 @@
-"""Copydays: original/, strong/, jpegqual/{3 ... 75}/ and crops/{10 ... 80}/ of JPEG files. A name's first four characters are its scene.
+"""Copydays: JPEG files in original/, strong/, jpegqual/{3 ... 75}/ and crops/{10 ... 80}/.
 
-Douze et al., Evaluation of GIST descriptors for web-scale image search, CIVR 2009. The released code pairs files by their
-place in the sorted folders and slices by the published counts; here names decide, and counts are what is there.
+Douze et al., Evaluation of GIST descriptors for web-scale image search, CIVR 2009. The first four characters of a file
+name are the scene; copies belong to the original of the same scene. The released code instead pairs files by their position
+in the sorted folders and slices them by the published counts.
 """
 
 from __future__ import annotations
@@ -12,78 +13,104 @@ from pathlib import Path
 
 import numpy as np
 
+from dinoeval.data.folders import list_entries
 from dinoeval.data.images import ImageSet, from_files
 from dinoeval.errors import DataError, join_names
 from dinoeval.files import expand
 
 ORIGINAL, STRONG = "original", "strong"
 JPEG_QUALITIES = (3, 5, 8, 10, 15, 20, 30, 50, 75)
+"""Qualities of the blocks jpegqual/."""
 CROPS = (10, 15, 20, 30, 40, 50, 60, 70, 80)
+"""Percentages of the area that the blocks crops/ cut off."""
 PAIRED = (*(f"jpegqual/{quality}" for quality in JPEG_QUALITIES), *(f"crops/{percent}" for percent in CROPS))
-"""Blocks with one picture for each original."""
+"""Blocks with one image per original."""
 BLOCKS = (ORIGINAL, STRONG, *PAIRED)
-PUBLISHED = {block: 229 if block == STRONG else 157 for block in BLOCKS}
+"""All 20 blocks."""
+PUBLISHED_COUNTS = {block: 229 if block == STRONG else 157 for block in BLOCKS}
+"""Number of images in each block of the published dataset."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Copydays:
-    """All pictures as one set, block by block."""
+    """All N images as one set, block after block."""
 
     images: ImageSet
+    """The images of all blocks."""
     blocks: dict[str, np.ndarray]
-    """Rows of `images` by block; blocks whose folder is absent are not here."""
+    """Rows of `images` by block, int64, without the blocks whose folder does not exist."""
     scenes: np.ndarray
-    """(N,) four characters."""
+    """Scene of each image, (N,) strings of four characters."""
     missing: tuple[str, ...]
-    """Files that an original says should be there."""
+    """Files that do not exist although their original does."""
 
 
 def open_copydays(data: str | Path, allow_missing: bool = False) -> Copydays:
-    """Open what is in a folder. Raises DataError, before any work, where a file's counterpart is missing."""
+    """Open Copydays.
+
+    Args:
+        data: The folder that contains original/ and strong/.
+        allow_missing: Whether an original may lack its copy in a block.
+
+    Returns:
+        The images that exist.
+
+    Raises:
+        DataError: If original/ or strong/ is missing, a block is empty, a copy has no original, or the scene of a file is
+            ambiguous; or, unless `allow_missing`, if a copy is missing.
+    """
     root = expand(data)
     absent = [block for block in (ORIGINAL, STRONG) if not (root / block).is_dir()]
     if absent:
-        held = join_names(sorted(entry.name for entry in root.iterdir())) if root.is_dir() else "nothing"
-        raise DataError(
-            f"{root} has no folder {' and no '.join(absent)}; Copydays has original/, strong/, jpegqual/, crops/. It holds {held}"
-        )
-    found = {block: _pictures(root / block) for block in BLOCKS if (root / block).is_dir()}
+        expected = "Copydays has original/, strong/, jpegqual/ and crops/"
+        raise DataError(f"{root} has no folder {' and no '.join(absent)}: {expected}, but it contains {list_entries(root)}")
+    found = {block: _list_jpegs(root / block) for block in BLOCKS if (root / block).is_dir()}
     if empty := [block for block, names in found.items() if not names]:
         raise DataError(f"{root} has no .jpg file in {join_names(empty)}")
     _check_scenes(root, found)
-    scenes = {name[:4] for name in found[ORIGINAL]}
-    names_of = {name[:4]: name for name in found[ORIGINAL]}
-    missing = []
-    for block in found.keys() & set(PAIRED):
-        lacking = scenes - {name[:4] for name in found[block]}
-        missing += [f"{block}/{names_of[scene]}" for scene in lacking]
-    missing = tuple(sorted(missing))
+    missing = _find_missing(found)
     if missing and not allow_missing:
         raise DataError(
-            f"{root} lacks {len(missing)} images that have an original: {join_names(missing)}. "
-            "Get them, or say --bad-images skip to go on without them."
+            f"{root} lacks {len(missing)} images whose original exists: {join_names(missing)}. "
+            "Add them, or pass --bad-images skip to continue without them."
         )
     names = [f"{block}/{name}" for block, inside in found.items() for name in inside]
     ends = np.cumsum([0, *(len(inside) for inside in found.values())])
-    blocks = {block: np.arange(ends[i], ends[i + 1]) for i, block in enumerate(found)}
-    images = from_files(str(root), "images", root, names)
-    return Copydays(images, blocks, np.array([Path(name).name[:4] for name in names]), missing)
+    return Copydays(
+        images=from_files(str(root), "images", root, names),
+        blocks={block: np.arange(ends[i], ends[i + 1]) for i, block in enumerate(found)},
+        scenes=np.array([_scene(Path(name).name) for name in names]),
+        missing=missing,
+    )
 
 
-def _pictures(folder: Path) -> list[str]:
+def _scene(name: str) -> str:
+    return name[:4]
+
+
+def _list_jpegs(folder: Path) -> list[str]:
     return sorted(entry.name for entry in folder.iterdir() if entry.suffix.lower() in (".jpg", ".jpeg") and entry.is_file())
 
 
+def _find_missing(found: dict[str, list[str]]) -> tuple[str, ...]:
+    """List the files that the paired blocks lack, by the names of their originals."""
+    missing = []
+    for block in found.keys() & set(PAIRED):
+        present = {_scene(name) for name in found[block]}
+        missing += [f"{block}/{name}" for name in found[ORIGINAL] if _scene(name) not in present]
+    return tuple(sorted(missing))
+
+
 def _check_scenes(root: Path, found: dict[str, list[str]]) -> None:
-    """Refuse names that do not tell which picture is a copy of which."""
-    originals = collections.Counter(name[:4] for name in found[ORIGINAL])
-    shared = [name for name in found[ORIGINAL] if originals[name[:4]] > 1]
-    if shared:
+    """Raise an error if a scene has several originals or a copy has none."""
+    originals = collections.Counter(_scene(name) for name in found[ORIGINAL])
+    ambiguous = [name for name in found[ORIGINAL] if originals[_scene(name)] > 1]
+    if ambiguous:
         raise DataError(
-            f"originals of {root} begin with the same four characters, which name the scene, so that it cannot be told which "
-            f"one a copy is of: {join_names(shared)}"
+            f"originals in {root} must differ in their first four characters, which are the scene, but these do not: "
+            f"{join_names(ambiguous)}"
         )
-    strangers = [f"{block}/{name}" for block, names in found.items() for name in names if name[:4] not in originals]
-    if strangers:
-        wanted = ", ".join(sorted({f"original/{Path(name).name[:4]}00.jpg" for name in strangers})[:5])
-        raise DataError(f"{root} has no original of {len(strangers)} images: {join_names(strangers)}. Missing: {wanted}")
+    orphans = [f"{block}/{name}" for block, names in found.items() for name in names if _scene(name) not in originals]
+    if orphans:
+        expected = ", ".join(sorted({f"original/{_scene(Path(name).name)}00.jpg" for name in orphans})[:5])
+        raise DataError(f"{root} has no original of {len(orphans)} images: {join_names(orphans)}. Missing files: {expected}")

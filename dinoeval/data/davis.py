@@ -1,9 +1,8 @@
-"""DAVIS: videos, their frames, and masks of the objects in them.
+"""DAVIS: videos with masks of the objects in them.
 
-ROOT/JPEGImages/480p/<sequence>/NNNNN.jpg, ROOT/Annotations/480p/<sequence>/NNNNN.png, and lists of sequences in
-ROOT/ImageSets. Annotations of 2017 are indexed, one number an object; those of 2016 are black and white, one object.
-What is wrong with a tree is found when it is opened, before hours of work, but for frames that are damaged behind their
-heads.
+Files are ROOT/JPEGImages/480p/<sequence>/NNNNN.jpg, ROOT/Annotations/480p/<sequence>/NNNNN.png, and lists of sequences in
+ROOT/ImageSets. Annotations of DAVIS 2017 are indexed, one label per object; those of DAVIS 2016 are binary, one object.
+Opening a dataset checks all files except for image data after the header of a frame.
 """
 
 from __future__ import annotations
@@ -15,109 +14,155 @@ from pathlib import Path
 
 import numpy as np
 
-from dinoeval.data.frames import frame_size, frames_in, missing_frames
-from dinoeval.data.masks import VOID, black_and_white, read_mask
+from dinoeval.data.folders import list_entries
+from dinoeval.data.frames import frame_size, list_frames, missing_frames
+from dinoeval.data.masks import VOID, is_binary_mask, read_mask
 from dinoeval.errors import DataError, join_names, unknown
 from dinoeval.files import expand
 
 FRAMES, ANNOTATIONS = "JPEGImages/480p", "Annotations/480p"
+"""Folders of the frames and masks."""
 LISTS = ("ImageSets/2017/val.txt", "ImageSets/2016/val.txt", "ImageSets/480p/val.txt")
-PUBLISHED = (30, 61, 1999)
-"""Sequences, objects and frames of the validation set of 2017."""
+"""Lists of validation sequences; the first that exists is the default."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Video:
-    """One sequence."""
+    """A sequence of T frames."""
 
     name: str
+    """Name of the sequence."""
     frames: tuple[Path, ...]
+    """T image files."""
     size: tuple[int, int]
-    """Width and height of all frames and annotations."""
+    """Width and height of all frames and annotations in pixels."""
     annotations: tuple[Path, ...]
-    """One a frame; or that of the first frame alone, and then the video cannot be scored."""
-    first: np.ndarray
-    """(H, W) uint8, the first mask: 0 background, 1 and up objects; void counts as background."""
-    black_and_white: bool = False
-    """Whether the first mask is: then 255 is the object, and otherwise void, in all annotations."""
+    """T masks; or the mask of the first frame only, and then the sequence cannot be scored."""
+    first_mask: np.ndarray
+    """The first mask, (H, W) uint8: 0 background, which includes void, 1 and up objects."""
+    binary: bool = False
+    """Whether the first mask is binary. Then 255 is the object in all annotations, otherwise it is void."""
 
     @property
     def objects(self) -> int:
-        """The largest label of the first mask, as the official evaluation counts."""
-        return int(self.first.max())
+        """Number of objects, the largest label, as in the official evaluation."""
+        return int(self.first_mask.max())
 
     @property
-    def unseen(self) -> list[int]:
-        """Objects below the largest that the first mask does not have."""
-        return sorted(set(range(1, self.objects)) - set(np.unique(self.first).tolist()))
+    def unused_labels(self) -> list[int]:
+        """Labels below the largest that the first mask does not contain."""
+        return sorted(set(range(1, self.objects)) - set(np.unique(self.first_mask).tolist()))
 
     @property
     def annotated(self) -> bool:
+        """Whether all frames have annotations."""
         return len(self.annotations) == len(self.frames)
 
     def mask_name(self, number: int) -> str:
+        """Return the file name of the mask of a frame.
+
+        Args:
+            number: Number of the frame, 0 <= number < T.
+
+        Returns:
+            The name of the frame with the ending .png.
+        """
         return f"{self.frames[number].stem}.png"
 
     def fingerprint(self) -> str:
-        """Hash the contents of all frames and of the first mask (16 hex digits)."""
+        """Hash the contents of all frames and of the first mask.
+
+        Returns:
+            16 hex digits.
+
+        Raises:
+            DataError: If a frame cannot be read.
+        """
         digest = hashlib.sha256()
         for path in self.frames:
             digest.update(f"{path.stem}\0".encode())
-            digest.update(hashlib.sha256(_content(path)).digest())
-        digest.update(self.first.tobytes())
+            digest.update(hashlib.sha256(_read_bytes(path)).digest())
+        digest.update(self.first_mask.tobytes())
         return digest.hexdigest()[:16]
 
-    def truth(self, number: int) -> np.ndarray:
-        """The annotation of a frame, (H, W) uint8; void counts as background, as in the official evaluation."""
-        return without_void(read_mask(self.annotations[number], white_is_object=self.black_and_white))
+    def ground_truth(self, number: int) -> np.ndarray:
+        """Read the annotation of a frame.
+
+        Args:
+            number: Number of the frame, 0 <= number < T.
+
+        Returns:
+            Labels, (H, W) uint8; void is background, as in the official evaluation.
+        """
+        return void_to_background(read_mask(self.annotations[number], white_is_object=self.binary))
 
 
-def without_void(mask: np.ndarray) -> np.ndarray:
+def void_to_background(mask: np.ndarray) -> np.ndarray:
+    """Replace void by background.
+
+    Args:
+        mask: Labels, (H, W) uint8.
+
+    Returns:
+        A copy with 0 instead of 255.
+
+    Examples:
+        >>> void_to_background(np.array([[0, 3, 255]], np.uint8)).tolist()
+        [[0, 3, 0]]
+    """
     return np.where(mask == VOID, 0, mask).astype(np.uint8)
 
 
 def open_davis(data: str | Path, sequences: Sequence[str] = ()) -> list[Video]:
-    """Open sequences of a tree: those named, those in a file that is named, or the validation list.
+    """Open sequences of DAVIS.
 
-    Raises DataError where frames or annotations are missing, of odd sizes or without objects, or where some sequences have
-    annotations of all frames and others of the first alone.
+    Args:
+        data: The folder that contains JPEGImages/ and Annotations/.
+        sequences: Names of sequences, or one text file that lists them. By default the first of LISTS that exists.
+
+    Returns:
+        The sequences in the order of their names, without repetitions.
+
+    Raises:
+        DataError: If frames or annotations are missing, have different sizes or no objects, or if only some sequences have
+            annotations of all frames.
     """
     root = expand(data)
     if absent := [folder for folder in (FRAMES, ANNOTATIONS) if not (root / folder).is_dir()]:
-        held = join_names(sorted(entry.name for entry in root.iterdir())) if root.is_dir() else "nothing"
-        raise DataError(f"{root} has no folder {' and no '.join(absent)}; DAVIS has JPEGImages/, Annotations/, ImageSets/. It holds {held}")
-    videos = [_open_video(root, name) for name in _names(root, sequences)]
-    alone = [video.name for video in videos if not video.annotated]
-    if alone and len(alone) < len(videos):
+        expected = "DAVIS has JPEGImages/, Annotations/ and ImageSets/"
+        raise DataError(f"{root} has no folder {' and no '.join(absent)}: {expected}, but it contains {list_entries(root)}")
+    videos = [_open_video(root, name) for name in _resolve_sequences(root, sequences)]
+    partial = [video.name for video in videos if not video.annotated]
+    if partial and len(partial) < len(videos):
         raise DataError(
-            f"{root} has annotations of the first frame alone for {join_names(alone)}, and of all frames for the others: "
-            "score them apart, by --sequences"
+            f"{root} has annotations of the first frame only for {join_names(partial)}, and of all frames for other sequences: "
+            "evaluate them separately with --sequences"
         )
     return videos
 
 
-def _names(root: Path, sequences: Sequence[str]) -> list[str]:
-    there = sorted(entry.name for entry in (root / FRAMES).iterdir() if entry.is_dir())
+def _resolve_sequences(root: Path, sequences: Sequence[str]) -> list[str]:
+    present = sorted(entry.name for entry in (root / FRAMES).iterdir() if entry.is_dir())
     if not sequences:
         sequences = [name for name in LISTS if (root / name).is_file()][:1]
         if not sequences:
-            raise DataError(f"{root} has no {' and no '.join(LISTS)}: name sequences with --sequences. It holds {join_names(there)}")
+            raise DataError(f"{root} has no {' and no '.join(LISTS)}: pass --sequences. It contains {join_names(present)}")
     names = list(sequences)
-    if len(names) == 1 and names[0] not in there:
+    if len(names) == 1 and names[0] not in present:
         for path in (expand(names[0]), root / names[0]):
             if path.is_file():
-                names = _listed(path)
+                names = _read_sequence_list(path)
                 break
     if not names:
         raise DataError(f"{sequences[0]} lists no sequence")
     for name in names:
-        if name not in there:
-            raise DataError(unknown(f"sequence in {root / FRAMES}", name, there))
+        if name not in present:
+            raise DataError(unknown(f"sequence in {root / FRAMES}", name, present))
     return list(dict.fromkeys(names))
 
 
-def _listed(path: Path) -> list[str]:
-    """Names of sequences, one a line; DAVIS-2016 lists frames and annotations, /JPEGImages/480p/<sequence>/00000.jpg and so on."""
+def _read_sequence_list(path: Path) -> list[str]:
+    """Read names, one per line, or the lists of DAVIS 2016, whose lines begin with /JPEGImages/480p/<sequence>/00000.jpg."""
     try:
         lines = [line.split()[0] for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
     except (OSError, ValueError) as error:
@@ -126,45 +171,50 @@ def _listed(path: Path) -> list[str]:
 
 
 def _open_video(root: Path, name: str) -> Video:
-    frames = frames_in(root / FRAMES / name)
+    frames = list_frames(root / FRAMES / name)
     folder = root / ANNOTATIONS / name
     present = {path.stem for path in folder.glob("*.png") if not path.name.startswith(".")} if folder.is_dir() else set()
     missing = sorted({*missing_frames(frames), *(present - {path.stem for path in frames})})
     if missing:
         raise DataError(
-            f"{root / FRAMES / name} lacks frames: {join_names(missing)}. Every frame counts, because labels go from one to the next."
+            f"{root / FRAMES / name} lacks frames: {join_names(missing)}. All frames are needed, because masks are propagated from "
+            "frame to frame."
         )
-    size = frame_size(frames[0])
-    for path in frames:
-        if (own := frame_size(path)) != size:
-            raise DataError(
-                f"{path} has {own[0]} x {own[1]} pixels, and {frames[0].name} has {size[0]} x {size[1]}: frames are of one size"
-            )
+    size = _common_size(frames)
     annotations = [folder / f"{path.stem}.png" for path in frames]
-    lacking = [path.name for path in annotations if path.stem not in present]
-    if len(lacking) == len(frames) - 1 and annotations[0].stem in present:
+    missing = [path.name for path in annotations if path.stem not in present]
+    if len(missing) == len(frames) - 1 and annotations[0].stem in present:
         annotations = annotations[:1]
-    elif lacking:
-        raise DataError(f"{folder} has no annotation {join_names(lacking)}. All are needed for a score, the first alone to propagate.")
-    white = black_and_white(annotations[0])
-    masks = (_mask_of_size(path, size, frames[0], white) for path in annotations)
-    first = without_void(next(masks))
-    if not first.any():
-        raise DataError(f"the first mask, {annotations[0]}, holds no object: there is nothing to propagate")
-    for _ in masks:  # that they can be read
+    elif missing:
+        raise DataError(f"{folder} lacks annotations: {join_names(missing)}. Scoring needs all of them, propagation only the first.")
+    binary = is_binary_mask(annotations[0])
+    masks = (_read_mask_of_size(path, size, frames[0], binary) for path in annotations)
+    first_mask = void_to_background(next(masks))
+    if not first_mask.any():
+        raise DataError(f"first mask {annotations[0]} has no object to propagate")
+    for _ in masks:  # Read the other masks to check them.
         pass
-    return Video(name=name, frames=tuple(frames), size=size, annotations=tuple(annotations), first=first, black_and_white=white)
+    return Video(name=name, frames=tuple(frames), size=size, annotations=tuple(annotations), first_mask=first_mask, binary=binary)
 
 
-def _mask_of_size(path: Path, size: tuple[int, int], frame: Path, white_is_object: bool) -> np.ndarray:
+def _common_size(frames: Sequence[Path]) -> tuple[int, int]:
+    """Return the width and height of the frames, which must be equal."""
+    width, height = frame_size(frames[0])
+    for path in frames:
+        if (own := frame_size(path)) != (width, height):
+            raise DataError(f"frames differ in size: {path} has {own[0]} x {own[1]} pixels, {frames[0].name} has {width} x {height}")
+    return width, height
+
+
+def _read_mask_of_size(path: Path, size: tuple[int, int], frame: Path, white_is_object: bool) -> np.ndarray:
     mask = read_mask(path, white_is_object=white_is_object)
     if (own := mask.shape[::-1]) != size:
-        turned = " (turned by its EXIF tag)" if own == size[::-1] else ""
-        raise DataError(f"the mask {path} has {own[0]} x {own[1]} pixels, and its frames, as {frame}, {size[0]} x {size[1]}{turned}")
+        rotated = " (rotated by its EXIF orientation)" if own == size[::-1] else ""
+        raise DataError(f"mask {path} has {own[0]} x {own[1]} pixels, its frames, such as {frame}, {size[0]} x {size[1]}{rotated}")
     return mask
 
 
-def _content(path: Path) -> bytes:
+def _read_bytes(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:

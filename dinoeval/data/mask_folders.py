@@ -1,6 +1,7 @@
-"""Folders of masks that a run made: complete or absent, with the recipe beside them.
+"""Folders of masks that a run has written, complete or absent, with a record of the settings.
 
-A run writes aside and renames at the end; a folder with its record is finished, and one of another recipe is refused.
+A run writes to a temporary folder and renames it at the end, so a folder with a record is complete. A folder whose
+settings differ from those of the run is an error.
 """
 
 from __future__ import annotations
@@ -19,93 +20,116 @@ import numpy as np
 
 from dinoeval.data.masks import write_mask
 from dinoeval.errors import ConfigError, DinoevalError
+from dinoeval.files import describe_differences
 
 RECORD = "dinoeval.json"
-_PARTIAL = ".partial"
+"""Name of the record."""
+_TEMPORARY = ".partial"
 
 
-def read_record(folder: Path, recipe: Mapping[str, Any]) -> dict[str, Any] | None:
-    """What the record in `folder` tells; None where there are no masks yet.
+def read_record(folder: Path, settings: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Read the record of a folder of masks.
 
-    Raises ConfigError where the files are of another recipe, of another program, or were changed since.
+    Args:
+        folder: A folder that need not exist.
+        settings: What the masks depend on, as JSON values.
+
+    Returns:
+        The record, or None if the folder does not exist or is empty.
+
+    Raises:
+        ConfigError: If the folder has other settings or other files, or if a mask was changed.
+        DinoevalError: If the folder cannot be read.
     """
     try:
         if not folder.is_dir() or not any(folder.iterdir()):
             if folder.exists() and not folder.is_dir():
-                raise ConfigError(f"{folder} is a file: choose another --out")
+                raise ConfigError(f"{folder} is a file: pass another --out")
             return None
         record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
         saved, digests, *_ = dict(record["recipe"]), record["masks"], record["lost"], record["constant"]
         changed = [name for name, digest in digests.items() if _digest(folder / name) != digest]
     except FileNotFoundError as error:
         raise ConfigError(
-            f"{folder} holds files, but no {Path(str(error.filename)).name}: it is no finished folder of masks of this program. "
-            "Choose another --out, or delete it"
+            f"{folder} has files but no {Path(str(error.filename)).name}, so it is not a complete folder of masks: "
+            "pass another --out, or delete it"
         ) from error
     except OSError as error:
         raise DinoevalError(f"{error.filename or folder} cannot be read: {error.strerror}") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ConfigError(f"{folder / RECORD} was not written by this program: choose another --out, or delete the folder") from error
-    recipe = json.loads(json.dumps(recipe))
-    if differences := [f"{name} was {saved.get(name)} and is {value}" for name, value in recipe.items() if saved.get(name) != value]:
+        raise ConfigError(f"{folder / RECORD} was not written by dinoeval: pass another --out, or delete the folder") from error
+    if differences := describe_differences(saved, json.loads(json.dumps(settings))):
         raise ConfigError(
-            f"the masks in {folder} are of another run ({'; '.join(differences)}): choose another --out, or delete the folder"
+            f"the masks in {folder} belong to a different run ({'; '.join(differences)}): pass another --out, or delete the folder"
         )
     if changed:
-        raise ConfigError(
-            f"{folder / changed[0]} is not as it was written: delete the folder to make its masks anew, or choose another --out"
-        )
+        raise ConfigError(f"mask {folder / changed[0]} was changed after it was written: pass another --out, or delete the folder")
     return record
 
 
 def write_masks(
-    folder: Path, recipe: Mapping[str, Any], masks: Iterable[tuple[str, np.ndarray]], about: Callable[[], Mapping[str, Any]]
+    folder: Path, settings: Mapping[str, Any], masks: Iterable[tuple[str, np.ndarray]], describe: Callable[[], Mapping[str, Any]]
 ) -> dict[str, Any]:
-    """Write masks by name, and a record with what `about` then says; the folder appears when all is there. Returns the record.
+    """Write masks and their record; the folder appears when it is complete.
 
-    Raises ConfigError where another process is at it.
+    Args:
+        folder: The folder to create. If it is complete already, nothing is written.
+        settings: What the masks depend on, as JSON values.
+        masks: File names and masks, (H, W) uint8.
+        describe: Called after the last mask; returns the rest of the record.
+
+    Returns:
+        The record.
+
+    Raises:
+        ConfigError: If the folder belongs to a different run, or another process is writing it.
+        DinoevalError: If the folder cannot be written.
     """
-    folder = folder.resolve()  # a link to an empty folder stays one
+    folder = folder.resolve()  # so that a link to an empty folder stays a link
     lock = filelock.FileLock(folder.with_name(f".{folder.name}.lock"))
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with lock.acquire(timeout=0):
             try:
-                return read_record(folder, recipe) or _write(folder, recipe, masks, about)
+                return read_record(folder, settings) or _write(folder, settings, masks, describe)
             finally:
                 Path(lock.lock_file).unlink(missing_ok=True)
     except filelock.Timeout as error:
-        raise ConfigError(f"another process is making the masks in {folder}: wait for it, or choose another --out") from error
+        raise ConfigError(f"another process is writing the masks in {folder}: wait for it, or pass another --out") from error
     except OSError as error:
         raise DinoevalError(f"{error.filename or folder} cannot be written: {error.strerror}") from error
 
 
 def _write(
-    folder: Path, recipe: Mapping[str, Any], masks: Iterable[tuple[str, np.ndarray]], about: Callable[[], Mapping[str, Any]]
+    folder: Path, settings: Mapping[str, Any], masks: Iterable[tuple[str, np.ndarray]], describe: Callable[[], Mapping[str, Any]]
 ) -> dict[str, Any]:
-    name = re.compile(re.escape(f".{folder.name}.") + rf"\d+{re.escape(_PARTIAL)}")
-    for left in [path for path in folder.parent.iterdir() if name.fullmatch(path.name)]:  # by processes that were killed: the lock is ours
-        shutil.rmtree(left, ignore_errors=True)
+    _remove_leftovers(folder)
     if folder.is_dir():
         try:
-            folder.rmdir()  # empty, as `finished` found it
+            folder.rmdir()  # It is empty, as read_record has found.
         except OSError as error:
-            raise ConfigError(
-                f"{folder} cannot be replaced ({error.strerror}), as where a disk is mounted: name a folder inside it"
-            ) from error
-    aside = folder.with_name(f".{folder.name}.{os.getpid()}{_PARTIAL}")
-    aside.mkdir()
+            advice = "it may be the mount point of a disk: pass a folder inside it"
+            raise ConfigError(f"{folder} cannot be replaced ({error.strerror}): {advice}") from error
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}{_TEMPORARY}")
+    temporary.mkdir()
     try:
         digests = {}
         for name, mask in masks:
-            write_mask(aside / name, mask)
-            digests[name] = _digest(aside / name)
-        record = {**about(), "recipe": recipe, "masks": digests}
-        (aside / RECORD).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-        aside.replace(folder)
+            write_mask(temporary / name, mask)
+            digests[name] = _digest(temporary / name)
+        record = {**describe(), "recipe": settings, "masks": digests}
+        (temporary / RECORD).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        temporary.replace(folder)
     finally:
-        shutil.rmtree(aside, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
     return json.loads(json.dumps(record))
+
+
+def _remove_leftovers(folder: Path) -> None:
+    """Remove temporary folders of killed processes; the lock ensures that no other process uses them."""
+    pattern = re.compile(re.escape(f".{folder.name}.") + rf"\d+{re.escape(_TEMPORARY)}")
+    for path in [path for path in folder.parent.iterdir() if pattern.fullmatch(path.name)]:
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def _digest(path: Path) -> str:

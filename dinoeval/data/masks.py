@@ -1,6 +1,6 @@
-"""Masks of objects: indexed PNG files with the palette of VOC and DAVIS, and whatever else people keep masks in.
+"""Read and write masks of objects: indexed PNG files with the palette of VOC and DAVIS, and other common formats.
 
-A mask is (H, W) uint8: 0 background, 1 to 254 objects, 255 void.
+A mask is (H, W) uint8: 0 is background, 1 to 254 are objects, 255 is void.
 """
 
 from __future__ import annotations
@@ -13,97 +13,131 @@ from PIL import Image
 from dinoeval.errors import DataError, join_names
 
 VOID = 255
-MOST_OBJECTS = VOID - 1
-_LOSSY = ("JPEG", "MPO", "WEBP")
-_SMOOTHED = 8  # labels between 0 and 255, so many of them and all together less than the white, are the edges of a smoothed picture
+"""Label of pixels that are not evaluated."""
+MAX_OBJECTS = VOID - 1
+_LOSSY_FORMATS = ("JPEG", "MPO", "WEBP")
+# At least this many labels between 0 and 255, together rarer than 255, are the smoothed edges of a binary mask.
+_MIN_SMOOTHED_LABELS = 8
 
 
 def palette() -> np.ndarray:
-    """The colours of VOC, (256, 3) uint8: bits 0, 3, 6 of a label are the upper bits of red, 1, 4, 7 of green, 2, 5 of blue."""
+    """Return the colors of VOC and DAVIS.
+
+    Bits 0, 3 and 6 of a label are the highest bits of red, bits 1, 4 and 7 of green, bits 2 and 5 of blue.
+
+    Returns:
+        The color of each label, (256, 3) uint8.
+
+    Examples:
+        >>> palette()[:4].tolist()
+        [[0, 0, 0], [128, 0, 0], [0, 128, 0], [128, 128, 0]]
+    """
     labels = np.arange(256)
-    colours = np.zeros((256, 3), np.uint8)
+    colors = np.zeros((256, 3), np.uint8)
     for channel in range(3):
         for place in range(3):
-            colours[:, channel] |= ((labels >> (3 * place + channel) & 1) << (7 - place)).astype(np.uint8)
-    return colours
+            colors[:, channel] |= ((labels >> (3 * place + channel) & 1) << (7 - place)).astype(np.uint8)
+    return colors
 
 
 def write_mask(path: Path, mask: np.ndarray) -> None:
-    """Write a mask as an indexed PNG."""
+    """Write a mask as an indexed PNG.
+
+    Args:
+        path: The file to write.
+        mask: Labels, (H, W) uint8.
+    """
     assert mask.dtype == np.uint8
-    picture = Image.fromarray(mask)
-    picture.putpalette(palette().tobytes())
-    picture.save(path, "PNG")
+    image = Image.fromarray(mask)
+    image.putpalette(palette().tobytes())
+    image.save(path, "PNG")
 
 
-def open_mask(path: Path) -> Image.Image:
-    """Open a mask without decoding it. Raises DataError."""
+def read_mask(path: Path, *, white_is_object: bool = True) -> np.ndarray:
+    """Read a mask from an indexed, gray, binary or RGB image.
+
+    RGB images must use the colors of `palette`. A file without a palette whose values are all black or white is a binary
+    mask.
+
+    Args:
+        path: An image file in a lossless format.
+        white_is_object: Whether white in a binary mask is object 1, as in DAVIS 2016. Otherwise it is void.
+
+    Returns:
+        Labels, (H, W) uint8.
+
+    Raises:
+        DataError: If the file cannot be read, a label is above 255, a color has no label, or the values cannot be labels
+            because the image was compressed or smoothed.
+    """
+    with _open(path) as image:
+        if image.format in _LOSSY_FORMATS:
+            raise DataError(f"mask {path} is a {image.format} file, which does not preserve labels: save masks as PNG")
+        try:
+            image.load()
+        except (OSError, SyntaxError, ValueError) as error:
+            raise DataError(f"mask {path} cannot be decoded: {error}") from error
+        if image.mode == "P":
+            return np.array(image)
+        if image.mode in ("1", "L") or image.mode.startswith("I"):
+            return _from_gray(path, np.array(image), white_is_object)
+        if image.mode in ("RGB", "RGBA", "LA"):
+            if "A" in image.mode and np.ptp(np.asarray(image.getchannel("A"))):
+                raise DataError(f"mask {path} has an alpha channel that is not constant: save it as an indexed or gray PNG without alpha")
+            return _from_colors(path, np.array(image.convert("RGB")), white_is_object)
+        raise DataError(f"mask {path} has mode {image.mode}: save it as an indexed or gray PNG")
+
+
+def is_binary_mask(path: Path) -> bool:
+    """Check whether a mask is binary, so that its white is an object and not void.
+
+    Args:
+        path: A mask.
+
+    Returns:
+        True if the file has no palette, contains white, and all its values are black or white.
+
+    Raises:
+        DataError: If the file is not a mask.
+    """
+    return read_mask(path).max() == 1 and read_mask(path, white_is_object=False).max() == VOID
+
+
+def _open(path: Path) -> Image.Image:
     try:
         return Image.open(path)
     except Image.UnidentifiedImageError as error:
-        raise DataError(f"{path} is no image in a format that is known") from error
+        raise DataError(f"mask {path} is an unsupported or corrupted image file") from error
     except OSError as error:
         raise DataError(f"mask {path} cannot be read: {error.strerror or error}") from error
 
 
-def read_mask(path: Path, *, white_is_object: bool = True) -> np.ndarray:
-    """Read a mask (H, W): indexed, grey, black and white, or in the colours of VOC.
-
-    Where the file has no palette and holds black and white alone, white is object 1, as in DAVIS-2016, or else void. Raises DataError
-    where a label is above 255, a colour stands for none, or the numbers cannot be labels: those of compressed or smoothed
-    pictures.
-    """
-    with open_mask(path) as picture:
-        if picture.format in _LOSSY:
-            raise DataError(f"mask {path} is a {picture.format} file, which does not keep numbers as they are: masks are PNG files")
-        try:
-            picture.load()
-        except (OSError, SyntaxError, ValueError) as error:
-            raise DataError(f"mask {path} cannot be decoded: {error}") from error
-        if picture.mode == "P":
-            return np.array(picture)
-        if picture.mode in ("1", "L") or picture.mode.startswith("I"):
-            return _of_numbers(path, np.array(picture), white_is_object)
-        if picture.mode in ("RGB", "RGBA", "LA"):
-            if "A" in picture.mode and np.ptp(np.asarray(picture.getchannel("A"))):
-                raise DataError(
-                    f"mask {path} has an alpha channel that varies, which says nothing of labels: save it as an indexed or grey PNG"
-                )
-            return _of_colours(path, np.array(picture.convert("RGB")), white_is_object)
-        raise DataError(f"mask {path} has the mode {picture.mode}: masks are indexed or grey PNG files")
-
-
-def black_and_white(path: Path) -> bool:
-    """Whether a mask has no palette and holds black and white alone, so that white is read as an object and not as void."""
-    return read_mask(path).max() == 1 and read_mask(path, white_is_object=False).max() == VOID
-
-
-def _of_numbers(path: Path, numbers: np.ndarray, white_is_object: bool) -> np.ndarray:
-    labels, counts = np.unique(numbers, return_counts=True)
+def _from_gray(path: Path, values: np.ndarray, white_is_object: bool) -> np.ndarray:
+    labels, counts = np.unique(values, return_counts=True)
     if set(labels.tolist()) in ({0, 255}, {255}, {0, 65535}, {65535}):
-        return np.where(numbers > 0, 1 if white_is_object else VOID, 0).astype(np.uint8)
+        return np.where(values > 0, 1 if white_is_object else VOID, 0).astype(np.uint8)
     if labels[0] < 0 or labels[-1] > VOID:
-        raise DataError(
-            f"mask {path} holds labels from {labels[0]} to {labels[-1]}: 0 is background, objects are 1 to {MOST_OBJECTS}, {VOID} is void"
-        )
+        expected = f"0 for background, 1 to {MAX_OBJECTS} for objects and {VOID} for void"
+        raise DataError(f"mask {path} has labels from {labels[0]} to {labels[-1]}: use {expected}")
     between = counts[(labels > 0) & (labels < VOID)]
-    if labels[-1] == VOID and len(between) >= _SMOOTHED and between.sum() < counts[-1]:
+    if labels[-1] == VOID and len(between) >= _MIN_SMOOTHED_LABELS and between.sum() < counts[-1]:
         raise DataError(
-            f"mask {path} looks like a black and white one that was smoothed: {len(between)} shades of grey lie between its black and "
-            "white. Save it as an indexed or grey PNG whose numbers are the objects, without smoothing."
+            f"mask {path} looks like an antialiased binary mask: it has {len(between)} gray values between black and white. "
+            "Save it as an indexed or gray PNG whose values are the labels, without smoothing."
         )
-    return numbers.astype(np.uint8)
+    return values.astype(np.uint8)
 
 
-def _of_colours(path: Path, pixels: np.ndarray, white_is_object: bool) -> np.ndarray:
-    colours, places = np.unique(pixels.reshape(-1, 3), axis=0, return_inverse=True)
-    known = {tuple(colour): label for label, colour in enumerate(palette().tolist())}
-    if (colours == colours[:, :1]).all() and any(tuple(colour) not in known for colour in colours.tolist()):
-        return _of_numbers(path, pixels[..., 0], white_is_object)  # the palette has four greys of its own
-    if strangers := [str(colour) for colour in map(tuple, colours.tolist()) if colour not in known]:
+def _from_colors(path: Path, pixels: np.ndarray, white_is_object: bool) -> np.ndarray:
+    colors, places = np.unique(pixels.reshape(-1, 3), axis=0, return_inverse=True)
+    known = {tuple(color): label for label, color in enumerate(palette().tolist())}
+    # The palette has four grays itself: a gray image is read by its values only if one of them is not in the palette.
+    if (colors == colors[:, :1]).all() and any(tuple(color) not in known for color in colors.tolist()):
+        return _from_gray(path, pixels[..., 0], white_is_object)
+    if others := [str(color) for color in map(tuple, colors.tolist()) if color not in known]:
         raise DataError(
-            f"mask {path} has {len(strangers)} colours that are not in the palette of VOC and DAVIS: {join_names(strangers, 3)}. "
-            "Save it as an indexed PNG whose numbers are the objects, without smoothing."
+            f"mask {path} has {len(others)} colors that are not in the palette of VOC and DAVIS: {join_names(others, 3)}. "
+            "Save it as an indexed PNG whose values are the labels, without smoothing."
         )
-    labels = np.array([known[tuple(colour)] for colour in colours.tolist()], np.uint8)
+    labels = np.array([known[tuple(color)] for color in colors.tolist()], np.uint8)
     return labels[places].reshape(pixels.shape[:2])

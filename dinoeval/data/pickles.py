@@ -1,7 +1,7 @@
-"""Open a pickle without running anything: lists, tuples, sets, dicts, strings, numbers and NumPy arrays of those, nothing else.
+"""Open pickles of plain data without running code: lists, tuples, sets, dicts, strings, numbers and NumPy arrays.
 
-A pickle is a program that names the functions it wants called. Here the few that NumPy's arrays need are stood in for by
-classes of ours, which check what they are given; any other name is refused before it is looked up.
+A pickle is a program that names functions to call. The few functions that NumPy arrays need are replaced by classes of this
+module, which check their arguments. Any other name is rejected before it is looked up.
 """
 
 from __future__ import annotations
@@ -17,44 +17,61 @@ import numpy as np
 
 from dinoeval.errors import DataError
 
-_MOST_BYTES = 256 << 20
+_MAX_BYTES = 256 << 20  # far more than any ground-truth file
 
 
 def open_pickle(path: Path) -> Any:
-    """Read what a pickle holds. Raises DataError where it is none, or asks for anything else than data."""
+    """Read a pickle of plain data.
+
+    Args:
+        path: A pickle of any protocol, also of Python 2.
+
+    Returns:
+        The content.
+
+    Raises:
+        DataError: If the file cannot be read, is not a pickle, or refers to anything other than data.
+
+    Examples:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     _ = Path(folder, "a.pkl").write_bytes(pickle.dumps({"rows": np.arange(3)}))
+        ...     open_pickle(Path(folder, "a.pkl"))
+        {'rows': array([0, 1, 2])}
+    """
     try:
-        if path.stat().st_size > _MOST_BYTES:
-            raise DataError(f"{path} is larger than any pickle of data should be ({_MOST_BYTES >> 20} MB)")
+        if path.stat().st_size > _MAX_BYTES:
+            raise DataError(f"{path} is too large: a pickle of data may have at most {_MAX_BYTES >> 20} MiB")
         content = path.read_bytes()
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}") from error
     try:
         return _plain(_DataUnpickler(io.BytesIO(content), encoding="latin1").load())
-    except _Refused as refusal:
-        raise DataError(f"{path} asks for {refusal}, which is no data: it was not opened, and nothing in it was run") from refusal
-    except Exception as error:  # a broken pickle can fail anywhere
+    except _Rejected as rejection:
+        raise DataError(f"{path} was not opened: it refers to {rejection}, which is not data. Nothing in it was run.") from rejection
+    except Exception as error:  # A corrupted pickle can raise any exception.
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise DataError(f"{path} is no pickle of plain data: {reason}") from error
+        raise DataError(f"{path} is not a pickle of plain data: {reason}") from error
 
 
-class _Refused(Exception):  # noqa: N818
-    """str() is the name that the pickle asked for."""
+class _Rejected(Exception):  # noqa: N818
+    """The pickle refers to something other than data; str() says to what."""
 
 
 class _Sealed(type):
-    """Classes that a pickle cannot write to: the BUILD opcode sets attributes of whatever it is given."""
+    """Classes that a pickle cannot change: the opcode BUILD sets attributes of any object."""
 
     def __setattr__(cls, name: str, value: object) -> None:
-        raise _Refused(f"a change of {cls.__name__}")
+        raise _Rejected(f"an attribute of {cls.__name__}")
 
 
 class _Dtype(metaclass=_Sealed):
-    """Stands in for numpy.dtype: numbers and fixed strings only."""
+    """Replacement for numpy.dtype: numbers and strings of fixed length only."""
 
     def __init__(self, code: str, *_: object) -> None:
         self.value = np.dtype(code)
         if self.value.kind not in "biufSU":
-            raise _Refused(f"an array of {code}")
+            raise _Rejected(f"an array of {code}")
 
     def __setstate__(self, state: tuple) -> None:
         if state[1] in ("<", ">"):
@@ -62,7 +79,7 @@ class _Dtype(metaclass=_Sealed):
 
 
 class _Array(metaclass=_Sealed):
-    """Stands in for numpy.ndarray while it is put together."""
+    """Replacement for numpy.ndarray while it is reconstructed."""
 
     value: np.ndarray
 
@@ -77,39 +94,39 @@ class _Array(metaclass=_Sealed):
 def _array(content: bytes | str, dtype: _Dtype, shape: tuple[int, ...], order: str) -> np.ndarray:
     content = content.encode("latin1") if isinstance(content, str) else bytes(content)
     if len(content) != dtype.value.itemsize * math.prod(shape):
-        raise ValueError("an array whose bytes do not fill its shape")
+        raise ValueError("the bytes of an array do not match its shape")
     return np.frombuffer(content, dtype.value).reshape(shape, order="F" if order == "F" else "C")
 
 
 class _Buffer(metaclass=_Sealed):
-    """Stands in for numpy's _frombuffer."""
+    """Replacement for _frombuffer of NumPy."""
 
     def __init__(self, content: bytes, dtype: _Dtype, shape: tuple[int, ...], order: str, *_: object) -> None:
         self.value = _array(content, dtype, shape, order)
 
 
 class _Scalar(metaclass=_Sealed):
-    """Stands in for numpy's scalar."""
+    """Replacement for scalar of NumPy."""
 
     def __init__(self, dtype: _Dtype, content: bytes | str) -> None:
         self.value = _array(content, dtype, (), "C")[()]
 
 
 class _Encoded(metaclass=_Sealed):
-    """Stands in for _codecs.encode, by which old protocols write bytes."""
+    """Replacement for _codecs.encode, with which old protocols store bytes."""
 
     def __new__(cls, text: str, encoding: str = "latin1") -> bytes:
         if encoding != "latin1":
-            raise _Refused(f"the encoding {encoding}")
+            raise _Rejected(f"the encoding {encoding}")
         return text.encode("latin1")
 
 
 class _Bytes(metaclass=_Sealed):
-    """Stands in for bytes and bytearray, which would also fill as much memory as they are told to."""
+    """Replacement for bytes and bytearray, which can also be called with a size and then allocate that much memory."""
 
     def __new__(cls, content: bytes = b"") -> bytes:
         if not isinstance(content, bytes):
-            raise _Refused("bytes made of something else")
+            raise _Rejected("bytes(...) of something other than bytes")
         return content
 
 
@@ -132,15 +149,15 @@ _KNOWN: dict[tuple[str, str], type] = {
 class _DataUnpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> type:
         if (module, name) not in _KNOWN:
-            raise _Refused(f"{module}.{name}")
+            raise _Rejected(f"{module}.{name}")
         return _KNOWN[module, name]
 
     def persistent_load(self, pid: object) -> Any:
-        raise _Refused("an object kept elsewhere")
+        raise _Rejected("an object stored elsewhere")
 
 
 def _plain(value: Any, depth: int = 0, done: dict[int, Any] | None = None) -> Any:
-    """Replace what stands in for arrays by the arrays, all the way down; what is shared stays shared."""
+    """Replace the stand-ins by their arrays, recursively; shared objects stay shared."""
     done = {} if done is None else done
     if depth > min(100, sys.getrecursionlimit() // 4):
         raise ValueError("it is nested too deeply")
@@ -154,5 +171,5 @@ def _plain(value: Any, depth: int = 0, done: dict[int, Any] | None = None) -> An
                 done[id(value)] = type(value)(_plain(inside, depth + 1, done) for inside in value)
         return done[id(value)]
     if isinstance(value, type):
-        raise _Refused("a class")
+        raise _Rejected("a class")
     return value

@@ -1,13 +1,12 @@
-"""Data sets known by name, looked for in $DINOEVAL_DATA/NAME: which files they are made of, and how their makers laid them out.
+"""Datasets known by name, in $DINOEVAL_DATA/NAME: which files they consist of and how they are read.
 
-Class folders train/ and val/ (or test/) in that folder are taken before any other layout. torchvision reads the sets that
-it has in the splits that are wanted; the others are read from the lists that were published with them.
+If that folder has train/, it is read as class folders. Otherwise torchvision reads the datasets that it supports, and
+the others are read from the lists that were published with them.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import json
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -15,39 +14,45 @@ from typing import Any
 
 import numpy as np
 
-from dinoeval.data.images import TRAIN, ImageSet, from_files, from_pixels, split_folder
+from dinoeval.data.folders import open_split_folder
+from dinoeval.data.images import TRAIN, ImageSet, Splits, from_files, from_pixels
+from dinoeval.data.published_lists import open_inat, open_places205, open_voc07, voc07_class_lists
 from dinoeval.environment import data_folder, offline
 from dinoeval.errors import DataError
 
-Halves = tuple[ImageSet, ImageSet]
 _log = logging.getLogger(__name__)
-# The order of VOCinit.m in the development kit of 2007.
-VOC_CLASSES = (
-    "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable", "dog", "horse", "motorbike",
-    "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
-)  # fmt: skip
 
 
-def open_named(name: str) -> Halves:
-    """Open the training and the evaluation half of one of NAMES. Raises DataError that says which files are wanted where."""
+def open_named(name: str) -> Splits:
+    """Open a dataset by its name.
+
+    Args:
+        name: One of NAMES.
+
+    Returns:
+        The training and the evaluation split.
+
+    Raises:
+        DataError: If the files are not in $DINOEVAL_DATA/NAME; the message lists them.
+    """
     if name == "digits":
-        return _digits()
+        return _open_digits()
     root = data_folder()
     if root is None:
-        raise DataError(f"data set '{name}' is looked for in $DINOEVAL_DATA/{name}: set DINOEVAL_DATA to the folder of your data sets")
+        raise DataError(f"dataset '{name}' is read from $DINOEVAL_DATA/{name}: set DINOEVAL_DATA to the folder of your datasets")
     folder = root / name
     if (folder / TRAIN).is_dir():
-        return split_folder(folder)
-    return _SETS[name].read(name, folder)
+        return open_split_folder(folder)
+    return _SOURCES[name].read(name, folder)
 
 
-def _digits() -> Halves:
-    """scikit-learn's 1,797 handwritten digits of 8 x 8 pixels; every fourth one is held out."""
+def _open_digits() -> Splits:
+    """Open scikit-learn's 1,797 handwritten digits of 8 x 8 pixels; every fourth image is held out."""
     from sklearn.datasets import load_digits
 
     digits: Any = load_digits()
-    grey = np.round(digits.images * (255 / 16)).astype(np.uint8)
-    pixels = np.repeat(grey[..., None], 3, axis=3)
+    gray = np.round(digits.images * (255 / 16)).astype(np.uint8)
+    pixels = np.repeat(gray[..., None], 3, axis=3)
     held_out = np.arange(len(pixels)) % 4 == 3
     classes = [str(label) for label in digits.target_names]
     return (
@@ -56,205 +61,153 @@ def _digits() -> Halves:
     )
 
 
-def _imagenet(name: str, folder: Path) -> Halves:
-    raise DataError(f"no {folder}/train: put ImageNet-1k there as train/<synset>/*.JPEG and val/<synset>/*.JPEG")
+def _open_imagenet(name: str, folder: Path) -> Splits:
+    raise DataError(f"{folder}/train does not exist: put ImageNet-1k there as train/<synset>/*.JPEG and val/<synset>/*.JPEG")
 
 
-def _cifar(name: str, folder: Path) -> Halves:
+def _open_cifar(name: str, folder: Path) -> Splits:
     from torchvision import datasets
 
     kind = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[name]
-    halves = {split: _torchvision(name, folder, kind.url, kind, train=split == "train") for split in ("train", "test")}
-    train, test = (from_pixels(name, split, half.data, np.array(half.targets), half.classes) for split, half in halves.items())
+    opened = {split: _open_torchvision(name, folder, kind.url, kind, train=split == "train") for split in ("train", "test")}
+    train, test = (from_pixels(name, split, one.data, np.array(one.targets), one.classes) for split, one in opened.items())
     return train, test
 
 
-def _flowers102(name: str, folder: Path) -> Halves:
-    """The paper trains on train and val together: 2,040 images; its test set has 6,149."""
+def _open_flowers102(name: str, folder: Path) -> Splits:
+    """Open Flowers102. As in the paper, training uses train and val together (2,040 images); test has 6,149."""
     from torchvision.datasets import Flowers102
 
     address = Flowers102._download_url_prefix
-    parts = {split: _torchvision(name, folder, address, Flowers102, split=split) for split in ("train", "val", "test")}
+    parts = {split: _open_torchvision(name, folder, address, Flowers102, split=split) for split in ("train", "val", "test")}
     classes = [f"{number:03d}" for number in range(102)]
 
-    def gather(split: str, *members: str) -> ImageSet:
+    def join(split: str, *members: str) -> ImageSet:
         files = [str(file) for member in members for file in parts[member]._image_files]
         labels = np.array([label for member in members for label in parts[member]._labels], np.int64)
         images = from_files(name, split, Path(), files, labels, classes)
         return dataclasses.replace(images, paths=tuple(Path(file).name for file in files))
 
-    return gather(TRAIN, "train", "val"), gather("test", "test")
+    return join(TRAIN, "train", "val"), join("test", "test")
 
 
-def _voc07(name: str, folder: Path) -> Halves:
-    """Several labels an image. The class lists say 1 present, -1 absent, 0 difficult (readme of the development kit)."""
+def _open_voc07(name: str, folder: Path) -> Splits:
     from torchvision.datasets.voc import DATASET_YEAR_DICT, VOCDetection
 
     base = folder / "VOCdevkit" / "VOC2007"
-    halves = []
+    splits = []
     for split, archive in (("trainval", "2007"), ("test", "2007-test")):
-        lists = [base / "ImageSets" / "Main" / f"{kind}_{split}.txt" for kind in VOC_CLASSES]
-        if not lists[0].is_file():
-            _torchvision(name, folder, DATASET_YEAR_DICT[archive]["url"], VOCDetection, year="2007", image_set=split)
-        columns = [_read_list(path) for path in lists]
-        if strangers := [path.name for path, (names, _) in zip(lists, columns, strict=True) if names != columns[0][0]]:
-            raise DataError(f"{strangers[0]} in {lists[0].parent} lists other images than {lists[0].name}: unpack the set anew")
-        values = np.stack([marks for _, marks in columns], axis=1)
-        if not np.isin(values, (-1, 0, 1)).all():
-            raise DataError(f"the class lists in {lists[0].parent} hold other marks than 1, 0 and -1: unpack the set anew")
-        labels = np.array([0, -1, 1], np.int8)[values + 1]  # theirs count -1, 0, 1
-        halves.append(from_files(name, split, base / "JPEGImages", [f"{image}.jpg" for image in columns[0][0]], labels, VOC_CLASSES))
-    return halves[0], halves[1]
+        if not voc07_class_lists(base, split)[0].is_file():
+            _open_torchvision(name, folder, DATASET_YEAR_DICT[archive]["url"], VOCDetection, year="2007", image_set=split)
+        splits.append(open_voc07(name, base, split))
+    return splits[0], splits[1]
 
 
-def _cars(name: str, folder: Path) -> Halves:
+def _open_cars(name: str, folder: Path) -> Splits:
     from torchvision.datasets import StanfordCars
 
-    halves = []
+    splits = []
     for split in ("train", "test"):
         try:
-            half = StanfordCars(str(folder), split=split)
-        except Exception as error:  # scipy raises what it likes about a damaged .mat file
-            raise _absent(name, folder, f"its {split} half cannot be read ({error})") from error
-        files = [_below(folder, path) for path, _ in half._samples]
-        halves.append(from_files(name, split, folder, files, np.array([label for _, label in half._samples], np.int64), half.classes))
-    return halves[0], halves[1]
+            opened = StanfordCars(str(folder), split=split)
+        except Exception as error:  # SciPy raises various exceptions for a corrupted .mat file.
+            raise _missing(name, folder, f"its {split} split cannot be read ({error})") from error
+        files = [_relative(folder, path) for path, _ in opened._samples]
+        labels = np.array([label for _, label in opened._samples], np.int64)
+        splits.append(from_files(name, split, folder, files, labels, opened.classes))
+    return splits[0], splits[1]
 
 
-def _places365(name: str, folder: Path) -> Halves:
-    """The standard training set, in full size where that is there, else in 256 x 256."""
+def _open_places365(name: str, folder: Path) -> Splits:
+    """Open the standard training set, at full size if it is there, else at 256 x 256."""
     from torchvision.datasets import Places365
 
     small = not (folder / "data_large_standard").is_dir()
-    halves = []
+    splits = []
     for split in ("train-standard", "val"):
         try:
-            half = Places365(str(folder), split=split, small=small)
+            opened = Places365(str(folder), split=split, small=small)
         except RuntimeError as error:
-            raise _absent(name, folder, str(error).partition(" You can set")[0]) from error
-        if not Path(half.images_dir).is_dir():
-            raise _absent(name, folder, f"there is no {half.images_dir}")
-        files, labels = [_below(folder, path) for path, _ in half.imgs], np.array(half.targets, np.int64)
-        halves.append(from_files(name, split, folder, files, labels, sorted(half.classes, key=half.class_to_idx.__getitem__)))
-    return halves[0], halves[1]
+            raise _missing(name, folder, str(error).partition(" You can set")[0]) from error
+        if not Path(opened.images_dir).is_dir():
+            raise _missing(name, folder, f"{opened.images_dir} does not exist")
+        files, labels = [_relative(folder, path) for path, _ in opened.imgs], np.array(opened.targets, np.int64)
+        splits.append(from_files(name, split, folder, files, labels, sorted(opened.classes, key=opened.class_to_idx.__getitem__)))
+    return splits[0], splits[1]
 
 
-def _places205(name: str, folder: Path) -> Halves:
-    """The lists and the pictures where their archives unpack to, or simply in the folder."""
-    unpacked = folder / "trainvalsplit_places205"
-    lists = unpacked if unpacked.is_dir() else folder
-    archive = folder / "data" / "vision" / "torralba" / "deeplearning" / "images256"
-    pictures = archive if archive.is_dir() else folder
-    classes = [f"{number:03d}" for number in range(205)]
-    halves = []
-    for split in ("train", "val"):
-        table = lists / f"{split}_places205.csv"
-        if not table.is_file():
-            raise _absent(name, folder, f"there is no {table}")
-        files, labels = _read_list(table)
-        halves.append(from_files(name, split, pictures, files, labels, classes))
-    return halves[0], halves[1]
+def _open_lists(name: str, folder: Path) -> Splits:
+    open_split = open_places205 if name == "places205" else open_inat
+    try:
+        return open_split(name, folder, "train"), open_split(name, folder, "val")
+    except FileNotFoundError as error:
+        raise _missing(name, folder, f"{error.filename} does not exist") from error
 
 
-def _inat(name: str, folder: Path) -> Halves:
-    """iNaturalist as in the competitions of 2018 and 2019; torchvision has these years without their split."""
-    halves = []
-    for split in ("train", "val"):
-        table = folder / f"{split}20{name[-2:]}.json"
-        if not table.is_file():
-            raise _absent(name, folder, f"there is no {table}")
-        try:
-            content = json.loads(table.read_bytes())
-            kinds = {kind["id"]: str(kind["name"]) for kind in sorted(content["categories"], key=lambda kind: kind["id"])}
-            number = {identity: position for position, identity in enumerate(kinds)}
-            kind_of = {mark["image_id"]: mark["category_id"] for mark in content["annotations"]}
-            files = [str(image["file_name"]) for image in content["images"]]
-            labels = [number[kind_of[image["id"]]] for image in content["images"]]
-        except (ValueError, KeyError, TypeError) as error:
-            wanted = "images (id, file_name), annotations (image_id, category_id) and categories (id, name) that belong together"
-            raise DataError(f"{table} does not hold {wanted}: {error!r}. Put the published file in its place.") from error
-        halves.append(from_files(name, split, folder, files, np.array(labels, np.int64), list(kinds.values())))
-    return halves[0], halves[1]
-
-
-def _read_list(path: Path) -> tuple[list[str], np.ndarray]:
-    """Lines of a name, blanks, and a whole number -> (names, (N,) int64)."""
-    names: list[str] = []
-    numbers: list[int] = []
-    for row, line in enumerate(path.read_text(encoding="utf-8", errors="surrogateescape").splitlines(), 1):
-        words = line.rsplit(maxsplit=1)
-        if not words:
-            continue
-        try:
-            names.append(words[0])
-            numbers.append(int(words[1]))
-        except (ValueError, IndexError) as error:
-            raise DataError(f"{path}, line {row}: a name and a number are wanted, such as 'a/b.jpg 7', not {line!r}") from error
-    return names, np.array(numbers, np.int64)
-
-
-def _below(folder: Path, path: str) -> str:
-    """The name of a file in a folder, relative to that; no Path, for there are millions."""
+def _relative(folder: Path, path: str) -> str:
+    """Return a path relative to its folder. Path objects would be too slow for millions of files."""
     return path[len(str(folder)) + 1 :]
 
 
-def _torchvision(name: str, folder: Path, address: str, kind: Callable[..., Any], **which: object) -> Any:
-    """One of torchvision's sets, which it downloads from `address` where it is not there."""
+def _open_torchvision(name: str, folder: Path, address: str, kind: Callable[..., Any], **options: object) -> Any:
+    """Open a torchvision dataset; download it from `address` if it is missing."""
     try:
-        return kind(str(folder), **which)
+        return kind(str(folder), **options)
     except (RuntimeError, FileNotFoundError) as missing:
-        by_hand = f"Put {_SETS[name].files} under {folder}, as torchvision lays them out, or class folders train/ and val/"
+        advice = f"Put {_SOURCES[name].files} in {folder}, in the layout of torchvision, or use class folders train/ and val/"
         if offline():
-            raise DataError(f"data set '{name}' is not in {folder} and DINOEVAL_OFFLINE is set. {by_hand}.") from missing
-        _log.info("data set '%s' is not in %s: downloading it from %s", name, folder, address)
+            raise DataError(f"dataset '{name}' is not in {folder} and DINOEVAL_OFFLINE is set. {advice}.") from missing
+        _log.info("dataset '%s' is not in %s: downloading it from %s", name, folder, address)
         try:
-            return kind(str(folder), download=True, **which)
+            return kind(str(folder), download=True, **options)
         except (OSError, RuntimeError) as error:
-            raise DataError(f"data set '{name}' could not be downloaded from {address}: {error}. {by_hand}.") from error
+            raise DataError(f"dataset '{name}' could not be downloaded from {address}: {error}. {advice}.") from error
 
 
-def _absent(name: str, folder: Path, why: str) -> DataError:
-    known = _SETS[name]
+def _missing(name: str, folder: Path, reason: str) -> DataError:
+    source = _SOURCES[name]
     return DataError(
-        f"data set '{name}' cannot be opened in {folder}: {why.rstrip('.')}. It is not downloaded by itself; wanted there: "
-        f"{known.files}; or class folders train/ and val/. Home page: {known.home}"
+        f"dataset '{name}' cannot be opened in {folder}: {reason.rstrip('.')}. It is not downloaded automatically. Required files: "
+        f"{source.files}; or class folders train/ and val/. Home page: {source.home}"
     )
 
 
 @dataclasses.dataclass(frozen=True)
-class _Set:
-    read: Callable[[str, Path], Halves]
+class _Source:
+    read: Callable[[str, Path], Splits]
     files: str = "its files"
-    """What must be in the folder."""
+    """What the folder must contain."""
     home: str = ""
-    """Where those come from, of a set that is not downloaded."""
+    """Home page of a dataset that is not downloaded automatically."""
 
 
-_INAT = "https://github.com/visipedia/inat_comp/tree/master"
-_SETS = {
-    "cifar10": _Set(_cifar),
-    "cifar100": _Set(_cifar),
-    "flowers102": _Set(_flowers102),
-    "imagenet": _Set(_imagenet),
-    "places365": _Set(
-        _places365,
-        "categories_places365.txt, places365_train_standard.txt, places365_val.txt, and the pictures as data_large_standard/ and "
-        "val_large/, or as data_256_standard/ and val_256/ (the archives unpack to data_large/ or data_256/: rename that)",
+_INAT_HOME = "https://github.com/visipedia/inat_comp/tree/master"
+_SOURCES = {
+    "cifar10": _Source(_open_cifar),
+    "cifar100": _Source(_open_cifar),
+    "flowers102": _Source(_open_flowers102),
+    "imagenet": _Source(_open_imagenet),
+    "places365": _Source(
+        _open_places365,
+        "categories_places365.txt, places365_train_standard.txt, places365_val.txt, and the images as data_large_standard/ and "
+        "val_large/, or as data_256_standard/ and val_256/ (the archives unpack to data_large/ or data_256/: rename that folder)",
         "http://places2.csail.mit.edu/download.html",
     ),
-    "places205": _Set(
-        _places205,
-        "train_places205.csv and val_places205.csv, with the pictures where these say or where their archive unpacks to (data/vision/...)",
+    "places205": _Source(
+        _open_lists,
+        "train_places205.csv and val_places205.csv, and the images in the same folder or in the folder to which their archive unpacks "
+        "(data/vision/...)",
         "http://places.csail.mit.edu",
     ),
-    "voc07": _Set(_voc07, "VOCdevkit/VOC2007/ of trainval and of test (http://host.robots.ox.ac.uk/pascal/VOC/voc2007/)"),
-    "cars": _Set(
-        _cars,
+    "voc07": _Source(_open_voc07, "VOCdevkit/VOC2007/ of trainval and of test (http://host.robots.ox.ac.uk/pascal/VOC/voc2007/)"),
+    "cars": _Source(
+        _open_cars,
         "stanford_cars/ with cars_train/*.jpg, cars_test/*.jpg, devkit/cars_train_annos.mat, devkit/cars_meta.mat and "
         "cars_test_annos_withlabels.mat",
-        "https://ai.stanford.edu/~jkrause/cars/car_dataset.html, which has no files any more; others keep copies",
+        "https://ai.stanford.edu/~jkrause/cars/car_dataset.html (the files are no longer there, but copies exist elsewhere)",
     ),
-    "inat18": _Set(_inat, "train2018.json, val2018.json and the pictures as train_val2018/", f"{_INAT}/2018"),
-    "inat19": _Set(_inat, "train2019.json, val2019.json and the pictures as train_val2019/", f"{_INAT}/2019"),
-}  # fmt: skip
-NAMES = ("digits", *_SETS)
+    "inat18": _Source(_open_lists, "train2018.json, val2018.json and the images as train_val2018/", f"{_INAT_HOME}/2018"),
+    "inat19": _Source(_open_lists, "train2019.json, val2019.json and the images as train_val2019/", f"{_INAT_HOME}/2019"),
+}
+NAMES = ("digits", *_SOURCES)
+"""Names that --data accepts."""

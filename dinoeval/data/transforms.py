@@ -1,8 +1,9 @@
-"""From a PIL image to the network's input. A transform has a name with a version, which every Result records.
+"""Preprocessing from a PIL image to the network input. A Result records the versioned id of its transform.
 
-The paper's: resize the short side to 256 with PIL's bicubic filter, crop the central 224 x 224, scale to [0, 1],
-normalise with ImageNet's mean and deviation (eval_knn.py). Training of linear heads: a random crop, mirrored half of the
-time (eval_linear.py). Retrieval: pictures keep their shape (eval_image_retrieval.py).
+- CenterCrop, of the paper: resize the short side to 256 with the bicubic filter of PIL, crop the central 224 x 224, scale
+  to [0, 1], normalize with the mean and standard deviation of ImageNet (eval_knn.py).
+- RandomCrop: random resized crop and horizontal flip, for training linear heads (eval_linear.py).
+- Thumbnail: keep the aspect ratio, for retrieval (eval_image_retrieval.py).
 """
 
 from __future__ import annotations
@@ -20,93 +21,125 @@ from torch import Tensor
 from dinoeval.errors import BadImage, ConfigError
 
 MEAN = (0.485, 0.456, 0.406)
+"""Mean of the red, green and blue channel of ImageNet, in [0, 1]."""
 STD = (0.229, 0.224, 0.225)
+"""Standard deviation of the red, green and blue channel of ImageNet, in [0, 1]."""
+MULTISCALE = (1.0, 2**-0.5, 0.5)
+"""Scales of multi-scale retrieval (multi_scale in utils.py)."""
 VERSION = 1
-MOST_PIXELS = 178_956_970  # where Pillow, too, refuses a picture
+"""Version of the transforms in their ids."""
+MAX_PIXELS = 178_956_970
+"""Largest number of pixels of an image, the limit at which Pillow raises an error."""
 
 
 @dataclasses.dataclass(frozen=True)
 class CenterCrop:
-    """Resize the short side to `resize` pixels (PIL, antialiased), then cut the central `crop` x `crop`.
+    """The transform that resizes the short side and crops the center.
 
-    With the paper's filter and statistics it is written `dino:256/224`; others appear in the name.
+    Resizing is antialiased. With the filter and the statistics of the paper its id is `dino@1:256/224`; others appear in the id.
     """
 
     resize: int = 256
+    """Pixels of the short side."""
     crop: int = 224
+    """Side of the square crop in pixels."""
     interpolation: str = "bicubic"
-    """A filter of PIL by its name."""
+    """Name of a PIL filter."""
     mean: tuple[float, ...] = MEAN
+    """Channel means."""
     std: tuple[float, ...] = STD
+    """Channel standard deviations."""
     squash: bool = False
-    """Resize both sides to `resize`, without regard to the aspect."""
+    """Resize both sides to `resize`, without keeping the aspect ratio."""
     scales: ClassVar[tuple[float, ...]] = (1.0,)
+    """Scales at which the network sees an image."""
     one_size: ClassVar[bool] = True
+    """Whether all results have the same size."""
 
     @property
     def side(self) -> int:
-        """The longest side of what comes out, in pixels."""
+        """Longest side of the result in pixels."""
         return self.crop
 
     @property
     def id(self) -> str:
-        if dataclasses.replace(self, resize=256, crop=224) == PAPER:
+        """Name of the transform with all its settings, part of the cache key."""
+        if dataclasses.replace(self, resize=256, crop=224) == DINO_TRANSFORM:
             return f"dino@{VERSION}:{self.resize}/{self.crop}"
-        numbers = ["/".join(f"{value:g}" for value in values) for values in (self.mean, self.std)]
-        return f"own@{VERSION}:{self.resize}/{self.crop}:{self.interpolation}:{':'.join(numbers)}{':squash' * self.squash}"
+        filter_ = f"{self.interpolation}:{_format_statistics(self.mean, self.std)}"
+        return f"own@{VERSION}:{self.resize}/{self.crop}:{filter_}{':squash' * self.squash}"
 
     def __call__(self, image: Image.Image) -> Tensor:
-        """PIL RGB image -> uint8 tensor (3, crop, crop). Raises BadImage where the resized whole would be beyond all measure."""
+        """Transform an image.
+
+        Args:
+            image: An RGB image.
+
+        Returns:
+            Pixels, (3, crop, crop) uint8.
+
+        Raises:
+            BadImage: If the image is so long and thin that the resized image would exceed MAX_PIXELS.
+        """
         width, height = image.size
-        # torchvision's rule: the long side is cut down to a whole number, never rounded.
+        # As in torchvision, the long side is rounded down.
         if self.squash:
             new_width, new_height = self.resize, self.resize
         elif width <= height:
             new_width, new_height = self.resize, int(self.resize * height / width)
         else:
             new_width, new_height = int(self.resize * width / height), self.resize
-        # torchvision's CenterCrop rounds half to even.
+        # As in CenterCrop of torchvision, halves are rounded to even.
         left, top = round((new_width - self.crop) / 2.0), round((new_height - self.crop) / 2.0)
-        if new_width * new_height > MOST_PIXELS:
+        if new_width * new_height > MAX_PIXELS:
             raise BadImage(f"{width} x {height} pixels would be resized to {new_width} x {new_height}")
-        # Whole image first, then the crop: PIL can resample the cropped box alone, but its pixels are not the same.
+        # The whole image is resized before the crop: PIL can resample the cropped box alone, but gives other pixels.
         resized = image.resize((new_width, new_height), Image.Resampling[self.interpolation.upper()])
-        pixels = resized.crop((left, top, left + self.crop, top + self.crop))
-        return torch.from_numpy(np.array(pixels)).permute(2, 0, 1)
+        return _to_tensor(resized.crop((left, top, left + self.crop, top + self.crop)))
 
 
-PAPER = CenterCrop()
-MULTISCALE = (1.0, 2**-0.5, 0.5)  # multi_scale, utils.py
+DINO_TRANSFORM = CenterCrop()
+"""The transform of the paper."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Thumbnail:
-    """Shrink the picture to fit in `side` x `side` pixels, its aspect kept; a smaller one stays as it is: retrieval.
+    """The transform that shrinks images to fit in a square, keeping the aspect ratio.
 
-    PIL's thumbnail with the Lanczos filter, whose reducing gap of 2 averages whole blocks of pixels first where a picture
-    is at least four times too large. Pictures come out in sizes of their own. Where there are several `scales`, the
-    network sees each picture at all of them.
+    Smaller images keep their size. It is `thumbnail` of PIL with the Lanczos filter. Its reducing gap of 2 averages blocks of pixels first if an image is
+    at least four times too large. Results have different sizes.
     """
 
     side: int = 224
+    """Side of the square in pixels."""
     scales: tuple[float, ...] = (1.0,)
+    """Scales at which the network sees an image."""
     mean: tuple[float, ...] = MEAN
+    """Channel means."""
     std: tuple[float, ...] = STD
+    """Channel standard deviations."""
     one_size: ClassVar[bool] = False
+    """Whether all results have the same size."""
 
     @property
     def id(self) -> str:
+        """Name of the transform with all its settings, part of the cache key."""
         scales = "" if self.scales == (1.0,) else ":x" + "+".join(f"{scale:.4g}" for scale in self.scales)
-        if (self.mean, self.std) == (MEAN, STD):
-            return f"thumbnail@{VERSION}:{self.side}{scales}"
-        numbers = ["/".join(f"{value:g}" for value in values) for values in (self.mean, self.std)]
-        return f"thumbnail@{VERSION}:{self.side}{scales}:{':'.join(numbers)}"
+        statistics = "" if (self.mean, self.std) == (MEAN, STD) else f":{_format_statistics(self.mean, self.std)}"
+        return f"thumbnail@{VERSION}:{self.side}{scales}{statistics}"
 
     def __call__(self, image: Image.Image) -> Tensor:
-        """PIL RGB image -> uint8 tensor (3, H, W), neither above `side`."""
+        """Transform an image.
+
+        Args:
+            image: An RGB image.
+
+        Returns:
+            Pixels, (3, H, W) uint8, H and W at most `side`.
+        """
         small = image.copy()
         small.thumbnail((self.side, self.side), Image.Resampling.LANCZOS, reducing_gap=2.0)
-        return torch.from_numpy(np.array(small)).permute(2, 0, 1)
+        return _to_tensor(small)
 
 
 Transform = CenterCrop | Thumbnail
@@ -114,69 +147,130 @@ Transform = CenterCrop | Thumbnail
 
 @dataclasses.dataclass(frozen=True)
 class RandomCrop:
-    """Cut a random part of the picture, resize it to `crop` x `crop`, mirror half of them: training of linear heads.
+    """The augmentation of linear heads: random resized crop and horizontal flip.
 
-    torchvision's RandomResizedCrop with its defaults, so BILINEAR where the paper's other transforms are bicubic
-    (eval_linear.py). What is drawn depends on the seed alone.
+    It is RandomResizedCrop of torchvision with its defaults, followed by RandomHorizontalFlip. The filter is therefore
+    bilinear, unlike in the other transforms of the paper (eval_linear.py).
     """
 
     crop: int = 224
+    """Side of the result in pixels."""
 
     def __call__(self, image: Image.Image, seed: int) -> Tensor:
-        """PIL RGB image -> uint8 tensor (3, crop, crop)."""
+        """Augment an image.
+
+        Args:
+            image: An RGB image.
+            seed: Random seed of the crop and the flip. The random state of the process does not change.
+
+        Returns:
+            Pixels, (3, crop, crop) uint8.
+        """
         from torchvision.transforms import RandomResizedCrop
 
-        with torch.random.fork_rng(devices=[]):  # torchvision draws from the process's generator
+        with torch.random.fork_rng(devices=[]):  # torchvision uses the generator of the process.
             torch.default_generator.manual_seed(seed)
             top, left, height, width = RandomResizedCrop.get_params(image, [0.08, 1.0], [3 / 4, 4 / 3])  # type: ignore[arg-type]
-            mirrored = bool(torch.rand(1) < 0.5)
+            flip = bool(torch.rand(1) < 0.5)
         part = image.crop((left, top, left + width, top + height))
         pixels = part.resize((self.crop, self.crop), Image.Resampling.BILINEAR)
-        if mirrored:
+        if flip:
             pixels = pixels.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-        return torch.from_numpy(np.array(pixels)).permute(2, 0, 1)
+        return _to_tensor(pixels)
 
 
 def normalize_images(batch: Tensor, mean: Sequence[float] = MEAN, std: Sequence[float] = STD) -> Tensor:
-    """uint8 (N, 3, H, W) -> float32: divide by 255, subtract the mean, divide by the deviation, as torchvision does."""
-    centre = torch.tensor(mean, device=batch.device).view(3, 1, 1)
+    """Scale pixels to [0, 1] and normalize each channel, as torchvision does.
+
+    Args:
+        batch: Pixels, (N, 3, H, W) uint8 or float from 0 to 255.
+        mean: Mean of each channel, in [0, 1].
+        std: Standard deviation of each channel.
+
+    Returns:
+        (N, 3, H, W) float32.
+
+    Examples:
+        >>> normalize_images(torch.zeros(1, 3, 1, 1, dtype=torch.uint8), std=(1, 1, 1)).flatten().tolist()
+        [-0.48500001430511475, -0.4560000002384186, -0.4059999883174896]
+    """
+    center = torch.tensor(mean, device=batch.device).view(3, 1, 1)
     scale = torch.tensor(std, device=batch.device).view(3, 1, 1)
-    return batch.float().div_(255).sub_(centre).div_(scale)
+    return batch.float().div_(255).sub_(center).div_(scale)
 
 
 class Preprocessing(Protocol):
-    """What a network of a library says of the pictures it was trained on."""
+    """The preprocessing that a torchvision or timm model was trained with."""
 
     @property
-    def resize(self) -> int: ...
+    def resize(self) -> int:
+        """Pixels of the short side."""
+        ...
+
     @property
-    def crop(self) -> int: ...
+    def crop(self) -> int:
+        """Side of the square crop in pixels."""
+        ...
+
     @property
-    def interpolation(self) -> str: ...
+    def interpolation(self) -> str:
+        """Name of a PIL filter."""
+        ...
+
     @property
-    def mean(self) -> tuple[float, ...]: ...
+    def mean(self) -> tuple[float, ...]:
+        """Channel means."""
+        ...
+
     @property
-    def std(self) -> tuple[float, ...]: ...
+    def std(self) -> tuple[float, ...]:
+        """Channel standard deviations."""
+        ...
+
     @property
-    def squash(self) -> bool: ...
+    def squash(self) -> bool:
+        """Whether to resize without keeping the aspect ratio."""
+        ...
 
 
 def parse_transform(name: str, image_size: int, own: Preprocessing | None = None) -> CenterCrop:
-    """Turn `auto`, `dino` or `dino:RESIZE/CROP` into a transform; `image_size` is that of the network's position table.
+    """Parse the value of --transform.
 
-    `auto` is the network's `own` where it has one; else the paper's for networks of 224-pixel images. Other sizes keep the
-    whole short side: small pictures would be enlarged only to lose an eighth of their border. `dino` is the paper's.
+    Args:
+        name: `auto`, `dino`, or `dino:RESIZE/CROP` in pixels. `dino` is the transform of the paper. `auto` is `own` if the
+            network has one, and `dino` for networks of 224-pixel images. For networks of other image sizes it resizes the
+            short side to `image_size`, because enlarging small images only to crop their borders loses information.
+        image_size: Image size of the position embeddings of the network, in pixels.
+        own: Preprocessing of a torchvision or timm model.
+
+    Returns:
+        The transform.
+
+    Raises:
+        ConfigError: If the name is unknown, or the crop is larger than the resized image.
+
+    Examples:
+        >>> parse_transform("auto", 224).id, parse_transform("auto", 32).id
+        ('dino@1:256/224', 'dino@1:32/32')
     """
     if name == "auto" and own is not None:
         return CenterCrop(own.resize, own.crop, own.interpolation, own.mean, own.std, own.squash)
     if name == "auto":
-        return PAPER if image_size == 224 else CenterCrop(image_size, image_size)
+        return DINO_TRANSFORM if image_size == 224 else CenterCrop(image_size, image_size)
     if name == "dino":
-        return PAPER
+        return DINO_TRANSFORM
     match = re.fullmatch(r"dino(?:@1)?:([1-9]\d*)/([1-9]\d*)", name)
     if match is None:
-        raise ConfigError(f"no transform '{name}'. Known: auto, dino (the paper's), and dino:RESIZE/CROP such as dino:256/224")
+        raise ConfigError(f"unknown transform '{name}'. Available: auto, dino (of the paper), and dino:RESIZE/CROP such as dino:256/224")
     transform = CenterCrop(int(match[1]), int(match[2]))
     if transform.crop > transform.resize:
-        raise ConfigError(f"transform '{name}' cuts {transform.crop} pixels out of {transform.resize}")
+        raise ConfigError(f"transform '{name}' crops {transform.crop} pixels from {transform.resize}: CROP must be at most RESIZE")
     return transform
+
+
+def _to_tensor(image: Image.Image) -> Tensor:
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+
+
+def _format_statistics(mean: tuple[float, ...], std: tuple[float, ...]) -> str:
+    return ":".join("/".join(f"{value:g}" for value in values) for values in (mean, std))

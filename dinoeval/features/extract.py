@@ -239,7 +239,7 @@ def _fill(partial: Partial, backbone: Backbone, pixels: _Pixels, readout: Readou
         _Chunks(pixels, partial.chunk_rows),
         sampler=mine,
         batch_size=None,
-        num_workers=distributed.num_decoders(workers, len(mine), images.small),
+        num_workers=distributed.num_workers(workers, len(mine), images.small),
         pin_memory=backbone.device.type == "cuda",
     )
     total = sum(len(partial.rows_of(chunk)) for chunk in mine)

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image, ImageOps
 
-from dinoeval.data.images import ImageSet, in_memory, open_images
-from dinoeval.data.transforms import MEAN, MOST_PIXELS, STD, normalize_images, parse_transform
+from dinoeval.data.images import ImageSet, in_memory
+from dinoeval.data.opening import open_images
+from dinoeval.data.transforms import MAX_PIXELS, MEAN, STD, normalize_images, parse_transform
 from dinoeval.errors import BadImage, ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -86,8 +87,8 @@ def parse_size(image_size: int | str) -> tuple[int, int] | None:
     if match is None:
         raise ConfigError(f"image size '{image_size}' is none: 480 (a square), 640x480 (width and height) or native")
     width, height = int(match[1]), int(match[2] or match[1])
-    if width * height > MOST_PIXELS:
-        raise ConfigError(f"image size {image_size} is beyond {MOST_PIXELS:,} pixels")
+    if width * height > MAX_PIXELS:
+        raise ConfigError(f"image size {image_size} is beyond {MAX_PIXELS:,} pixels")
     return width, height
 
 

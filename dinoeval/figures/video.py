@@ -16,7 +16,8 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from dinoeval.data.images import ImageSet, open_images
+from dinoeval.data.images import ImageSet
+from dinoeval.data.opening import open_images
 from dinoeval.errors import BadImage, ConfigError, DataError
 from dinoeval.figures.attention_maps import attention_rows
 from dinoeval.figures.preprocessing import NATIVE, FigureTransform, figure_transform

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dinoeval.data.images import ImageSet, open_splits, require_classes
+from dinoeval.data.images import ImageSet, require_classes
+from dinoeval.data.opening import open_splits
 from dinoeval.data.subsets import parse_subset, subset_rows
 from dinoeval.environment import data_folder
 from dinoeval.errors import ConfigError

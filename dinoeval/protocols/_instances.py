@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dinoeval.data.images import open_images
+from dinoeval.data.opening import open_images
 from dinoeval.environment import data_folder
 from dinoeval.errors import ConfigError, DataError
 from dinoeval.files import expand

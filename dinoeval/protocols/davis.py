@@ -30,13 +30,13 @@ from dinoeval.results import Result, Scores
 from dinoeval.session import SplitRecord
 
 if TYPE_CHECKING:
-    from dinoeval.data.frames import FrameTransform
+    from dinoeval.data.frame_transforms import FrameTransform
     from dinoeval.session import RunRecord, Session
     from dinoeval.video import PropagationConfig
 
 VERSION = 1
 METRICS = ("J&F", "J", "F", "J_recall", "J_decay", "F_recall", "F_decay")
-_PROPAGATION = ("image_size", "reading", "context", "radius", "top", "temperature", "edge_cases")  # options that --masks does not use
+_PROPAGATION = ("image_size", "resize_backend", "context", "radius", "top", "temperature", "edge_cases")  # unused with --masks
 _log = logging.getLogger(__name__)
 
 
@@ -58,7 +58,7 @@ class Config:
     """A folder for pictures: an animated GIF and a contact sheet of each sequence, its masks over its frames."""
     image_size: int = 480
     """Pixels of the short side."""
-    reading: Literal["opencv", "pil", "torchvision"] = "opencv"
+    resize_backend: Literal["opencv", "pil", "torchvision"] = "opencv"
     """Whose bilinear filter resizes frames; the released code's is OpenCV's."""
     context: int = 7
     """Frames looked at besides the first."""
@@ -133,7 +133,7 @@ def run(config: Config, session: Session) -> Result:
 
 def _resolve(config: Config, session: Session) -> tuple[PropagationConfig, FrameTransform]:
     """Check the options."""
-    from dinoeval.data.frames import frame_transform
+    from dinoeval.data.frame_transforms import frame_transform
     from dinoeval.video import PropagationConfig
 
     settings = session.config
@@ -147,7 +147,7 @@ def _resolve(config: Config, session: Session) -> tuple[PropagationConfig, Frame
         session.backbone.check_offers(patches=True)
     names = [field.name for field in dataclasses.fields(PropagationConfig)]
     rule = PropagationConfig(**{name: getattr(config, name) for name in names})
-    return rule, frame_transform(config.image_size, config.reading, session.backbone.patch_size or 1, *session.normalization())
+    return rule, frame_transform(config.image_size, config.resize_backend, session.backbone.patch_size or 1, *session.normalization())
 
 
 def _changed(config: Config) -> list[tuple[str, Any]]:
@@ -208,14 +208,14 @@ class _Propagating:
     def _make(self, video: Video) -> dict[str, Any]:
         from tqdm import tqdm
 
-        from dinoeval.data.frames import open_frame
+        from dinoeval.data.frames import read_frame
         from dinoeval.data.mask_folders import write_masks
         from dinoeval.video import Propagation
 
-        propagation = Propagation(self.session.backbone, video.first, self.transform, self.rule)
+        propagation = Propagation(self.session.backbone, video.first_mask, self.transform, self.rule)
         names = [path.stem for path in video.frames]
         quiet = None if distributed.rank() == 0 else True
-        frames = tqdm(map(open_frame, video.frames), video.name, len(names), unit="frame", disable=quiet, leave=False)
+        frames = tqdm(map(read_frame, video.frames), video.name, len(names), unit="frame", disable=quiet, leave=False)
         masks = zip((f"{name}.png" for name in names), propagation.masks(names, frames), strict=True)
         return write_masks(
             self.folder / video.name,
@@ -236,7 +236,7 @@ def score_objects(video: Video, folder: Path) -> dict[str, np.ndarray]:
     frames = range(1, len(video.frames) - 1)
     values = np.zeros((2, video.objects, len(frames)))
     for place, number in enumerate(frames):
-        mask, truth = _predicted(video, folder / video.mask_name(number)), video.truth(number)
+        mask, truth = _predicted(video, folder / video.mask_name(number)), video.ground_truth(number)
         for label in range(1, video.objects + 1):
             pair = truth == label, mask == label
             values[:, label - 1, place] = region_similarity(*pair), contour_accuracy(*pair)
@@ -259,14 +259,14 @@ def _predicted(video: Video, path: Path) -> np.ndarray:
 
 def _draw(folder: Path, videos: list[Video], masks: Path) -> None:
     """Draw what there is a mask of: masks made elsewhere may leave out the first and the last frame."""
-    from dinoeval.data.frames import open_frame
+    from dinoeval.data.frames import read_frame
     from dinoeval.figures.overlay import draw_video
 
     for video in videos:
         found = {path: masks / video.name / video.mask_name(number) for number, path in enumerate(video.frames)}
         found = {path: mask for path, mask in found.items() if mask.exists()}
         if found:
-            draw_video(folder, video.name, [path.stem for path in found], map(open_frame, found), map(read_mask, found.values()))
+            draw_video(folder, video.name, [path.stem for path in found], map(read_frame, found), map(read_mask, found.values()))
 
 
 def _describe_run(record: RunRecord, root: Path, videos: list[Video], outcomes: list[_Outcome]) -> None:
@@ -319,7 +319,7 @@ def _notes(videos: list[Video], outcomes: list[_Outcome]) -> list[str]:
     lost = [f"{video.name} {label}" for video, outcome in pairs for label in outcome.lost]
     constant = [f"{video.name} {frame}" for video, outcome in pairs for frame in outcome.constant]
     short = [video.name for video in videos if len(video.frames) < 3]
-    unseen = [f"{video.name} {label}" for video in videos for label in video.unseen]
+    unseen = [f"{video.name} {label}" for video in videos for label in video.unused_labels]
     found = [
         (lost, "objects that no token has, the first mask being shrunk: {}"),
         (constant, "frames in which a soft map is the same everywhere: {}"),

@@ -16,7 +16,8 @@ import dataclasses
 from typing import TYPE_CHECKING
 
 from dinoeval import distributed
-from dinoeval.data.images import ImageSet, open_splits
+from dinoeval.data.images import ImageSet
+from dinoeval.data.opening import open_splits
 from dinoeval.errors import ConfigError, DinoevalError
 from dinoeval.protocols._classification import labels_of, resolve_dataset
 from dinoeval.results import Result, Scores, proportion_error

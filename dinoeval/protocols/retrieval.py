@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dinoeval.data.retrieval import LEVELS, Name, Query, open_retrieval
+from dinoeval.data.retrieval import LEVELS, DatasetName, Query, open_retrieval
 from dinoeval.data.transforms import MULTISCALE, Thumbnail
 from dinoeval.errors import ConfigError
 from dinoeval.features.readout import Cls
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 VERSION = 1
 KS = (1, 5, 10)
-SETTINGS: dict[Name, tuple[int, bool]] = {"roxford5k": (224, False), "rparis6k": (512, True)}
+SETTINGS: dict[DatasetName, tuple[int, bool]] = {"roxford5k": (224, False), "rparis6k": (512, True)}
 """Image size, and whether at several scales (README of facebookresearch/dino and its issue 90, for the GLDv2 model)."""
 
 
@@ -43,7 +43,7 @@ SETTINGS: dict[Name, tuple[int, bool]] = {"roxford5k": (224, False), "rparis6k":
 class Config:
     """Landmark retrieval on the revisited Oxford and Paris datasets."""
 
-    dataset: Name = "roxford5k"
+    dataset: DatasetName = "roxford5k"
     """Which of the two datasets."""
     data: str | None = None
     """Folder that holds roxford5k/ or rparis6k/, each with its gnd_*.pkl and jpg/ (default: $DINOEVAL_DATA)."""
@@ -92,11 +92,11 @@ def run(config: Config, session: Session) -> Result:
     if whitening:
         descriptors.learn_whitening(whitening, config.center_whitening)
     cosines, closer = descriptors.compare(queries, database, distractors)
-    outcomes = score_queries(cosines, closer, queries, database, opened.truth)
+    outcomes = score_queries(cosines, closer, queries, database, opened.ground_truth)
     record.resolved |= {
         "image_size": size,
         "multiscale": scales != (1.0,),
-        "ground_truth": _digest(opened.truth),
+        "ground_truth": _digest(opened.ground_truth),
         **folder_names(config),
     }
     estimates = {metric: estimate for metric, estimate in bootstrap_metrics(outcomes).items() if metric.startswith("mAP")}
@@ -153,7 +153,7 @@ def score_queries(
     scored = [ground_truth[row] for row in queries.rows]
     outcomes = {}
     for level in LEVELS:
-        pairs = [query.truth(level) for query in scored]
+        pairs = [query.ground_truth(level) for query in scored]
         ranks = [
             positive_ranks(order[row], place[correct], place[junk], None if closer is None else closer[row])
             for row, (correct, junk) in enumerate(pairs)

@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from dinoeval import distributed
 from dinoeval.data.masks import VOID
-from dinoeval.data.segmentation_sets import MaskedImages, Objects, ids_of, open_segmentation
+from dinoeval.data.segmentation_sets import MaskedImages, Objects, object_labels, open_segmentation
 from dinoeval.errors import ConfigError, DataError, join_names
 from dinoeval.figures.preprocessing import FigureTransform, figure_transform
 from dinoeval.maths.segmentation import jaccards
@@ -79,7 +79,7 @@ def run(config: Config, session: Session) -> Result:
         transform = figure_transform(session.backbone, config.image_size, exif_transpose=False, transform=session.config.transform)
         root = resolve_root(config.data, "VOCdevkit", "the folder that holds VOCdevkit/, or one with images/ and masks/")
         least = 1 if transform.size else transform.patch
-        opened = open_segmentation(root, config.objects, least_side=least, skip_bad=session.config.bad_images == "skip")
+        opened = open_segmentation(root, config.objects, min_side=least, skip_bad=session.config.bad_images == "skip")
     with record.stage("scores"):
         parts = distributed.all_gather(dict(_score_images(config, session, opened, transform)))
     found = {row: scores for part in parts for row, (scores, _) in part.items()}
@@ -118,9 +118,9 @@ def _score_images(
             backbone.check_finite(attention, [opened.images.paths[row] for row in rows])
             maps = attention.unflatten(-1, backbone.grid(*batch.shape[-2:])).cpu()  # (N, A, h, w)
             for row, of_image in zip(rows, maps, strict=True):
-                whole = opened.ids(row)
+                whole = opened.read_mask(row)
                 scores = score_masks(of_image, resized(whole, reading.size, batch.shape[-2:]), mass=config.mass, void=config.void)
-                yield row, (scores, len(ids_of(whole)) - len(scores))
+                yield row, (scores, len(object_labels(whole)) - len(scores))
             bar.update(len(rows))
 
 
@@ -140,7 +140,7 @@ def score_masks(attention: Tensor, ids: np.ndarray, *, mass: float, void: Litera
 
     from dinoeval.maths.attention import mass_masks
 
-    objects = ids_of(ids)
+    objects = object_labels(ids)
     if not len(objects):
         return np.empty((0, len(attention) + 1))
     patch = ids.shape[0] // attention.shape[1]
@@ -176,7 +176,7 @@ def _notes(config: Config, session: Session, opened: MaskedImages, vanished: int
     ]
     counted = [
         ("images without an object, left out: {}", opened.empty),
-        ("masks without an image: {}", opened.alone),
+        ("masks without an image: {}", opened.unmatched_masks),
     ]
     notes += [text.format(f"{len(names)} ({join_names(names)})") for text, names in counted if names]
     if lost:

@@ -16,7 +16,8 @@ import filelock
 import numpy as np
 
 from dinoeval import distributed
-from dinoeval.data.images import ImageSet, open_images
+from dinoeval.data.images import ImageSet
+from dinoeval.data.opening import open_images
 from dinoeval.errors import BadImage, ConfigError, DataError, join_names, unknown
 from dinoeval.features.extract import Features
 from dinoeval.features.readout import Readout, parse_readout

@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from dinoeval.data.images import ImageSet, in_memory, open_images
+from dinoeval.data.images import ImageSet, in_memory
+from dinoeval.data.opening import open_images
 from dinoeval.errors import BadImage, CheckpointError, ConfigError, DataError, join_names
 from dinoeval.features.extract import forward, forward_readable
 from dinoeval.features.readout import Readout, parse_readout

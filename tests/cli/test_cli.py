@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from factories import TINY, class_folders, made_up_images, made_up_state
+from factories import TINY, class_folders, synthetic_images, synthetic_state
 
 from dinoeval.cli import _GO_ON, COMMANDS, main
 from dinoeval.models.checkpoints import open_checkpoint, tensor_digest
@@ -52,10 +52,10 @@ def test_the_main_job_without_a_flag():
     assert "no published number" in done.stdout
 
 
-def test_json_and_check(capsys, tiny_weights, pictures, tmp_path):
+def test_json_and_check(capsys, tiny_weights, image_folder, tmp_path):
     one, other, third = (tmp_path / name for name in ("one.json", "other.json", "third.json"))
-    assert call(capsys, "knn", "--weights", tiny_weights, "--data", pictures, "--json", one)[0] == 0
-    assert call(capsys, "knn", "--arch", TINY, "--weights", "random", "--data", pictures, "--json", other)[0] == 0
+    assert call(capsys, "knn", "--weights", tiny_weights, "--data", image_folder, "--json", one)[0] == 0
+    assert call(capsys, "knn", "--arch", TINY, "--weights", "random", "--data", image_folder, "--json", other)[0] == 0
     content = json.loads(one.read_text())
     assert set(content["metrics"]) == {"top1@10", "top5@10", "top1@20", "top5@20"}
     assert content["backbone"]["digest"] != json.loads(other.read_text())["backbone"]["digest"]
@@ -69,20 +69,20 @@ def test_json_and_check(capsys, tiny_weights, pictures, tmp_path):
     assert (code, "worse" in out) == (1, True)
 
 
-def test_embed_writes_rows_and_paths(capsys, tiny_weights, pictures, tmp_path):
+def test_embed_writes_rows_and_paths(capsys, tiny_weights, image_folder, tmp_path):
     out = tmp_path / "f.npz"
-    code, _, err = call(capsys, "embed", pictures / "val", "--weights", tiny_weights, "--out", out, "--readout", "last4")
+    code, _, err = call(capsys, "embed", image_folder / "val", "--weights", tiny_weights, "--out", out, "--readout", "last4")
     assert code == 0, err
     content = np.load(out)
     assert content["features"].shape == (9, 4 * 96)
     assert content["paths"].tolist() == [f"class{label}/{number}.png" for label in range(3) for number in range(3)]
-    image = next((pictures / "val/class1").iterdir())
+    image = next((image_folder / "val/class1").iterdir())
     assert call(capsys, "embed", image, "--weights", tiny_weights, "--out", tmp_path / "f.npy", "--readout", "patches")[0] == 0
     assert np.load(tmp_path / "f.npy").shape == (1, 4, 4, 96)
 
 
-def test_cache_commands(capsys, tiny_weights, pictures, tmp_path):
-    call(capsys, "knn", "--weights", tiny_weights, "--data", pictures)
+def test_cache_commands(capsys, tiny_weights, image_folder, tmp_path):
+    call(capsys, "knn", "--weights", tiny_weights, "--data", image_folder)
     root = Path(call(capsys, "cache", "path")[1].strip())
     code, out, _ = call(capsys, "cache", "list")
     assert (code, out.count("vit_xs4_16 cls fp32 dino@1:16/16"), str(root) in out) == (0, 2, True)
@@ -103,8 +103,8 @@ def test_cache_commands(capsys, tiny_weights, pictures, tmp_path):
     assert "0.0 MB" in call(capsys, "cache", "list")[1]
 
 
-def test_runs_are_listed_and_deleted_only_when_asked(capsys, tiny_weights, pictures, tmp_path):
-    probe = ("linear", "--weights", tiny_weights, "--data", pictures, "--epochs", "1", "--train-batch-size", "8", "--readouts", "cls")
+def test_runs_are_listed_and_deleted_only_when_asked(capsys, tiny_weights, image_folder, tmp_path):
+    probe = ("linear", "--weights", tiny_weights, "--data", image_folder, "--epochs", "1", "--train-batch-size", "8", "--readouts", "cls")
     for rate in ("0.1", "1"):
         assert call(capsys, *probe, "--lrs", rate)[0] == 0
     root = Path(call(capsys, "cache", "path")[1].strip())
@@ -129,13 +129,13 @@ def test_models_lists_and_converts(capsys, tmp_path):
     row = next(line for line in out.splitlines() if line.startswith("vit_s8 "))
     assert (code, row.split()[3:5]) == (0, ["78.3", "79.7"])
     assert "dinoeval models fetch vit_s8" in row
-    torch.save({"teacher": {f"backbone.{name}": tensor for name, tensor in made_up_state(TINY).items()}}, tmp_path / "a.pth")
+    torch.save({"teacher": {f"backbone.{name}": tensor for name, tensor in synthetic_state(TINY).items()}}, tmp_path / "a.pth")
     code, out, _ = call(capsys, "models", "convert", tmp_path / "a.pth", tmp_path / "a.safetensors", "--arch", TINY)
     assert (code, "prefix backbone." in out) == (0, True)
     assert call(capsys, "embed", next(iter(sorted(tmp_path.iterdir()))), "--out", tmp_path / "x.npy")[0] == 2
     assert call(capsys, "models", "convert", tmp_path / "a.safetensors", tmp_path / "b.safetensors")[0] == 0
     assert open_checkpoint(tmp_path / "b.safetensors").arch == TINY
-    assert tensor_digest(open_checkpoint(tmp_path / "b.safetensors").state) == tensor_digest(made_up_state(TINY))
+    assert tensor_digest(open_checkpoint(tmp_path / "b.safetensors").state) == tensor_digest(synthetic_state(TINY))
     assert call(capsys, "models", "convert", tmp_path / "a.pth", tmp_path / "a.pth")[0] == 2
 
 
@@ -152,19 +152,19 @@ def one_paragraph(done: tuple[int, str, str], *said: str) -> None:
 def test_mistakes_are_one_paragraph_each(capsys, tiny_weights, tmp_path):
     pictures = class_folders(tmp_path / "set")
     good = ("--weights", tiny_weights, "--data", pictures)
-    one_paragraph(call(capsys, "knm"), "no command 'knm'", "Did you mean knn?")
-    one_paragraph(call(capsys, "knn", "--arch", "vit_s9x"), "no architecture 'vit_s9x'", "Did you mean")
-    one_paragraph(call(capsys, "knn", "--arch", "vit_s8"), "https://dl.fbaipublicfiles.com/dino/", str(tmp_path / "shelf"))
+    one_paragraph(call(capsys, "knm"), "unknown command 'knm'", "Did you mean knn?")
+    one_paragraph(call(capsys, "knn", "--arch", "vit_s9x"), "unknown architecture 'vit_s9x'", "Did you mean")
+    one_paragraph(call(capsys, "knn", "--arch", "vit_s8"), "https://dl.fbaipublicfiles.com/dino/", str(tmp_path / "weights"))
     one_paragraph(call(capsys, "models", "fetch", "resnet50"), "DINOEVAL_OFFLINE", "dino_resnet50_pretrain.pth")
     one_paragraph(call(capsys, "knn", *good, "--k", 30), "k = 30 is more than the 24 training images")
     one_paragraph(call(capsys, "knn", *good, "--json", tmp_path / "no" / "r.json"), "cannot be written")
     one_paragraph(call(capsys, "knn", *good, "--device", "cuda:7"), "device 'cuda:7' cannot be used")
-    one_paragraph(call(capsys, "knn", *good[:2], "--data", tmp_path / "nowhere"), "no folder or file")
+    one_paragraph(call(capsys, "knn", *good[:2], "--data", tmp_path / "nowhere"), "nowhere")
     one_paragraph(call(capsys, "embed", pictures, "--out", tmp_path / "x.txt"), ".npz or .npy")
     one_paragraph(call(capsys, "embed", pictures, "--out", tmp_path / "x.npy", "--readout", "mean"), "no readout 'mean'")
     one_paragraph(call(capsys, "check", tmp_path / "none.json"), "no Result can be read")
-    one_paragraph(call(capsys, "embed", tmp_path / "none.csv", "--out", tmp_path / "x.npy"), "no image")
-    one_paragraph(call(capsys, "embed", "", "--out", tmp_path / "x.npy"), "no image ''")
+    one_paragraph(call(capsys, "embed", tmp_path / "none.csv", "--out", tmp_path / "x.npy"), "none.csv")
+    one_paragraph(call(capsys, "embed", "", "--out", tmp_path / "x.npy"), "''")
     one_paragraph(call(capsys, "embed", pictures, *good[:2], "--readout", "last9", "--out", tmp_path / "x.npy"), "has 4")
     one_paragraph(call(capsys, "knn", *good, "--batch-size", 0), "batch size must be 1 or more")
     one_paragraph(call(capsys, "knn", *good, "--workers", -1), "workers must be 0 or more")
@@ -177,23 +177,23 @@ def test_mistakes_are_one_paragraph_each(capsys, tiny_weights, tmp_path):
     one_paragraph(call(capsys, "knn", *good), "1 of 25 images", "class1/z.jpg", "--bad-images skip")
 
 
-def test_outputs_follow_links_and_leave_devices_alone(capsys, tiny_weights, pictures, tmp_path):
+def test_outputs_follow_links_and_leave_devices_alone(capsys, tiny_weights, image_folder, tmp_path):
     (tmp_path / "real.json").write_text("old")
     (tmp_path / "link.json").symlink_to(tmp_path / "real.json")
-    assert call(capsys, "knn", "--weights", tiny_weights, "--data", pictures, "--json", tmp_path / "link.json")[0] == 0
+    assert call(capsys, "knn", "--weights", tiny_weights, "--data", image_folder, "--json", tmp_path / "link.json")[0] == 0
     assert (tmp_path / "link.json").is_symlink()
     assert json.loads((tmp_path / "real.json").read_text())["protocol"] == "knn"
     before = Path("/dev/null").stat()
-    assert call(capsys, "knn", "--weights", tiny_weights, "--data", pictures, "--json", "/dev/null")[0] == 0
+    assert call(capsys, "knn", "--weights", tiny_weights, "--data", image_folder, "--json", "/dev/null")[0] == 0
     assert Path("/dev/null").stat().st_mode == before.st_mode
 
 
-def test_who_stops_a_command_is_told_whether_it_goes_on_from_there(capsys, tiny_weights, pictures, tmp_path, monkeypatch):
+def test_who_stops_a_command_is_told_whether_it_goes_on_from_there(capsys, tiny_weights, image_folder, tmp_path, monkeypatch):
     def stop(*_args, **_options):
         raise KeyboardInterrupt
 
     monkeypatch.setattr("PIL.Image.open", stop)
-    image = next((pictures / "val/class1").iterdir())
+    image = next((image_folder / "val/class1").iterdir())
     code, _, err = call(capsys, "embed", image, "--weights", tiny_weights, "--out", tmp_path / "f.npy")
     assert (code, err.splitlines()[-1].endswith("stopped. What was computed is kept; the same command goes on from there.")) == (130, True)
     for command in ("attention", "pca"):
@@ -219,7 +219,7 @@ def test_notebook_calls(tiny_weights, tmp_path):
     import dinoeval
 
     backbone = dinoeval.load(weights=tiny_weights)
-    pictures = made_up_images(3)
+    pictures = synthetic_images(3)
     for number, picture in enumerate(pictures):
         picture.save(tmp_path / f"{number}.png")
     rows = dinoeval.embed(backbone, pictures)
@@ -241,7 +241,7 @@ def test_notebook_calls(tiny_weights, tmp_path):
 def test_lower_precision_stays_near(tiny_weights, precision):
     import dinoeval
 
-    pictures = made_up_images(8)
+    pictures = synthetic_images(8)
     full, low = (dinoeval.embed(dinoeval.load(weights=tiny_weights, precision=p), pictures) for p in ("fp32", precision))
     cosines = (full * low).sum(1) / np.linalg.norm(full, axis=1) / np.linalg.norm(low, axis=1)
     assert cosines.min() > 0.999

@@ -8,7 +8,10 @@ from dinoeval.data.masks import read_mask
 from dinoeval.errors import ConfigError
 
 MASK = np.array([[0, 1], [2, 0]], np.uint8)
-ABOUT = {"lost": [], "constant": {}}
+
+
+def describe() -> dict:
+    return {"lost": [], "constant": {}}
 
 
 def masks():
@@ -16,31 +19,37 @@ def masks():
     yield "1.png", MASK
 
 
-def test_a_run_leaves_the_unfinished_masks_of_another_alone(tmp_path):
-    """`clip` must not take `.clip.mended.<process>.partial` for its own."""
+def test_write_masks_keeps_temporary_folders_of_other_runs(tmp_path):
+    """`clip` must not remove `.clip.fixed.<process>.partial`."""
 
-    def disturbed():
+    def masks_with_a_run_in_between():
         yield "0.png", MASK
-        write_masks(tmp_path / "clip", {}, masks(), lambda: ABOUT)
+        write_masks(tmp_path / "clip", {}, masks(), describe)
         yield "1.png", MASK
 
-    write_masks(tmp_path / "clip.mended", {}, disturbed(), lambda: ABOUT)
-    for folder in ("clip", "clip.mended"):
+    write_masks(tmp_path / "clip.fixed", {}, masks_with_a_run_in_between(), describe)
+    for folder in ("clip", "clip.fixed"):
         assert (read_mask(tmp_path / folder / "1.png") == MASK).all()
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["clip", "clip.mended"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["clip", "clip.fixed"]
 
 
-def test_an_empty_folder_that_is_a_link_is_filled(tmp_path):
-    (tmp_path / "there").mkdir()
-    (tmp_path / "link").symlink_to(tmp_path / "there")
-    write_masks(tmp_path / "link", {"a": 1}, masks(), lambda: ABOUT)
+def test_write_masks_fills_an_empty_folder_behind_a_link(tmp_path):
+    (tmp_path / "target").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "target")
+    write_masks(tmp_path / "link", {"a": 1}, masks(), describe)
     assert (tmp_path / "link").is_symlink()
-    assert (read_mask(tmp_path / "there/0.png") == MASK).all()
+    assert (read_mask(tmp_path / "target/0.png") == MASK).all()
     assert read_record(tmp_path / "link", {"a": 1})
 
 
+def test_read_record_names_settings_that_differ(tmp_path):
+    write_masks(tmp_path / "clip", {"radius": 12, "network": {"depth": 12}}, masks(), describe)
+    with pytest.raises(ConfigError, match=r"clip .*depth was 12 and is 4"):
+        read_record(tmp_path / "clip", {"radius": 12, "network": {"depth": 4}})
+
+
 @pytest.mark.parametrize("record", ["[]", "{}", '{"recipe": [], "masks": {}}', '{"recipe": {}, "masks": {}}', "nonsense"])
-def test_a_record_of_another_program_is_refused(tmp_path, record):
+def test_read_record_raises_for_records_of_other_programs(tmp_path, record):
     (tmp_path / "dinoeval.json").write_text(record)
-    with pytest.raises(ConfigError, match="was not written by this program"):
+    with pytest.raises(ConfigError, match=r"dinoeval\.json"):
         read_record(tmp_path, {})

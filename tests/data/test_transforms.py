@@ -3,13 +3,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from factories import made_up_images
+from factories import synthetic_images
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from torchvision import transforms
 
-from dinoeval.data.transforms import MEAN, PAPER, STD, CenterCrop, normalize_images, parse_transform
+from dinoeval.data.images import in_memory
+from dinoeval.data.transforms import DINO_TRANSFORM, MEAN, STD, CenterCrop, normalize_images, parse_transform
 from dinoeval.errors import ConfigError
 
 RELEASED = transforms.Compose(
@@ -24,34 +25,35 @@ RELEASED = transforms.Compose(
 
 @settings(max_examples=40, deadline=None)
 @given(st.integers(1, 700), st.integers(1, 700))
-def test_the_papers_transform_equals_torchvisions_bit_by_bit(width, height):
-    image = made_up_images(1, (width, height))[0]
-    assert torch.equal(normalize_images(PAPER(image)[None])[0], RELEASED(image))
+def test_dino_transform_equals_torchvision_bit_for_bit(width, height):
+    image = synthetic_images(1, (width, height))[0]
+    assert torch.equal(normalize_images(DINO_TRANSFORM(image)[None])[0], RELEASED(image))
 
 
-def test_a_small_picture_is_enlarged_and_a_square_one_of_the_right_size_only_cropped():
-    image = made_up_images(1, (256, 256))[0]
-    np.testing.assert_array_equal(PAPER(image).permute(1, 2, 0).numpy(), np.asarray(image)[16:240, 16:240])
-    assert PAPER(made_up_images(1, (3, 9))[0]).shape == (3, 224, 224)
+def test_center_crop_enlarges_small_images_and_crops_large_ones():
+    image = synthetic_images(1, (256, 256))[0]
+    np.testing.assert_array_equal(DINO_TRANSFORM(image).permute(1, 2, 0).numpy(), np.asarray(image)[16:240, 16:240])
+    assert DINO_TRANSFORM(synthetic_images(1, (3, 9))[0]).shape == (3, 224, 224)
 
 
-def test_normalise_by_hand():
-    """255 in red is (1 - 0.485) / 0.229 = 2.2489."""
+def test_normalize_images_matches_a_hand_computed_value():
+    """Red 255 becomes (1 - 0.485) / 0.229 = 2.2489."""
     assert normalize_images(torch.full((1, 3, 1, 1), 255, dtype=torch.uint8))[0, 0, 0, 0].item() == pytest.approx(2.2489, abs=1e-4)
 
 
-def test_names():
-    assert parse_transform("auto", 224) == PAPER == parse_transform("dino:256/224", 32)
+def test_parse_transform_reads_all_forms():
+    assert parse_transform("auto", 224) == DINO_TRANSFORM == parse_transform("dino:256/224", 32)
     assert parse_transform("auto", 32) == CenterCrop(32, 32)
     assert parse_transform("dino@1:73/64", 224).id == "dino@1:73/64"
-    for wrong in ("dino:224/256", "timm", "dino:0/0", "dino@2:256/224"):
-        with pytest.raises(ConfigError):
-            parse_transform(wrong, 224)
 
 
-def test_grey_and_transparent_pictures_become_rgb_before():
-    from dinoeval.data.images import in_memory
+@pytest.mark.parametrize("name", ["dino:224/256", "timm", "dino:0/0", "dino@2:256/224"])
+def test_parse_transform_raises_for_invalid_names(name):
+    with pytest.raises(ConfigError, match=f"'{name}'"):
+        parse_transform(name, 224)
 
-    grey = Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8))
-    for picture in (grey, grey.convert("RGBA"), grey.convert("P"), grey.convert("1"), grey.convert("CMYK")):
-        assert PAPER(in_memory([picture]).open(0)).shape == (3, 224, 224)
+
+def test_transform_accepts_images_of_any_mode():
+    gray = Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8))
+    for image in (gray, gray.convert("RGBA"), gray.convert("P"), gray.convert("1"), gray.convert("CMYK")):
+        assert DINO_TRANSFORM(in_memory([image]).open(0)).shape == (3, 224, 224)

@@ -15,10 +15,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from factories import TINY, class_folders, made_up_images, made_up_state
+from factories import TINY, class_folders, synthetic_images, synthetic_state
 
 import dinoeval
-from dinoeval.data.images import open_images, open_splits
+from dinoeval.data.opening import open_images, open_splits
 from dinoeval.data.transforms import CenterCrop
 from dinoeval.errors import CacheError, ConfigError, DataError
 from dinoeval.features.cache import FeatureCache
@@ -41,18 +41,18 @@ def command(weights: Path, folder: Path, out: Path, *more: str) -> list[str]:
     return [sys.executable, "-m", "dinoeval", *words]
 
 
-def test_a_second_use_runs_no_forward_pass_and_gives_the_same_rows(tiny_weights, pictures):
-    first, second = features(tiny_weights, pictures), features(tiny_weights, pictures)
+def test_a_second_use_runs_no_forward_pass_and_gives_the_same_rows(tiny_weights, image_folder):
+    first, second = features(tiny_weights, image_folder), features(tiny_weights, image_folder)
     assert (first.cached, second.cached) == (False, True)
     np.testing.assert_array_equal(first.numpy(), second.numpy())
     backbone = dinoeval.load(weights=tiny_weights)
-    expected = dinoeval.embed(backbone, pictures, transform="dino:16/16", cache=False)
+    expected = dinoeval.embed(backbone, image_folder, transform="dino:16/16", cache=False)
     np.testing.assert_allclose(first.numpy(), expected, atol=2e-6)
 
 
 @pytest.mark.parametrize("readout", [Cls(), LastCls(2), ClsAvg(), Patches()])
-def test_the_entry_is_a_flat_faiss_index_that_opens_memory_mapped(tiny_weights, pictures, readout):
-    found = features(tiny_weights, pictures, readout=readout)
+def test_the_entry_is_a_flat_faiss_index_that_opens_memory_mapped(tiny_weights, image_folder, readout):
+    found = features(tiny_weights, image_folder, readout=readout)
     index = found.entry.index()
     dim = int(np.prod(found.entry.row_shape))
     assert (index.ntotal, index.d, index.metric_type) == (33, dim, faiss().METRIC_INNER_PRODUCT)
@@ -62,27 +62,27 @@ def test_the_entry_is_a_flat_faiss_index_that_opens_memory_mapped(tiny_weights, 
     assert faiss().serialize_index(plain).tobytes() == (found.entry.folder / INDEX).read_bytes()
 
 
-def test_whatever_changes_the_rows_changes_the_entry(tiny_weights, pictures, tmp_path):
-    one = features(tiny_weights, pictures)
-    other_weights = extract(dinoeval.load("vit_xs4_16", weights="random"), open_images(pictures), Cls(), CROP, FeatureCache())
+def test_whatever_changes_the_rows_changes_the_entry(tiny_weights, image_folder, tmp_path):
+    one = features(tiny_weights, image_folder)
+    other_weights = extract(dinoeval.load("vit_xs4_16", weights="random"), open_images(image_folder), Cls(), CROP, FeatureCache())
     backbone = dinoeval.load(weights=tiny_weights)
-    other_crop = extract(backbone, open_images(pictures), Cls(), CenterCrop(20, 16), FeatureCache())
-    low = extract(dinoeval.load(weights=tiny_weights, precision="bf16"), open_images(pictures), Cls(), CROP, FeatureCache())
-    torch.save(made_up_state(TINY), tmp_path / "unnamed.pth")
+    other_crop = extract(backbone, open_images(image_folder), Cls(), CenterCrop(20, 16), FeatureCache())
+    low = extract(dinoeval.load(weights=tiny_weights, precision="bf16"), open_images(image_folder), Cls(), CROP, FeatureCache())
+    torch.save(synthetic_state(TINY), tmp_path / "unnamed.pth")
     unnamed = dinoeval.load("vit_xs4_16_h2", weights=tmp_path / "unnamed.pth")
-    other_heads = extract(unnamed, open_images(pictures), Cls(), CROP, FeatureCache())
-    fewer = features(tiny_weights, pictures / "train")
-    all_entries = [one, other_weights, other_crop, low, other_heads, fewer, features(tiny_weights, pictures, readout=ClsAvg())]
+    other_heads = extract(unnamed, open_images(image_folder), Cls(), CROP, FeatureCache())
+    fewer = features(tiny_weights, image_folder / "train")
+    all_entries = [one, other_weights, other_crop, low, other_heads, fewer, features(tiny_weights, image_folder, readout=ClsAvg())]
     assert len({entry.entry.key for entry in all_entries}) == len(all_entries)
     assert not any(entry.cached for entry in all_entries)
 
 
 def test_a_file_replaced_by_one_of_equal_size_is_noticed(tiny_weights, tmp_path):
-    for number, picture in enumerate(made_up_images(3)):
+    for number, picture in enumerate(synthetic_images(3)):
         picture.save(tmp_path / f"{number}.bmp")
     before = features(tiny_weights, tmp_path)
     time.sleep(0.02)
-    made_up_images(1, seed=5)[0].save(tmp_path / "1.bmp")
+    synthetic_images(1, seed=5)[0].save(tmp_path / "1.bmp")
     after = features(tiny_weights, tmp_path)
     assert not after.cached
     assert (before.numpy() == after.numpy()).all(1).tolist() == [True, False, True]
@@ -92,33 +92,33 @@ def test_folders_with_the_same_names_sizes_and_times_do_not_share_rows(tiny_weig
     """As archives with all times set to zero unpack them."""
     for seed, folder in enumerate((tmp_path / "a", tmp_path / "b")):
         folder.mkdir()
-        made_up_images(1, seed=seed)[0].save(folder / "0.bmp")
+        synthetic_images(1, seed=seed)[0].save(folder / "0.bmp")
         os.utime(folder / "0.bmp", (0, 0))
     rows = [features(tiny_weights, folder) for folder in (tmp_path / "a", tmp_path / "b")]
     assert not rows[1].cached
     assert not np.array_equal(rows[0].numpy(), rows[1].numpy())
 
 
-def test_a_backbone_whose_tensors_were_changed_is_refused(tiny_weights, pictures):
+def test_a_backbone_whose_tensors_were_changed_is_refused(tiny_weights, image_folder):
     backbone = dinoeval.load(weights=tiny_weights)
     backbone.network.norm.bias.data.add_(1)
     with pytest.raises(ConfigError, match="was changed after it was loaded"):
-        dinoeval.embed(backbone, pictures)
+        dinoeval.embed(backbone, image_folder)
 
 
-def test_rows_being_read_survive_a_prune(tiny_weights, pictures, monkeypatch):
+def test_rows_being_read_survive_a_prune(tiny_weights, image_folder, monkeypatch):
     from dinoeval.features import extract as module
 
     monkeypatch.setattr(module, "_BLOCK_BYTES", 4 * 96 * 10)
-    found = features(tiny_weights, pictures)
+    found = features(tiny_weights, image_folder)
     expected, blocks = found.numpy(), found.blocks()
     first = next(blocks)
     assert FeatureCache().remove(found.entry.folder) == f"deleted {found.entry.key}"
     np.testing.assert_array_equal(np.concatenate([first, *blocks]), expected)
 
 
-def test_a_damaged_unfinished_entry_is_begun_anew(tiny_weights, pictures, tmp_path):
-    whole = features(tiny_weights, pictures)
+def test_a_damaged_unfinished_entry_is_begun_anew(tiny_weights, image_folder, tmp_path):
+    whole = features(tiny_weights, image_folder)
     for damage in ("index", "journal", "header"):
         cache = FeatureCache(tmp_path / damage)
         with cache.locked(whole.entry.key):
@@ -132,13 +132,13 @@ def test_a_damaged_unfinished_entry_is_begun_anew(tiny_weights, pictures, tmp_pa
         else:
             path = partial.index if damage == "index" else partial.folder / "journal"
             path.write_bytes(path.read_bytes()[:-1])
-        again = features(tiny_weights, pictures, cache)
+        again = features(tiny_weights, image_folder, cache)
         np.testing.assert_array_equal(again.numpy(), whole.numpy())
         assert again.entry.index().ntotal == 33
 
 
-def test_one_flipped_byte_anywhere_is_found_on_use_and_redone(tiny_weights, pictures):
-    whole = features(tiny_weights, pictures)
+def test_one_flipped_byte_anywhere_is_found_on_use_and_redone(tiny_weights, image_folder):
+    whole = features(tiny_weights, image_folder)
     expected, folder = whole.numpy(), whole.entry.folder
     dice = random.Random(0)
     for name in (INDEX, MANIFEST):
@@ -148,14 +148,14 @@ def test_one_flipped_byte_anywhere_is_found_on_use_and_redone(tiny_weights, pict
             damaged = bytearray((folder / name).read_bytes())
             damaged[place] ^= 1 << dice.randrange(8)
             (folder / name).write_bytes(damaged)
-            again = features(tiny_weights, pictures)
+            again = features(tiny_weights, image_folder)
             assert not again.cached, f"byte {place} of {name}"
             np.testing.assert_array_equal(again.numpy(), expected)
     (folder / INDEX).write_bytes((folder / INDEX).read_bytes()[:-4])
-    assert not features(tiny_weights, pictures).cached
+    assert not features(tiny_weights, image_folder).cached
     (folder / MANIFEST).unlink()
-    assert not features(tiny_weights, pictures).cached
-    assert features(tiny_weights, pictures).cached
+    assert not features(tiny_weights, image_folder).cached
+    assert features(tiny_weights, image_folder).cached
 
 
 def test_killed_runs_resume_and_end_with_the_same_bits(tiny_weights, tmp_path):
@@ -234,8 +234,8 @@ def test_bad_images_are_named_left_out_and_counted(tiny_weights, tmp_path):
 
 def test_a_picture_beyond_all_measure_is_a_bad_image_and_stays_one(tiny_weights, tmp_path):
     """One pixel wide and 60,000 high: its short side at 256 would make 3.9 billion pixels."""
-    made_up_images(1, (1, 60_000))[0].save(tmp_path / "thread.png")
-    made_up_images(1)[0].save(tmp_path / "good.png")
+    synthetic_images(1, (1, 60_000))[0].save(tmp_path / "thread.png")
+    synthetic_images(1)[0].save(tmp_path / "good.png")
     backbone, crop = dinoeval.load(weights=tiny_weights), CenterCrop(256, 224)
     runs = [extract(backbone, open_images(tmp_path), Cls(), crop, FeatureCache(), bad_images="skip") for _ in range(2)]
     assert [len(run) for run in runs] == [1, 1]
@@ -244,29 +244,29 @@ def test_a_picture_beyond_all_measure_is_a_bad_image_and_stays_one(tiny_weights,
 
 
 def test_a_set_of_one_image_and_a_set_of_bad_ones_only(tiny_weights, tmp_path):
-    made_up_images(1)[0].save(tmp_path / "a.png")
+    synthetic_images(1)[0].save(tmp_path / "a.png")
     assert features(tiny_weights, tmp_path).numpy().shape == (1, 96)
     (tmp_path / "a.png").write_text("text")
     with pytest.raises(DataError, match=r"no image .* can be read"):
         features(tiny_weights, tmp_path, bad_images="skip")
 
 
-def test_features_that_are_no_numbers_are_refused_and_nothing_is_kept_of_them(tmp_path, pictures):
+def test_features_that_are_no_numbers_are_refused_and_nothing_is_kept_of_them(tmp_path, image_folder):
     """Weights that are finite, and large enough to overflow: float16 has no number above 65,504."""
-    state = made_up_state(TINY)
+    state = synthetic_state(TINY)
     torch.save({name: tensor * (1e30 if "fc1.weight" in name else 1) for name, tensor in state.items()}, tmp_path / "huge.pth")
     with pytest.raises(DataError, match=r"features of .* are NaN or infinite"):
-        extract(dinoeval.load(TINY, weights=tmp_path / "huge.pth"), open_images(pictures), Cls(), CROP, FeatureCache())
+        extract(dinoeval.load(TINY, weights=tmp_path / "huge.pth"), open_images(image_folder), Cls(), CROP, FeatureCache())
     assert not list(FeatureCache().entries())
 
 
-def test_a_full_disk_is_one_sentence_and_leaves_nothing(tiny_weights, pictures, tmp_path):
+def test_a_full_disk_is_one_sentence_and_leaves_nothing(tiny_weights, image_folder, tmp_path):
     """A limit on the size of files stands for the full disk: the same system calls fail."""
     code = (
         "import resource, sys; from dinoeval.cli import main;"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (4000, resource.RLIM_INFINITY)); main(sys.argv[1:])"
     )
-    words = command(tiny_weights, pictures, tmp_path / "x.npy")[3:]
+    words = command(tiny_weights, image_folder, tmp_path / "x.npy")[3:]
     done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert "MB of features cannot be written to" in done.stderr
@@ -276,27 +276,27 @@ def test_a_full_disk_is_one_sentence_and_leaves_nothing(tiny_weights, pictures, 
     assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] == resource.RLIM_INFINITY
 
 
-def test_a_cache_that_cannot_be_written_is_one_sentence_but_can_be_read(tiny_weights, pictures, tmp_path):
+def test_a_cache_that_cannot_be_written_is_one_sentence_but_can_be_read(tiny_weights, image_folder, tmp_path):
     """A file where the folder should be, and a file system that refuses (/proc), fail as a read-only disk does."""
     (tmp_path / "file").write_text("")
     for root in (tmp_path / "file", Path("/proc/dinoeval")):
         with pytest.raises(CacheError, match=r"cannot be (written|read).*"):
-            features(tiny_weights, pictures, FeatureCache(root))
-    made = features(tiny_weights, pictures)
+            features(tiny_weights, image_folder, FeatureCache(root))
+    made = features(tiny_weights, image_folder)
     made.entry.folder.parent.joinpath(f"{made.entry.key}.lock").unlink()
     for folder in (made.entry.folder, made.entry.folder.parent):
         folder.chmod(0o555)
     try:
-        assert features(tiny_weights, pictures).cached
+        assert features(tiny_weights, image_folder).cached
         assert not made.entry.folder.parent.joinpath(f"{made.entry.key}.lock").exists()
     finally:
         for folder in (made.entry.folder.parent, made.entry.folder):
             folder.chmod(0o755)
 
 
-def test_the_backbone_is_frozen_and_unchanged_after_use(tiny_weights, pictures):
+def test_the_backbone_is_frozen_and_unchanged_after_use(tiny_weights, image_folder):
     backbone = dinoeval.load(weights=tiny_weights)
-    rows = dinoeval.embed(backbone, pictures)
+    rows = dinoeval.embed(backbone, image_folder)
     assert isinstance(rows, np.ndarray)
     assert not backbone.network.training
     assert not any(parameter.requires_grad for parameter in backbone.network.parameters())
@@ -306,8 +306,8 @@ def test_the_backbone_is_frozen_and_unchanged_after_use(tiny_weights, pictures):
     assert tensor_digest(backbone.network.state_dict()) == backbone.digest
 
 
-def test_the_manifest_tells_people_what_the_entry_is(tiny_weights, pictures):
-    entry = features(tiny_weights, pictures).entry
+def test_the_manifest_tells_people_what_the_entry_is(tiny_weights, image_folder):
+    entry = features(tiny_weights, image_folder).entry
     manifest = json.loads((entry.folder / MANIFEST).read_bytes().rpartition(b"\n")[0])
     assert manifest["recipe"]["readout"] == "cls"
     assert manifest["about"]["arch"] == "vit_xs4_16"

@@ -5,11 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from factories import made_up_images
+from factories import synthetic_images
 from PIL import Image
 
 import dinoeval
-from dinoeval.data.images import in_memory, open_images
+from dinoeval.data.images import in_memory
+from dinoeval.data.opening import open_images
 from dinoeval.data.transforms import MULTISCALE, Thumbnail, normalize_images
 from dinoeval.errors import DataError
 from dinoeval.features.cache import FeatureCache
@@ -22,7 +23,7 @@ SIZES = [(90, 60), (60, 90), (90, 60), (64, 64), (90, 60), (40, 33), (60, 90)]
 @pytest.fixture
 def folder(tmp_path):
     for number, size in enumerate(SIZES):
-        made_up_images(1, size, seed=number)[0].save(tmp_path / f"{number}.png")
+        synthetic_images(1, size, seed=number)[0].save(tmp_path / f"{number}.png")
     return tmp_path
 
 
@@ -32,7 +33,7 @@ def backbone(tiny_weights):
 
 
 def test_a_thumbnail_is_that_of_pillow_and_never_larger():
-    large, small = made_up_images(2, (400, 300))[0], made_up_images(1, (50, 40))[0]
+    large, small = synthetic_images(2, (400, 300))[0], synthetic_images(1, (50, 40))[0]
     pixels = Thumbnail(64)(large)
     assert pixels.shape == (3, 48, 64)
     # 400 is more than four times 64: blocks of 3 x 3 pixels are averaged first, then Lanczos.
@@ -93,7 +94,7 @@ def test_a_run_that_was_killed_goes_on_to_the_same_bits(folder, backbone, tmp_pa
 
 
 def test_pictures_too_flat_for_a_patch_are_named_once_they_are_resized(folder, backbone):
-    made_up_images(1, (320, 20))[0].save(folder / "flat.png")  # 80 x 5 when resized: one row of patches
+    synthetic_images(1, (320, 20))[0].save(folder / "flat.png")  # 80 x 5 when resized: one row of patches
     images = open_images(folder)
     assert len(extract(backbone, images, Cls(), Thumbnail(80), FeatureCache(), batch_size=2)) == 8
     with pytest.raises(DataError, match=r"flat\.png \(80 x 5 pixels once it is resized; a side of 8"):

@@ -8,7 +8,7 @@ import matplotlib.image
 import numpy as np
 import pytest
 import torch
-from factories import made_up_images
+from factories import synthetic_images
 from PIL import Image
 from torchvision import transforms
 
@@ -43,7 +43,7 @@ def call(capsys, *words: object) -> tuple[int, str, str]:
 
 
 def test_maps_and_masks_equal_the_released_steps_written_slowly(backbone):
-    picture = made_up_images(1, (50, 37))[0]
+    picture = synthetic_images(1, (50, 37))[0]
     maps = dinoeval.figures.attention(backbone, picture, image_size=22, mass=0.6, points=[(0, 0), (49, 20.5)])
     assert (maps.image.shape, maps.maps.shape, maps.patch, maps.transform) == ((20, 20, 3), (3, 5, 5), 4, "figure@1:22x22:bilinear")
     released = transforms.Compose(  # visualize_attention.py
@@ -107,7 +107,7 @@ def test_figures_have_the_width_of_a_column_and_their_files_can_be_read(by_hand,
 
 
 def test_every_kind_of_file_is_read_upright_and_in_eight_bits(backbone, tmp_path):
-    picture = made_up_images(1, (40, 24))[0]
+    picture = synthetic_images(1, (40, 24))[0]
     picture.save(tmp_path / "rgb.png")
     exif = Image.Exif()
     exif[0x0112] = 6  # to be turned by 90 degrees to the right
@@ -116,7 +116,7 @@ def test_every_kind_of_file_is_read_upright_and_in_eight_bits(backbone, tmp_path
     picture.convert("CMYK").save(tmp_path / "cmyk.jpg", quality=100)
     grey = np.asarray(picture.convert("L"))
     Image.fromarray(grey.astype(np.uint16) * 257).save(tmp_path / "deep.png")
-    picture.save(tmp_path / "moving.gif", save_all=True, append_images=made_up_images(3, (40, 24), seed=5))
+    picture.save(tmp_path / "moving.gif", save_all=True, append_images=synthetic_images(3, (40, 24), seed=5))
 
     def read(name: str, **options) -> np.ndarray:
         return dinoeval.figures.attention(backbone, tmp_path / name, image_size="native", **options).image
@@ -132,7 +132,7 @@ def test_every_kind_of_file_is_read_upright_and_in_eight_bits(backbone, tmp_path
 
 
 def test_sizes(backbone):
-    picture = made_up_images(1, (41, 23))[0]
+    picture = synthetic_images(1, (41, 23))[0]
 
     def size(image_size) -> tuple[int, ...]:
         return dinoeval.figures.attention(backbone, picture, image_size=image_size).maps.shape
@@ -151,7 +151,7 @@ def test_names_of_folders_are_of_one_picture_each():
 def test_the_command_writes_every_picture_in_the_size_it_says(capsys, tiny_weights, tmp_path):
     for folder in ("a", "b"):
         (tmp_path / folder).mkdir()
-        made_up_images(1, (40, 24), seed=ord(folder))[0].save(tmp_path / folder / "x.png")
+        synthetic_images(1, (40, 24), seed=ord(folder))[0].save(tmp_path / folder / "x.png")
     out = tmp_path / "out"
     words = ("attention", tmp_path / "a", tmp_path / "b/x.png", "--out", out, "--weights", tiny_weights, "--image-size", 16)
     code, said, err = call(capsys, *words, "--points", "3,4", "39.5,23", "--heads", 2, 0, "--format", "pdf")
@@ -167,7 +167,7 @@ def test_the_command_writes_every_picture_in_the_size_it_says(capsys, tiny_weigh
 
 def test_mistakes_are_told(backbone, tmp_path):
     picture = tmp_path / "x.png"
-    made_up_images(1, (40, 24))[0].save(picture)
+    synthetic_images(1, (40, 24))[0].save(picture)
     (tmp_path / "y.png").write_text("text")
     Image.new("RGB", (3, 40)).save(tmp_path / "z.png")
 
@@ -179,9 +179,9 @@ def test_mistakes_are_told(backbone, tmp_path):
     assert f"the point 40,1 lies outside {picture}, which has 40 x 24 pixels" in said(picture, points=[(1, 1), (40, 1)])
     assert "mass must be above 0" in said(picture, mass=0)
     assert "figures resize in their own way" in said(picture, transform="dino:8/8")
-    assert "y.png cannot be used: no image" in said(tmp_path / "y.png")
+    assert "y.png cannot be used: unsupported" in said(tmp_path / "y.png")
     assert "3 x 40 pixels are smaller than a patch of 4" in said(tmp_path / "z.png", image_size="native")
-    assert "no image" in said(tmp_path / "none.png")
+    assert "none.png" in said(tmp_path / "none.png")
     assert "holds 3 images; one is drawn at a time" in said(tmp_path)
     maps = dinoeval.figures.attention(backbone, picture, image_size=16)
     for wrong, words in (
@@ -200,7 +200,7 @@ def test_mistakes_are_told(backbone, tmp_path):
 def test_the_command_writes_nothing_after_a_mistake_and_skips_bad_images_when_asked(capsys, tiny_weights, tmp_path):
     folder = tmp_path / "in"
     folder.mkdir()
-    made_up_images(1, (40, 24))[0].save(folder / "x.png")
+    synthetic_images(1, (40, 24))[0].save(folder / "x.png")
     (folder / "y.png").write_text("text")
     words = ("attention", folder, "--weights", tiny_weights, "--image-size", "native", "--out")
     code, _, err = call(capsys, *words, tmp_path / "out", "--heads", 3)
@@ -216,7 +216,7 @@ def test_the_command_writes_nothing_after_a_mistake_and_skips_bad_images_when_as
 
 
 def test_a_video_has_one_scale_for_all_frames_and_keeps_their_order(capsys, tiny_weights, tmp_path, backbone):
-    pictures = made_up_images(11, (40, 24))
+    pictures = synthetic_images(11, (40, 24))
     (tmp_path / "film").mkdir()
     for number, picture in enumerate(pictures):
         picture.save(tmp_path / f"film/frame{number}.png")  # frame10 comes after frame9, not after frame1
@@ -239,21 +239,21 @@ def test_a_video_has_one_scale_for_all_frames_and_keeps_their_order(capsys, tiny
 
 
 def test_what_is_no_video_is_refused(backbone, tmp_path):
-    made_up_images(1)[0].save(tmp_path / "still.png")
+    synthetic_images(1)[0].save(tmp_path / "still.png")
     (tmp_path / "film.mp4").write_bytes(b"\0" * 64)
     for name, said in (("still.png", "does not move"), ("film.mp4", "no picture; a folder of frames"), ("none.gif", "no such file")):
         with pytest.raises(DataError, match=said):
             dinoeval.figures.attention_video(backbone, tmp_path / name)
     (tmp_path / "odd").mkdir()
     for number, size in enumerate(((20, 24), (24, 24))):
-        made_up_images(1, size)[0].save(tmp_path / f"odd/{number}.png")
+        synthetic_images(1, size)[0].save(tmp_path / f"odd/{number}.png")
     with pytest.raises(DataError, match=r"frames differ in size: 0.png and 1.png have 5 x 6 and 6 x 6 patches"):
         dinoeval.figures.attention_video(backbone, tmp_path / "odd")
     assert dinoeval.figures.attention_video(backbone, tmp_path / "odd", image_size=16).maps.shape == (2, 4, 4)
 
 
 def test_a_broken_animation_is_refused(backbone, tmp_path):
-    pictures = made_up_images(6, (40, 40))
+    pictures = synthetic_images(6, (40, 40))
     pictures[0].save(tmp_path / "film.gif", save_all=True, append_images=pictures[1:])
     content = (tmp_path / "film.gif").read_bytes()
     for share in (0.01, 0.3, 0.5, 0.7, 0.9):
@@ -268,4 +268,4 @@ def test_nan_is_refused(tiny_weights):
     with torch.inference_mode():
         backbone.network.blocks[-1].norm1.weight.fill_(float("nan"))
     with pytest.raises(DataError, match="NaN or infinite"):
-        dinoeval.figures.attention(backbone, made_up_images(1)[0], image_size=16)
+        dinoeval.figures.attention(backbone, synthetic_images(1)[0], image_size=16)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from factories import made_up_images, made_up_state
+from factories import synthetic_images, synthetic_state
 from PIL import Image
 
 from dinoeval.cli import main
@@ -20,7 +20,7 @@ def call(capsys, *words: object) -> tuple[int, str, str]:
 
 
 def save(folder: Path, *names: str, seed: int = 0) -> Path:
-    for name, picture in zip(names, made_up_images(len(names), seed=seed), strict=True):
+    for name, picture in zip(names, synthetic_images(len(names), seed=seed), strict=True):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         with (folder / name).open("wb") as file:
             picture.save(file, "JPEG" if name.endswith("jpg") else "PNG")
@@ -34,7 +34,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 def test_the_pictures_that_are_read_are_never_written(capsys, tmp_path):
     save(tmp_path / "clip/frames", *(f"{number:05d}.png" for number in range(3)))
     save(tmp_path / "p", "dog.jpg", "dog/image.png", "figure.png")
-    made_up_images(1)[0].save(tmp_path / "attention.gif", save_all=True, append_images=made_up_images(3, seed=4))
+    synthetic_images(1)[0].save(tmp_path / "attention.gif", save_all=True, append_images=synthetic_images(3, seed=4))
     (tmp_path / "also").symlink_to(tmp_path / "p")
     (tmp_path / "p.csv").write_text("path\np/dog.jpg\np/dog/image.png\n")
     (tmp_path / "out/dog").mkdir(parents=True)
@@ -91,7 +91,7 @@ def test_a_second_run_leaves_no_frames_of_the_first(capsys, tiny_weights, tmp_pa
 
 def test_a_second_run_leaves_no_heads_and_points_of_the_first(capsys, tiny_weights, tmp_path):
     dog, out = save(tmp_path, "dog.jpg") / "dog.jpg", tmp_path / "out"
-    save_backbone(tmp_path / "six.safetensors", made_up_state("vit_s4_16"), arch="vit_s4_16")
+    save_backbone(tmp_path / "six.safetensors", synthetic_state("vit_s4_16"), arch="vit_s4_16")
     words = ("attention", dog, "--out", out, "--image-size", 16, "--weights")
     assert call(capsys, *words, tmp_path / "six.safetensors", "--points", "1,1", "3,3")[0] == 0
     assert {"head5.png", "mask5.png", "point1.png", "points.png"} <= contents(out / "dog").keys()
@@ -118,7 +118,7 @@ def test_what_a_video_does_not_look_at_is_refused(capsys, tmp_path):
 
 
 def test_an_animated_webp_keeps_its_speed(capsys, tiny_weights, tmp_path):
-    pictures = made_up_images(3)
+    pictures = synthetic_images(3)
     pictures[0].save(tmp_path / "film.webp", save_all=True, append_images=pictures[1:], duration=40)
     code, out, err = call(capsys, "attention", tmp_path / "film.webp", "--video", "--out", tmp_path / "out", "--weights", tiny_weights)
     assert (code, "40 ms a frame" in out) == (0, True), err

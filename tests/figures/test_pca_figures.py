@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from factories import made_up_images
+from factories import synthetic_images
 from PIL import Image
 
 import dinoeval
@@ -31,7 +31,7 @@ def tokens_of(backbone, images) -> list[np.ndarray]:
 
 def test_components_are_those_of_all_images_together(backbone):
     """Images of two sizes, one decomposition: the eigenvectors of the covariance of all their tokens."""
-    pictures = [*made_up_images(3, (40, 24)), *made_up_images(2, (24, 32), seed=9)]
+    pictures = [*synthetic_images(3, (40, 24)), *synthetic_images(2, (24, 32), seed=9)]
     maps = dinoeval.figures.pca(backbone, pictures, image_size="native", percentiles=(5, 95))
     assert [image.shape for image in maps.images] == [(24, 40, 3)] * 3 + [(32, 24, 3)] * 2
     tokens = tokens_of(backbone, maps.images)
@@ -59,7 +59,7 @@ def test_components_are_those_of_all_images_together(backbone):
 
 
 def test_only_foreground_fits_the_components_anew_to_it(backbone):
-    pictures = made_up_images(4, (40, 40))
+    pictures = synthetic_images(4, (40, 40))
     whole = dinoeval.figures.pca(backbone, pictures, image_size="native")
     maps = dinoeval.figures.pca(backbone, pictures, image_size="native", only_foreground=True)
     for one, other in zip(whole.foreground, maps.foreground, strict=True):
@@ -79,7 +79,7 @@ def test_the_first_component_is_turned_so_that_borders_are_low():
 
 
 def test_the_same_set_gives_the_same_pictures_in_any_batches(backbone):
-    pictures = made_up_images(5, (24, 24))
+    pictures = synthetic_images(5, (24, 24))
     one, other, third = (dinoeval.figures.pca(backbone, pictures, image_size=24, batch_size=size) for size in (2, 2, 5))
     np.testing.assert_array_equal(one.scores, other.scores)
     np.testing.assert_allclose(one.scores, third.scores, atol=1e-4)
@@ -87,7 +87,7 @@ def test_the_same_set_gives_the_same_pictures_in_any_batches(backbone):
 
 def test_the_command_writes_pictures_and_a_figure(capsys, tiny_weights, tmp_path):
     (tmp_path / "in").mkdir()
-    for number, picture in enumerate(made_up_images(3)):
+    for number, picture in enumerate(synthetic_images(3)):
         picture.save(tmp_path / f"in/{number}.png")
     (tmp_path / "in/bad.png").write_text("text")
     words = ["pca", tmp_path / "in", "--out", tmp_path / "out", "--weights", tiny_weights, "--image-size", "24x16", "--bad-images", "skip"]
@@ -110,9 +110,9 @@ def test_the_command_writes_pictures_and_a_figure(capsys, tiny_weights, tmp_path
 
 def test_mistakes(backbone, tmp_path):
     with pytest.raises(DataError, match="1 patches that differ are too few"):
-        dinoeval.figures.pca(backbone, made_up_images(1, (4, 4)), image_size="native")
+        dinoeval.figures.pca(backbone, synthetic_images(1, (4, 4)), image_size="native")
     with pytest.raises(ConfigError, match="percentiles must be"):
-        dinoeval.figures.pca(backbone, made_up_images(1), percentiles=(99, 1))
+        dinoeval.figures.pca(backbone, synthetic_images(1), percentiles=(99, 1))
     with pytest.raises(DataError, match="take paths and PIL images, not ndarray"):
         dinoeval.figures.pca(backbone, [np.zeros((8, 8, 3))])
     Image.new("RGB", (3, 9)).save(tmp_path / "small.png")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from factories import class_folders, made_up_images
+from factories import class_folders, synthetic_images
 from PIL import Image
 from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE, trustworthiness
@@ -110,7 +110,7 @@ def test_the_command_draws_classes_and_images(capsys, tiny_weights, tmp_path):
     with Image.open(tmp_path / "each.png") as picture:
         assert picture.width >= 975
     (tmp_path / "flat").mkdir()
-    for number, picture in enumerate(made_up_images(6)):
+    for number, picture in enumerate(synthetic_images(6)):
         picture.save(tmp_path / f"flat/{number}.png")
     code, out, err = call(capsys, *words, tmp_path / "flat.pdf", tmp_path / "flat")
     assert (code, "6 images" in out) == (0, True), err

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from factories import TINY, made_up_state
+from factories import TINY, synthetic_state
 
 import dinoeval
 from dinoeval.errors import ConfigError
@@ -42,7 +42,7 @@ def by_hand(backbone: dinoeval.Backbone, images: torch.Tensor) -> np.ndarray:
 
 
 def test_all_rows_and_some_rows_equal_the_formula(tmp_path, images):
-    state = made_up_state(TINY, spread=0.3)  # attention far from uniform
+    state = synthetic_state(TINY, spread=0.3)  # attention far from uniform
     save_backbone(tmp_path / "w.safetensors", state, arch=TINY)
     backbone = dinoeval.load(weights=tmp_path / "w.safetensors", device="cpu")
     with torch.inference_mode():

@@ -10,15 +10,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from factories import TINY, hugging_face_state, made_up_state
+from factories import TINY, hugging_face_state, synthetic_state
 from safetensors.torch import save_file
 
 import dinoeval
 from dinoeval.errors import CheckpointError, ConfigError
 from dinoeval.models.checkpoints import open_checkpoint, save_backbone, tensor_digest
 
-STATE = made_up_state(TINY)
-OTHER = made_up_state(TINY, seed=1)
+STATE = synthetic_state(TINY)
+OTHER = synthetic_state(TINY, seed=1)
 
 
 def prefixed(prefix: str, state: dict = STATE) -> dict:

@@ -132,10 +132,10 @@ def test_a_timm_network_is_read_from_a_file_and_keeps_its_parts_that_are_named_l
 @pytest.mark.parametrize(
     ("arch", "readout"), [("resnet50", "clsavg"), ("resnet50", "last4"), ("xcit_small_12_p16", "last4"), ("timm/resnet18", "patches")]
 )
-def test_a_readout_that_does_not_exist_names_those_that_do(arch, readout, pictures):
+def test_a_readout_that_does_not_exist_names_those_that_do(arch, readout, image_folder):
     backbone = dinoeval.load(arch, weights="random", device="cpu")
     with pytest.raises(ConfigError, match=rf"{arch} has no .* Its readouts: cls"):
-        dinoeval.embed(backbone, pictures / "val", readout=readout)
+        dinoeval.embed(backbone, image_folder / "val", readout=readout)
     assert parse_readout(readout).id == readout
 
 

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from factories import TINY, made_up_state
+from factories import TINY, synthetic_state
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -16,7 +16,7 @@ from dinoeval.models.vit import VisionTransformer, VitConfig, parse_architecture
 def network(arch: str | VitConfig, **kwargs) -> VisionTransformer:
     config = parse_architecture(arch) if isinstance(arch, str) else arch
     model = VisionTransformer(config, **kwargs).eval()
-    model.load_state_dict(made_up_state(config, spread=0.03))
+    model.load_state_dict(synthetic_state(config, spread=0.03))
     return model
 
 

@@ -3,10 +3,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from paper_results import missing_facts, reasons
-from set_factories import copydays_tree, made_up_videos
+from set_factories import copydays_tree, synthetic_videos
 
 import dinoeval
-from dinoeval.data.images import open_images
+from dinoeval.data.opening import open_images
 from dinoeval.data.transforms import CenterCrop
 from dinoeval.errors import ConfigError, DataError
 from dinoeval.features.extract import forward
@@ -18,7 +18,7 @@ OPTIONS = {"image_size": 32}
 
 @pytest.fixture(scope="module")
 def frames(tmp_path_factory):
-    videos = made_up_videos(tmp_path_factory.mktemp("videos"), videos=5, frames=3)
+    videos = synthetic_videos(tmp_path_factory.mktemp("videos"), videos=5, frames=3)
     return [path for paths in videos.values() for path in paths]
 
 
@@ -51,12 +51,12 @@ def slow_copydays(backbone, root, distractors, whitening, top) -> list[float]:
     return scores
 
 
-def test_scores_equal_the_formulas(backbone, root, frames, pictures):
+def test_scores_equal_the_formulas(backbone, root, frames, image_folder):
     folder = frames[0].parent.parent
-    options = {"distractors": str(folder), "whitening": str(pictures), **OPTIONS}
+    options = {"distractors": str(folder), "whitening": str(image_folder), **OPTIONS}
     result = dinoeval.evaluate("copydays", backbone, data=str(root), ap_cutoff=3, **options)
     for metric, top in (("mAP_strong", 3), ("mAP_full_strong", 1000)):
-        expected = slow_copydays(backbone, root, folder, pictures, top)
+        expected = slow_copydays(backbone, root, folder, image_folder, top)
         found = [value for value in result.samples[metric] if value is not None]
         assert found == pytest.approx(expected)
         assert result.metrics[metric] == pytest.approx(100 * np.mean(expected))
@@ -96,8 +96,8 @@ def test_all_blocks(backbone, tmp_path, frames):
     assert any("crops/80/200000.jpg" in note for note in again.notes)
 
 
-def test_the_centre_of_the_whitening_is_a_switch(backbone, root, pictures, frames):
-    options = {"data": str(root), "whitening": str(pictures), "distractors": str(frames[0].parent.parent), **OPTIONS}
+def test_the_centre_of_the_whitening_is_a_switch(backbone, root, image_folder, frames):
+    options = {"data": str(root), "whitening": str(image_folder), "distractors": str(frames[0].parent.parent), **OPTIONS}
     released, centred = (dinoeval.evaluate("copydays", backbone, center_whitening=one, **options) for one in (False, True))
     assert released.samples["mAP_strong"] != centred.samples["mAP_strong"]
     assert "config.center_whitening: yes" in reasons(centred, "vit_b16")

@@ -14,7 +14,7 @@ import pytest
 import torch
 from paper_results import missing_facts, reasons
 from PIL import Image
-from video_factories import davis_tree, made_up_video
+from video_factories import davis_tree, synthetic_video
 
 import dinoeval
 from dinoeval.cli import main
@@ -31,7 +31,7 @@ from dinoeval.session import SessionConfig
 
 OPTIONS = {"image_size": 64, "radius": 4, "context": 2}
 WORDS = ["--image-size", "64", "--radius", "4", "--context", "2", "--device", "cpu"]
-VIDEOS = {"cat": made_up_video(5, seed=1), "dog": made_up_video(4, (64, 128), objects=1, seed=2)}
+VIDEOS = {"cat": synthetic_video(5, seed=1), "dog": synthetic_video(4, (64, 128), objects=1, seed=2)}
 
 
 @pytest.fixture
@@ -183,12 +183,12 @@ def test_masks_of_another_run_are_refused_and_stay(backbone, root, tmp_path):
     before = {path: path.read_bytes() for path in out.rglob("*.*")}
     for options, says in (
         ({"radius": 3}, "radius was 4 and is 3"),
-        ({"reading": "pil"}, "transform was"),
+        ({"resize_backend": "pil"}, "transform was"),
         ({"edge_cases": "fixed"}, "edge_cases"),
     ):
-        with pytest.raises(ConfigError, match=f"another run.*{says}"):
+        with pytest.raises(ConfigError, match=f"cat .*{says}"):
             evaluate(backbone, root, out=str(out), **options)
-    made_up_video(1, seed=8)[0][0].save(root / "JPEGImages/480p/cat/00002.jpg")
+    synthetic_video(1, seed=8)[0][0].save(root / "JPEGImages/480p/cat/00002.jpg")
     with pytest.raises(ConfigError, match="frames and first mask was"):
         evaluate(backbone, root, out=str(out))
     assert {path: path.read_bytes() for path in out.rglob("*.*")} == before
@@ -204,7 +204,7 @@ def test_folders_that_are_no_runs_are_refused(backbone, root, tmp_path):
     shutil.rmtree(out)
     evaluate(backbone, root, out=str(out))
     write_mask(out / "dog/00002.png", np.zeros((128, 64), np.uint8))
-    with pytest.raises(ConfigError, match=r"00002\.png is not as it was written"):
+    with pytest.raises(ConfigError, match=r"00002\.png was changed"):
         evaluate(backbone, root, out=str(out))
 
 
@@ -252,7 +252,7 @@ def test_two_processes_share_the_sequences(tiny_weights, root, tmp_path, backbon
 
 
 def test_what_keeps_it_from_being_the_papers(backbone, root):
-    result = evaluate(backbone, root, reading="pil", edge_cases="fixed")
+    result = evaluate(backbone, root, resize_backend="pil", edge_cases="fixed")
     found = reasons(result)
     for fact in (
         "details.sequences: 2",
@@ -271,7 +271,7 @@ def test_what_keeps_it_from_being_the_papers(backbone, root):
 
 def test_the_papers_numbers_stand_beside_a_set_of_its_counts(tmp_path, monkeypatch):
     """30 sequences with 61 objects, of few tokens and frames each, under the name of a released network."""
-    videos = {f"video{number:02d}": made_up_video(3, (64, 64), objects=2 + (number == 0), seed=number) for number in range(30)}
+    videos = {f"video{number:02d}": synthetic_video(3, (64, 64), objects=2 + (number == 0), seed=number) for number in range(30)}
     root = davis_tree(tmp_path / "DAVIS", videos)
     network = VisionTransformer(parse_architecture("vit_xs64_64"))
     named = Backbone(network, arch="vit_xs64_64", provenance=Provenance("vit_s16", "made up"), device=torch.device("cpu"))
@@ -283,7 +283,7 @@ def test_the_papers_numbers_stand_beside_a_set_of_its_counts(tmp_path, monkeypat
 
 
 def test_first_masks_alone_are_propagated_and_not_scored(tiny_weights, tmp_path, capsys):
-    root = davis_tree(tmp_path / "DAVIS", VIDEOS, first_alone=True)
+    root = davis_tree(tmp_path / "DAVIS", VIDEOS, first_only=True)
     with pytest.raises(SystemExit) as ended:
         main(
             [
@@ -320,7 +320,7 @@ def test_failures_and_short_sequences_are_told(backbone, tmp_path):
     speck = VIDEOS["cat"][0][1].copy()
     speck[1, 1] = 3
     cat = [(VIDEOS["cat"][0][0], speck), *VIDEOS["cat"][1:]]
-    root = davis_tree(tmp_path / "DAVIS", {"cat": cat, "brief": made_up_video(2, objects=1)})
+    root = davis_tree(tmp_path / "DAVIS", {"cat": cat, "brief": synthetic_video(2, objects=1)})
     result = evaluate(backbone, root)
     assert result.table[0]["lost"] == "3"
     assert any("no token has" in note and "cat 3" in note for note in result.notes)
@@ -345,7 +345,7 @@ def test_pictures_of_masks_over_frames(backbone, root, tmp_path):
 @pytest.mark.parametrize(
     ("options", "session", "says"),
     [
-        ({"image_size": 32}, {}, "64 pixels or more"),
+        ({"image_size": 32}, {}, "at least 64"),
         ({"radius": 0}, {}, "radius and top 1 or more"),
         ({"temperature": 0.0}, {}, "above 0"),
         ({"top": 10**20}, {}, "at most"),
@@ -417,7 +417,7 @@ def test_pictures_do_not_take_the_place_of_what_they_show(tiny_weights, root, tm
 
 def test_void_in_a_grey_truth_is_no_object(tmp_path, backbone):
     """What 255 means is decided by the first mask, not file by file."""
-    video = made_up_video(4, (64, 128), objects=1, seed=3)
+    video = synthetic_video(4, (64, 128), objects=1, seed=3)
     root = davis_tree(tmp_path / "DAVIS", {"one": video})
     for number, (_, mask) in enumerate(video):
         Image.fromarray(mask if number == 0 else np.where(mask == 1, 255, 0).astype(np.uint8)).save(

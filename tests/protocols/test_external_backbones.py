@@ -18,11 +18,11 @@ OPTIONS = {
 
 @pytest.mark.parametrize("arch", ["timm/test_vit", "timm/resnet10t", "timm/deit_tiny_patch16_224", "resnet50"])
 @pytest.mark.parametrize("protocol", sorted(OPTIONS))
-def test_every_protocol_scores_it(arch, protocol, pictures, tmp_path):
+def test_every_protocol_scores_it(arch, protocol, image_folder, tmp_path):
     backbone = dinoeval.load(arch, weights="random", device="cpu")
     options = {"out": str(tmp_path / "run")} if protocol in ("linear", "finetune") else {}
     result = dinoeval.evaluate(
-        protocol, backbone, session=SessionConfig(transform="dino:32/32"), data=str(pictures), **OPTIONS[protocol], **options
+        protocol, backbone, session=SessionConfig(transform="dino:32/32"), data=str(image_folder), **OPTIONS[protocol], **options
     )
     assert all(0 <= value <= 100 for value in result.metrics.values())
     assert result.backbone["arch"] == arch

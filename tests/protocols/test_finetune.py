@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from factories import TINY, class_folders, made_up_images
+from factories import TINY, class_folders, synthetic_images
 from hypothesis import given
 from hypothesis import strategies as st
 from paper_results import missing_facts, reasons
@@ -26,7 +26,8 @@ from timm.data.distributed_sampler import RepeatAugSampler
 from timm.scheduler.cosine_lr import CosineLRScheduler
 
 import dinoeval
-from dinoeval.data.images import in_memory, open_splits
+from dinoeval.data.images import in_memory
+from dinoeval.data.opening import open_splits
 from dinoeval.data.transforms import CenterCrop, normalize_images
 from dinoeval.errors import ConfigError, DataError, DinoevalError
 from dinoeval.models.checkpoints import open_checkpoint, tensor_digest
@@ -189,7 +190,7 @@ def test_the_order_is_that_of_repeated_augmentation():
 
 
 def labelled(count: int = 6, size: tuple[int, int] = (40, 30)):
-    return dataclasses.replace(in_memory(made_up_images(count, size)), labels=np.arange(count) % 3, classes=("a", "b", "c"))
+    return dataclasses.replace(in_memory(synthetic_images(count, size)), labels=np.arange(count) % 3, classes=("a", "b", "c"))
 
 
 def test_pictures_depend_on_seed_epoch_row_and_repeat_alone():
@@ -365,18 +366,18 @@ def test_a_network_learns_and_what_is_written_gives_the_same_predictions(tmp_pat
         run(backbone, folder, **{**config, "lr": 0.2, "seed": 1})
 
 
-def test_a_killed_run_resumes_and_ends_with_the_numbers_of_an_undisturbed_one(backbone, tiny_weights, pictures, tmp_path):
+def test_a_killed_run_resumes_and_ends_with_the_numbers_of_an_undisturbed_one(backbone, tiny_weights, image_folder, tmp_path):
     session = SessionConfig(workers=1)  # a worker that lives through all epochs, and is started anew on resumption
-    whole = run(backbone, pictures, session, out=str(tmp_path / "a"))
-    assert run(backbone, pictures).samples == whole.samples, "workers change nothing"
-    words = command(tiny_weights, pictures, tmp_path / "b", workers=1)
+    whole = run(backbone, image_folder, session, out=str(tmp_path / "a"))
+    assert run(backbone, image_folder).samples == whole.samples, "workers change nothing"
+    words = command(tiny_weights, image_folder, tmp_path / "b", workers=1)
     process = subprocess.Popen([sys.executable, *words], stderr=subprocess.DEVNULL, start_new_session=True)
     while process.poll() is None and not (tmp_path / "b" / finetune_run.LOG).exists():
         time.sleep(0.002)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     assert not (tmp_path / "b" / finetune_run.BACKBONE).exists(), "it ended before it could be killed"
-    resumed = run(backbone, pictures, session, out=str(tmp_path / "b"))
+    resumed = run(backbone, image_folder, session, out=str(tmp_path / "b"))
     assert log_of(tmp_path / "a") == log_of(tmp_path / "b")
     assert (resumed.metrics, resumed.samples) == (whole.metrics, whole.samples)
     states = [torch.load(tmp_path / folder / finetune_run.CHECKPOINT, weights_only=True) for folder in "ab"]
@@ -384,11 +385,11 @@ def test_a_killed_run_resumes_and_ends_with_the_numbers_of_an_undisturbed_one(ba
         assert tensor_digest(states[0][part]) == tensor_digest(states[1][part])
 
 
-def test_two_processes_give_what_one_gives(backbone, tiny_weights, pictures, tmp_path):
+def test_two_processes_give_what_one_gives(backbone, tiny_weights, image_folder, tmp_path):
     config = {"epochs": 3, "drop_path": 0.0}
-    one = run(backbone, pictures, out=str(tmp_path / "one"), **config)
+    one = run(backbone, image_folder, out=str(tmp_path / "one"), **config)
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    words = command(tiny_weights, pictures, tmp_path / "two", json=tmp_path / "two.json", **config)
+    words = command(tiny_weights, image_folder, tmp_path / "two", json=tmp_path / "two.json", **config)
     done = subprocess.run([*launcher, *words], check=False, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     two = dinoeval.results.Result.load(tmp_path / "two.json")
@@ -401,37 +402,37 @@ def test_two_processes_give_what_one_gives(backbone, tiny_weights, pictures, tmp
         torch.testing.assert_close(states[0][name], states[1][name], rtol=0, atol=2e-4)
 
 
-def test_mistakes_are_explained(backbone, pictures, tmp_path):
+def test_mistakes_are_explained(backbone, image_folder, tmp_path):
     with pytest.raises(ConfigError, match="the 24 training images make no batch of 64: lower --train-batch-size"):
-        run(backbone, pictures, train_batch_size=64)
+        run(backbone, image_folder, train_batch_size=64)
     with pytest.raises(ConfigError, match="mixed in pairs: --train-batch-size must be a multiple of 2, not 7"):
-        run(backbone, pictures, train_batch_size=7)
+        run(backbone, image_folder, train_batch_size=7)
     with pytest.raises(ConfigError, match=r"4 epochs are over before the warm-up of 3 is.*Set --warmup-epochs lower"):
-        run(backbone, pictures, epochs=4, warmup_epochs=3)
+        run(backbone, image_folder, epochs=4, warmup_epochs=3)
     with pytest.raises(ConfigError, match="no preset goes with the data set"):
-        run(backbone, pictures, preset="auto")
+        run(backbone, image_folder, preset="auto")
     with pytest.raises(ConfigError, match="--bad-images skip"):
-        run(backbone, pictures, SessionConfig(bad_images="skip"))
+        run(backbone, image_folder, SessionConfig(bad_images="skip"))
     with pytest.raises(DinoevalError, match=r"training diverged.*Lower --lr"):
-        run(backbone, pictures, lr=1e20, epochs=4)
+        run(backbone, image_folder, lr=1e20, epochs=4)
     with pytest.raises(DataError, match=r"one class only, class0"):
         run(backbone, class_folders(tmp_path / "one", classes=1))
-    train, val = open_splits(str(pictures))
+    train, val = open_splits(str(image_folder))
     with pytest.raises(DataError, match="several labels an image; finetune takes one"):
         finetune_run.check_fits(dataclasses.replace(train, labels=np.ones((24, 3), np.int8)), val, SMALL)
     bad = class_folders(tmp_path / "bad")
     for name in ("train/class0/1.png", "train/class2/5.png"):
         (bad / name).write_text("text")
     for workers in (0, 1):
-        with pytest.raises(DataError, match=r"cannot be read: class0/1.png \(no image.*, class2/5.png \(no image.*Mend or remove"):
+        with pytest.raises(DataError, match=r"cannot be read: class0/1.png \(unsupported.*, class2/5.png \(unsupported.*Mend or remove"):
             run(backbone, bad, SessionConfig(workers=workers), train_batch_size=24, preset="digits")
     (tmp_path / "other").mkdir()
     torch.save({"student": {}}, tmp_path / "other" / finetune_run.CHECKPOINT)
     with pytest.raises(ConfigError, match="was not written by finetune"):
-        run(backbone, pictures, out=str(tmp_path / "other"))
+        run(backbone, image_folder, out=str(tmp_path / "other"))
     (tmp_path / "file").write_text("")
     with pytest.raises(DinoevalError, match="cannot be written"):
-        run(backbone, pictures, out=str(tmp_path / "file"))
+        run(backbone, image_folder, out=str(tmp_path / "file"))
     for wrong in ({"drop_path": 1.0}, {"lr": -1.0}, {"epochs": 0}, {"seed": -1}, {"lr": math.nan}):
         with pytest.raises(ConfigError):
-            run(backbone, pictures, **wrong)
+            run(backbone, image_folder, **wrong)

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from factories import class_folders, made_up_images
+from factories import class_folders, synthetic_images
 from paper_results import missing_facts
 
 import dinoeval
@@ -48,10 +48,10 @@ def test_scores_equal_the_formula_on_the_same_features(backbone, tmp_path):
         assert result.standard_errors[f"top5@{k}"] == pytest.approx(100 * np.sqrt(share * (1 - share) / 28))
 
 
-def test_another_k_runs_no_forward_pass(backbone, pictures, monkeypatch):
-    dinoeval.evaluate("knn", backbone, data=str(pictures), k=(3,))
+def test_another_k_runs_no_forward_pass(backbone, image_folder, monkeypatch):
+    dinoeval.evaluate("knn", backbone, data=str(image_folder), k=(3,))
     monkeypatch.setattr(backbone.network, "forward", None)  # a call would fail
-    again = dinoeval.evaluate("knn", backbone, data=str(pictures), k=(5, 7), temperature=0.1)
+    again = dinoeval.evaluate("knn", backbone, data=str(image_folder), k=(5, 7), temperature=0.1)
     assert set(again.metrics) == {"top1@5", "top5@5", "top1@7", "top5@7"}
 
 
@@ -67,32 +67,32 @@ def test_one_class_alone_is_no_question(backbone, tmp_path):
         dinoeval.evaluate("knn", backbone, data=str(class_folders(tmp_path, classes=1)))
 
 
-def test_k_has_to_fit_the_part_that_is_searched(backbone, pictures):
-    result = dinoeval.evaluate("knn", backbone, data=str(pictures), train_subset="50pct", subset_seeds=1)
+def test_k_has_to_fit_the_part_that_is_searched(backbone, image_folder):
+    result = dinoeval.evaluate("knn", backbone, data=str(image_folder), train_subset="50pct", subset_seeds=1)
     assert (result.data["train"]["images"], result.config["k"]) == (12, [10])
     assert result.samples["top1@10"]  # one run: its outcomes are there
     assert result.deviations == {}
     with pytest.raises(ConfigError, match="--k 13 exceeds the 12"):
-        dinoeval.evaluate("knn", backbone, data=str(pictures), train_subset="50pct", k=(13,))
+        dinoeval.evaluate("knn", backbone, data=str(image_folder), train_subset="50pct", k=(13,))
 
 
-def test_parts_are_made_alone_and_taken_from_the_whole_where_that_is_there(backbone, pictures, monkeypatch):
-    made = dinoeval.evaluate("knn", backbone, data=str(pictures), train_subset="20pct", k=(2,))
+def test_parts_are_made_alone_and_taken_from_the_whole_where_that_is_there(backbone, image_folder, monkeypatch):
+    made = dinoeval.evaluate("knn", backbone, data=str(image_folder), train_subset="20pct", k=(2,))
     assert {getattr(entry, "num_rows", None) for _, entry in FeatureCache().entries()} == {
         4,
         9,
     }  # floor(24 / 5) of train three times, and val
-    dinoeval.evaluate("knn", backbone, data=str(pictures), k=(2,))
+    dinoeval.evaluate("knn", backbone, data=str(image_folder), k=(2,))
     assert 24 in {getattr(entry, "num_rows", None) for _, entry in FeatureCache().entries()}
     monkeypatch.setattr(backbone.network, "forward", None)  # a call would fail
-    other = dinoeval.evaluate("knn", backbone, data=str(pictures), train_subset="30pct", k=(2,))
-    again = dinoeval.evaluate("knn", backbone, data=str(pictures), train_subset="20pct", k=(2,))
+    other = dinoeval.evaluate("knn", backbone, data=str(image_folder), train_subset="30pct", k=(2,))
+    again = dinoeval.evaluate("knn", backbone, data=str(image_folder), train_subset="20pct", k=(2,))
     assert again.metrics == made.metrics
     assert other.data["train"]["images"] == 7
 
 
 def test_training_on_several_labels_an_image_wants_no_knn_score(tmp_path, capsys):
-    for number, picture in enumerate(made_up_images(4)):
+    for number, picture in enumerate(synthetic_images(4)):
         picture.save(tmp_path / f"{number}.png")
     (tmp_path / "t.csv").write_text("path,labels,split\n0.png,a;b,train\n1.png,,train\n2.png,a,val\n3.png,b,val\n")
     with pytest.raises(SystemExit) as stopped:
@@ -102,15 +102,15 @@ def test_training_on_several_labels_an_image_wants_no_knn_score(tmp_path, capsys
     assert not (tmp_path / "run").exists()
 
 
-def test_the_default_list_is_cut_and_a_k_that_was_asked_for_is_not(backbone, pictures):
-    result = dinoeval.evaluate("knn", backbone, data=str(pictures))
+def test_the_default_list_is_cut_and_a_k_that_was_asked_for_is_not(backbone, image_folder):
+    result = dinoeval.evaluate("knn", backbone, data=str(image_folder))
     assert [name for name in result.metrics if name.startswith("top1")] == ["top1@10", "top1@20"]
     assert result.notes == ["k = 100, 200 left out: there are only 24 training images"]
     with pytest.raises(ConfigError, match="--k 25 exceeds the 24"):
-        dinoeval.evaluate("knn", backbone, data=str(pictures), k=(5, 25))
+        dinoeval.evaluate("knn", backbone, data=str(image_folder), k=(5, 25))
     for wrong in ({"k": ()}, {"k": (0,)}, {"temperature": 0.0}):
         with pytest.raises(ConfigError):
-            dinoeval.evaluate("knn", backbone, data=str(pictures), **wrong)
+            dinoeval.evaluate("knn", backbone, data=str(image_folder), **wrong)
 
 
 def test_skipped_images_change_the_denominator_and_are_recorded(backbone, tmp_path):
@@ -126,8 +126,8 @@ def test_skipped_images_change_the_denominator_and_are_recorded(backbone, tmp_pa
     assert without.samples == result.samples
 
 
-def test_result_holds_every_fact_that_rows_require(backbone, pictures):
-    assert missing_facts(dinoeval.evaluate("knn", backbone, data=str(pictures))) == set()
+def test_result_holds_every_fact_that_rows_require(backbone, image_folder):
+    assert missing_facts(dinoeval.evaluate("knn", backbone, data=str(image_folder))) == set()
 
 
 def test_without_data_imagenet_is_looked_for_and_else_the_digits_taken_with_a_line_that_says_so(monkeypatch, tmp_path):
@@ -140,8 +140,8 @@ def test_without_data_imagenet_is_looked_for_and_else_the_digits_taken_with_a_li
     assert knn.resolve_dataset(None, "vit_s8") == ("imagenet", [])
 
 
-def test_a_result_survives_the_disk(backbone, pictures, tmp_path):
-    result = dinoeval.evaluate("knn", backbone, data=str(pictures))
+def test_a_result_survives_the_disk(backbone, image_folder, tmp_path):
+    result = dinoeval.evaluate("knn", backbone, data=str(image_folder))
     result.save(tmp_path / "r.json")
     assert Result.load(tmp_path / "r.json") == result
     assert result.backbone["digest"] == backbone.digest

@@ -15,7 +15,7 @@ from factories import class_folders
 from paper_results import missing_facts
 
 import dinoeval
-from dinoeval.data.images import open_splits
+from dinoeval.data.opening import open_splits
 from dinoeval.data.transforms import CenterCrop, RandomCrop
 from dinoeval.errors import CheckpointError, ConfigError, DataError
 from dinoeval.features.readout import Cls, ClsAvg, LastCls
@@ -64,10 +64,10 @@ def test_an_epoch_equals_torch_on_the_same_features_in_the_same_order():
     torch.testing.assert_close(sweep.groups["cls"].weight[0], layer.weight.data)
 
 
-def test_the_training_crop_is_torchvisions_with_its_bilinear_default(pictures):
+def test_the_training_crop_is_torchvisions_with_its_bilinear_default(image_folder):
     from torchvision.transforms import Compose, RandomHorizontalFlip, RandomResizedCrop
 
-    picture = open_splits(str(pictures))[0].open(0)
+    picture = open_splits(str(image_folder))[0].open(0)
     theirs = Compose([RandomResizedCrop(16), RandomHorizontalFlip()])
     seen = set()
     for seed in range(6):
@@ -79,8 +79,8 @@ def test_the_training_crop_is_torchvisions_with_its_bilinear_default(pictures):
     assert len(seen) == 6
 
 
-def test_random_crops_do_not_touch_the_users_generator(pictures):
-    picture = open_splits(str(pictures))[0].open(0)
+def test_random_crops_do_not_touch_the_users_generator(image_folder):
+    picture = open_splits(str(image_folder))[0].open(0)
     torch.manual_seed(1)
     expected = torch.rand(3)
     torch.manual_seed(1)
@@ -88,8 +88,8 @@ def test_random_crops_do_not_touch_the_users_generator(pictures):
     assert torch.equal(torch.rand(3), expected)
 
 
-def test_one_forward_pass_gives_all_readouts_and_workers_change_nothing(backbone, pictures):
-    images = open_splits(str(pictures))[0]
+def test_one_forward_pass_gives_all_readouts_and_workers_change_nothing(backbone, image_folder):
+    images = open_splits(str(image_folder))[0]
     readouts = [Cls(), LastCls(2), ClsAvg()]
     steps = [np.arange(10), np.array([23, 11, 12])]
     runs = []
@@ -107,9 +107,9 @@ def test_one_forward_pass_gives_all_readouts_and_workers_change_nothing(backbone
     torch.testing.assert_close(first["cls"], first["clsavg"][:, ::2], rtol=1e-5, atol=1e-5)
 
 
-def test_a_sweep_reports_every_head_and_chooses_on_held_out_images(backbone, pictures, tmp_path):
+def test_a_sweep_reports_every_head_and_chooses_on_held_out_images(backbone, image_folder, tmp_path):
     result = dinoeval.evaluate(
-        "linear", backbone, data=str(pictures), readouts=("cls", "last2"), lrs=(0.1, 3e38), epochs=3, train_batch_size=8, held_out=0.25,
+        "linear", backbone, data=str(image_folder), readouts=("cls", "last2"), lrs=(0.1, 3e38), epochs=3, train_batch_size=8, held_out=0.25,
         out=str(tmp_path / "run"),
     )  # fmt: skip
     assert [(row["readout"], row["lr"]) for row in result.table] == [("cls", 0.1), ("cls", 3e38), ("last2", 0.1), ("last2", 3e38)]
@@ -123,47 +123,55 @@ def test_a_sweep_reports_every_head_and_chooses_on_held_out_images(backbone, pic
     assert result.config["readouts"] == ("cls", "last2")
 
 
-def test_a_saved_head_scores_what_the_run_said_and_goes_with_its_backbone_only(backbone, pictures, tmp_path):
-    options = {"data": str(pictures), "readouts": ("clsavg",), "lrs": (0.5,), "epochs": 2, "train_batch_size": 8}
+def test_a_saved_head_scores_what_the_run_said_and_goes_with_its_backbone_only(backbone, image_folder, tmp_path):
+    options = {"data": str(image_folder), "readouts": ("clsavg",), "lrs": (0.5,), "epochs": 2, "train_batch_size": 8}
     result = dinoeval.evaluate("linear", backbone, **options, out=str(tmp_path / "run"))
     head = str(tmp_path / "run/head_chosen.pth")
-    again = dinoeval.evaluate("linear", backbone, data=str(pictures), head=head)
+    again = dinoeval.evaluate("linear", backbone, data=str(image_folder), head=head)
     assert again.metrics == {"top1": result.metrics["top1"], "top5": result.metrics["top5"]}
     assert again.config["readouts"] == ("clsavg",)
     other = dinoeval.load("vit_xs8_16", weights="random", device="cpu")
     with pytest.raises(ConfigError, match=r"was trained with another backbone and another network"):
-        dinoeval.evaluate("linear", other, data=str(pictures), head=head)
+        dinoeval.evaluate("linear", other, data=str(image_folder), head=head)
     with pytest.raises(ConfigError, match=r"192 inputs and 3 classes; cls of .* has 96"):
-        dinoeval.evaluate("linear", backbone, data=str(pictures), head=head, readouts=("cls",))
+        dinoeval.evaluate("linear", backbone, data=str(image_folder), head=head, readouts=("cls",))
 
 
-def test_a_released_head_is_read_in_its_interleaved_layout(backbone, pictures, tmp_path):
+def test_a_released_head_is_read_in_its_interleaved_layout(backbone, image_folder, tmp_path):
     """Entry 2j of the head's input is [CLS] j, entry 2j + 1 the mean patch's j; the file's names begin with DDP's `module.`."""
     random = np.random.default_rng(0)
     on_cls, on_mean = (torch.from_numpy(random.standard_normal((3, 96), dtype=np.float32)) for _ in range(2))
     weight, bias = torch.stack((on_cls, on_mean), -1).reshape(3, 192), torch.tensor([0.1, 0.2, 0.3])
     torch.save({"epoch": 100, "state_dict": {"module.linear.weight": weight, "module.linear.bias": bias}}, tmp_path / "head.pth")
-    result = dinoeval.evaluate("linear", backbone, data=str(pictures), head=str(tmp_path / "head.pth"), readouts=("clsavg",))
-    val = open_splits(str(pictures))[1]
-    folder = str(pictures / "val")
+    result = dinoeval.evaluate("linear", backbone, data=str(image_folder), head=str(tmp_path / "head.pth"), readouts=("clsavg",))
+    val = open_splits(str(image_folder))[1]
+    folder = str(image_folder / "val")
     cls, patches = dinoeval.embed(backbone, folder), dinoeval.embed(backbone, folder, readout="patches")
     logits = torch.from_numpy(cls) @ on_cls.T + torch.from_numpy(patches).mean((1, 2)) @ on_mean.T + bias
     assert result.samples["top1"] == (logits.argmax(1).numpy() == val.labels).astype(int).tolist()
     assert missing_facts(result) == set()
 
 
-def test_nothing_held_out_and_several_heads_leave_only_the_papers_way(backbone, pictures):
-    result = dinoeval.evaluate("linear", backbone, data=str(pictures), lrs=(0.1, 0.5), epochs=2, held_out=0.0, readouts=("cls",))
+def test_nothing_held_out_and_several_heads_leave_only_the_papers_way(backbone, image_folder):
+    result = dinoeval.evaluate("linear", backbone, data=str(image_folder), lrs=(0.1, 0.5), epochs=2, held_out=0.0, readouts=("cls",))
     assert set(result.metrics) == {"top1_best_on_val", "top5_best_on_val"}
-    one = dinoeval.evaluate("linear", backbone, data=str(pictures), lrs=(0.1,), epochs=2, held_out=0.0, readouts=("cls",))
+    one = dinoeval.evaluate("linear", backbone, data=str(image_folder), lrs=(0.1,), epochs=2, held_out=0.0, readouts=("cls",))
     assert one.metrics["top1"] == one.table[0]["val_last"] == pytest.approx(100 * np.mean(one.samples["top1"]))
     assert one.metrics["top1_best_on_val"] == pytest.approx(100 * np.mean(one.samples["top1_best_on_val"]))
     assert any("cut to 24" in note for note in one.notes)
 
 
-def test_subsets_are_averaged_with_their_deviation(backbone, pictures):
+def test_subsets_are_averaged_with_their_deviation(backbone, image_folder):
     result = dinoeval.evaluate(
-        "linear", backbone, data=str(pictures), lrs=(0.5,), epochs=2, train_subset="50pct", subset_seeds=2, readouts=("cls",), held_out=0.0
+        "linear",
+        backbone,
+        data=str(image_folder),
+        lrs=(0.5,),
+        epochs=2,
+        train_subset="50pct",
+        subset_seeds=2,
+        readouts=("cls",),
+        held_out=0.0,
     )
     assert set(result.deviations) == set(result.metrics)
     assert set(result.samples) == {"path", "label"}
@@ -173,7 +181,7 @@ def test_subsets_are_averaged_with_their_deviation(backbone, pictures):
 
 def test_a_finished_run_is_not_taken_for_that_of_another_network_or_of_other_pictures(tmp_path):
     """Heads of attention do not show in tensors, and pictures that were replaced may have the size they had."""
-    folder = class_folders(tmp_path, ending="bmp")
+    folder = class_folders(tmp_path, extension="bmp")
     tables = []
     for arch in ("vit_xs4_16", "vit_xs4_16_h6"):
         network = dinoeval.load(arch, weights="random", device="cpu")
@@ -185,27 +193,27 @@ def test_a_finished_run_is_not_taken_for_that_of_another_network_or_of_other_pic
     assert len({json.dumps(table) for table in tables}) == 3
 
 
-def test_the_same_command_finds_its_finished_run(backbone, pictures):
-    options = {"data": str(pictures), "lrs": (0.5,), "epochs": 3, "readouts": ("cls",)}
+def test_the_same_command_finds_its_finished_run(backbone, image_folder):
+    options = {"data": str(image_folder), "lrs": (0.5,), "epochs": 3, "readouts": ("cls",)}
     first = dinoeval.evaluate("linear", backbone, **options)
     again = dinoeval.evaluate("linear", backbone, **options)
     assert (first.metrics, first.table) == (again.metrics, again.table)
 
 
-def test_a_run_folder_of_other_settings_is_refused(backbone, pictures, tmp_path):
-    options = {"data": str(pictures), "lrs": (0.5,), "readouts": ("cls",), "out": str(tmp_path / "run")}
+def test_a_run_folder_of_other_settings_is_refused(backbone, image_folder, tmp_path):
+    options = {"data": str(image_folder), "lrs": (0.5,), "readouts": ("cls",), "out": str(tmp_path / "run")}
     dinoeval.evaluate("linear", backbone, epochs=1, **options)
     with pytest.raises(ConfigError, match="epochs was 1 and is 2"):
         dinoeval.evaluate("linear", backbone, epochs=2, **options)
 
 
-def test_a_killed_run_ends_with_the_numbers_of_an_undisturbed_one(tiny_weights, pictures, tmp_path):
+def test_a_killed_run_ends_with_the_numbers_of_an_undisturbed_one(tiny_weights, image_folder, tmp_path):
     """Two kills: the first as soon as a state is on disk, the second soon after the run has gone on from it."""
 
     def command(name: str) -> list[str]:
         begin = "import dinoeval.training.probe.sweep as p; p.SAVE_SECONDS = 0; from dinoeval.cli import main; main()"
         return [
-            *(sys.executable, "-c", begin, "linear", "--weights", str(tiny_weights), "--data", str(pictures), "--device", "cpu"),
+            *(sys.executable, "-c", begin, "linear", "--weights", str(tiny_weights), "--data", str(image_folder), "--device", "cpu"),
             *("--readouts", "cls", "--lrs", "0.1", "1", "--epochs", "20", "--train-batch-size", "4"),
             *("--out", str(tmp_path / name), "--json", str(tmp_path / f"{name}.json")),
         ]
@@ -240,18 +248,18 @@ def test_bad_images_are_named_or_left_out(backbone, tmp_path):
     assert cached.data["train"]["bad_images"] == ["class1/3.png"]
 
 
-def test_features_that_are_no_numbers_name_the_image_and_not_the_rate(pictures):
+def test_features_that_are_no_numbers_name_the_image_and_not_the_rate(image_folder):
     backbone = dinoeval.load("vit_xs4_16", weights="random", device="cpu")
     backbone.network.norm.bias[0] = float("nan")
-    source = Augmented(backbone, open_splits(str(pictures))[0], [Cls()], CenterCrop(16, 16), seed=0)
+    source = Augmented(backbone, open_splits(str(image_folder))[0], [Cls()], CenterCrop(16, 16), seed=0)
     with pytest.raises(DataError, match=r"features of class0/0.png by vit_xs4_16 are NaN"):
         list(source.batches(0, [np.arange(4)]))
 
 
 @pytest.mark.parametrize("features", ["augmented", "cached"])
-def test_two_processes_end_with_the_numbers_of_one(features, tiny_weights, pictures, tmp_path):
+def test_two_processes_end_with_the_numbers_of_one(features, tiny_weights, image_folder, tmp_path):
     """21 images in steps of 4: the last step holds one, so that one of the processes has none."""
-    words = ["linear", "--weights", str(tiny_weights), "--data", str(pictures), "--device", "cpu", "--readouts", "cls", "--lrs", "0.5"]
+    words = ["linear", "--weights", str(tiny_weights), "--data", str(image_folder), "--device", "cpu", "--readouts", "cls", "--lrs", "0.5"]
     words += ["--epochs", "3", "--train-batch-size", "4", "--held-out", "0.13", "--features", features]
     runs = []
     for name, launcher in (("one", ["-m"]), ("two", ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"])):
@@ -277,9 +285,9 @@ def test_two_processes_end_with_the_numbers_of_one(features, tiny_weights, pictu
         ({"lrs": (3e38,), "epochs": 3, "train_batch_size": 4}, "every head diverged"),
     ],
 )
-def test_mistakes_are_one_paragraph(backbone, pictures, options, says):
+def test_mistakes_are_one_paragraph(backbone, image_folder, options, says):
     with pytest.raises((ConfigError, CheckpointError, dinoeval.DinoevalError), match=says):
-        dinoeval.evaluate("linear", backbone, data=str(pictures), **options)
+        dinoeval.evaluate("linear", backbone, data=str(image_folder), **options)
 
 
 def test_the_papers_features_go_by_architecture():

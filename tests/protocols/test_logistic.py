@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from data_factories import tinted_picture, voc07_tree
+from data_factories import tinted_image, voc07_tree
 from factories import class_folders
 from paper_results import missing_facts, scored_as
 from scipy.optimize import minimize
@@ -18,7 +18,7 @@ from sklearn.metrics import average_precision_score
 
 import dinoeval
 from dinoeval.cli import main
-from dinoeval.data.images import open_splits
+from dinoeval.data.opening import open_splits
 from dinoeval.data.subsets import hold_out, subset_rows
 from dinoeval.errors import ConfigError, DataError
 from dinoeval.maths.neighbors import l2_normalize
@@ -49,7 +49,7 @@ def overlapping(tmp_path_factory) -> Path:
         for label in range(4):
             for number in range(count):
                 tint = label if random.random() < 0.7 else random.integers(4)
-                tinted_picture(root / f"{split}/class{label}/{split}{label}_{number:02}.png", int(tint), seed=int(random.integers(10_000)))
+                tinted_image(root / f"{split}/class{label}/{split}{label}_{number:02}.png", int(tint), seed=int(random.integers(10_000)))
     return root
 
 
@@ -228,28 +228,28 @@ def test_images_that_cannot_be_read_are_left_out(backbone, tmp_path):
     assert score(backbone, folder).samples == result.samples
 
 
-def test_what_cannot_be_asked(backbone, pictures, tmp_path):
+def test_what_cannot_be_asked(backbone, image_folder, tmp_path):
     wrong_values = {"lambdas": [(), (0.0,), (np.inf,)], "tolerance": [0.0], "max_iter": [0], "train_subset": ["120pct", "none.txt"]}
     for options in ({name: value} for name, values in wrong_values.items() for value in values):
         with pytest.raises(ConfigError):
-            score(backbone, pictures, **options)
+            score(backbone, image_folder, **options)
     with pytest.raises(ConfigError, match="--subset-seeds"):
-        score(backbone, pictures, train_subset="50pct", subset_seeds=0)
+        score(backbone, image_folder, train_subset="50pct", subset_seeds=0)
     with pytest.raises(DataError, match="too few classes"):
         score(backbone, class_folders(tmp_path, classes=1))
 
 
-def test_without_cyanure_the_other_solver_is_named_and_not_taken(pictures, tiny_weights):
+def test_without_cyanure_the_other_solver_is_named_and_not_taken(image_folder, tiny_weights):
     code = "import sys; sys.modules.update(cyanure=None); from dinoeval.cli import main; main(sys.argv[1:])"
-    command = [sys.executable, "-c", code, "logistic", "--weights", str(tiny_weights), "--data", str(pictures)]
+    command = [sys.executable, "-c", code, "logistic", "--weights", str(tiny_weights), "--data", str(image_folder)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (2, "")
     assert "--solver sklearn" in done.stderr
     assert "Traceback" not in done.stderr
 
 
-def test_a_subset_is_related_to_table_10_and_not_compared(backbone, pictures):
-    result = score(backbone, pictures, train_subset="50pct", subset_seeds=2)
+def test_a_subset_is_related_to_table_10_and_not_compared(backbone, image_folder):
+    result = score(backbone, image_folder, train_subset="50pct", subset_seeds=2)
     assert missing_facts(result) == set()
     splits = {name: dict(split) for name, split in result.splits.items()}
     splits["train"] |= {"images": 12_811, "classes": 1000}

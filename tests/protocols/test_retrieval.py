@@ -4,13 +4,13 @@ import pickle
 
 import numpy as np
 import pytest
-from factories import made_up_images
+from factories import synthetic_images
 from paper_results import missing_facts, reasons
 from PIL import Image
-from set_factories import made_up_videos, revisited_set
+from set_factories import revisited_set, synthetic_videos
 
 import dinoeval
-from dinoeval.data.images import open_images
+from dinoeval.data.opening import open_images
 from dinoeval.data.transforms import MULTISCALE, Thumbnail
 from dinoeval.errors import ConfigError, DataError
 from dinoeval.features.extract import forward
@@ -27,7 +27,7 @@ OPTIONS = {"image_size": 64}
 
 @pytest.fixture(scope="module")
 def videos(tmp_path_factory):
-    return made_up_videos(tmp_path_factory.mktemp("videos"), videos=3, frames=10)
+    return synthetic_videos(tmp_path_factory.mktemp("videos"), videos=3, frames=10)
 
 
 @pytest.fixture
@@ -129,10 +129,15 @@ def test_distractors_lower_the_score_as_if_they_were_in_the_database(backbone, r
     assert result.metrics == pytest.approx(inside.metrics)
 
 
-def test_whitening_and_cropped_queries_change_the_score(backbone, root, pictures):
+def test_whitening_and_cropped_queries_change_the_score(backbone, root, image_folder):
     runs = [
         dinoeval.evaluate("retrieval", backbone, data=str(root), **OPTIONS, **options)
-        for options in ({}, {"query_crop": True}, {"whitening": str(pictures)}, {"whitening": str(pictures), "center_whitening": True})
+        for options in (
+            {},
+            {"query_crop": True},
+            {"whitening": str(image_folder)},
+            {"whitening": str(image_folder), "center_whitening": True},
+        )
     ]
     assert len({tuple(run.samples["mAP_medium"]) for run in runs}) == 4
     assert "config.query_crop: yes" in reasons(runs[1])
@@ -170,7 +175,7 @@ def test_unreadable_images(backbone, root):
 def test_one_image_only(backbone, tmp_path):
     folder = tmp_path / "roxford5k/jpg"
     folder.mkdir(parents=True)
-    made_up_images(1, (64, 48))[0].save(folder / "a.jpg")
+    synthetic_images(1, (64, 48))[0].save(folder / "a.jpg")
     content = {"imlist": ["a"], "qimlist": ["a"], "gnd": [{"bbx": [0, 0, 9, 9], "easy": [0], "hard": [], "junk": []}]}
     (tmp_path / "roxford5k/gnd_roxford5k.pkl").write_bytes(pickle.dumps(content))
     result = dinoeval.evaluate("retrieval", backbone, data=str(tmp_path), **OPTIONS)

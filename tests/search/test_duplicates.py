@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from factories import made_up_images
+from factories import synthetic_images
 from PIL import Image
 
 from dinoeval.maths.neighbors import l2_normalize
@@ -53,7 +53,7 @@ def test_groups_are_those_of_a_walk_over_all_pairs(tmp_path, monkeypatch, count,
 
 
 def test_copies_are_as_people_make_them():
-    picture = made_up_images(1, (400, 200))[0]
+    picture = synthetic_images(1, (400, 200))[0]
     made = copies(picture)
     assert [one.size for one in made] == [(400, 200), (400, 200), (200, 100), (380, 190)]
     pixels = [np.asarray(one, np.int16) for one in (picture, *made)]

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from factories import TINY, class_folders, made_up_images, made_up_state
+from factories import TINY, class_folders, synthetic_images, synthetic_state
 from PIL import Image
 
 import dinoeval
@@ -86,8 +86,8 @@ def test_building_again_makes_only_what_is_new(photos, tiny_weights, tmp_path, c
     code, _, err = call(capsys, *build)  # weights and readout are the index's
     assert (code, "24 images as they were; 0 new" in err) == (0, True)
     assert {path.name for path in index.iterdir()} == before
-    made_up_images(1, seed=77)[0].save(photos / "class0/new.png")
-    made_up_images(1, seed=78)[0].save(photos / "class0/1.png")
+    synthetic_images(1, seed=77)[0].save(photos / "class0/new.png")
+    synthetic_images(1, seed=78)[0].save(photos / "class0/1.png")
     (photos / "class2/5.png").unlink()
     cache = Path(os.environ["DINOEVAL_CACHE"])
     code, out, err = call(capsys, *build)
@@ -111,7 +111,7 @@ def test_an_approximate_index_grows(photos, backbone, tmp_path, kind):
     library = search.build(photos, index, backbone)
     assert (len(library), library.manifest["parameters"]["trained_on"]) == (25, 24)
     assert library.query(photos / "class0/0.png", k=1)[0].paths == [str(photos / "class0/zz.png")]
-    for number, picture in enumerate(made_up_images(40, seed=9)):
+    for number, picture in enumerate(synthetic_images(40, seed=9)):
         picture.save(photos / f"class1/more{number}.png")
     assert search.build(photos, index, backbone).manifest["parameters"]["trained_on"] == 65
     assert search.build(photos, index, backbone, index="exact").manifest["parameters"] == {}
@@ -128,7 +128,7 @@ def test_bad_images_are_skipped_once(photos, backbone, tmp_path, caplog):
     assert len(search.build(photos, tmp_path / "index", backbone)) == 24  # it has not changed since
     (photos / "class1/more.png").write_text("more text")
     assert len(search.build(photos, tmp_path / "index", backbone, session=skip)) == 24
-    made_up_images(1, seed=5)[0].save(photos / "class1/text.png")
+    synthetic_images(1, seed=5)[0].save(photos / "class1/text.png")
     assert len(search.build(photos, tmp_path / "index", backbone)) == 25
 
 
@@ -170,7 +170,7 @@ def test_few_pictures_that_are_asked_about_leave_nothing_in_the_cache(photos, ba
     library = search.build(photos, tmp_path / "index", backbone, session=SessionConfig(bad_images="skip"))
     cache = Path(os.environ["DINOEVAL_CACHE"])
     before = sorted(cache.iterdir())
-    for number, picture in enumerate(made_up_images(33, seed=3)):
+    for number, picture in enumerate(synthetic_images(33, seed=3)):
         picture.save(tmp_path / f"asked{number:02}.png")
     asked = sorted(tmp_path.glob("asked*.png"))
     (tmp_path / "text.png").write_text("text")
@@ -190,7 +190,7 @@ def test_few_pictures_that_are_asked_about_leave_nothing_in_the_cache(photos, ba
 def test_what_does_not_fit_an_index_is_refused(photos, tiny_weights, tmp_path, capsys):
     index, weights = tmp_path / "index", ("--weights", tiny_weights)
     call(capsys, "search", "build", photos, "--out", index, *weights)
-    save_backbone(tmp_path / "other.safetensors", made_up_state(TINY, seed=1), arch=TINY)
+    save_backbone(tmp_path / "other.safetensors", synthetic_state(TINY, seed=1), arch=TINY)
     digests = [dinoeval.load(weights=path).digest for path in (tiny_weights, tmp_path / "other.safetensors")]
     picture = next(photos.rglob("*.png"))
     query, build = ("search", "query", index, picture), ("search", "build", photos, "--out", index)
@@ -202,7 +202,7 @@ def test_what_does_not_fit_an_index_is_refused(photos, tiny_weights, tmp_path, c
     one_paragraph(call(capsys, "search", "build", photos.parent / "val", "--out", index), "is an index of", "name another --out")
     one_paragraph(call(capsys, *query, "--k", 0), "k must be 1 or more")
     one_paragraph(call(capsys, "search", "query", index), "name the images")
-    one_paragraph(call(capsys, "search", "query", index, tmp_path / "none.png"), "no image", "none.png")
+    one_paragraph(call(capsys, "search", "query", index, tmp_path / "none.png"), "none.png")
     one_paragraph(call(capsys, "search", "query", tmp_path / "nowhere", picture), "no index")
     one_paragraph(call(capsys, "search", "query", photos.parent, picture), "is no index", "train, val")
     one_paragraph(call(capsys, *query, "--sheet", tmp_path / "s.pdf"), ".html or .png")
@@ -214,7 +214,7 @@ def test_what_cannot_be_built_is_refused(photos, tiny_weights, tmp_path, capsys)
     index, weights = tmp_path / "index", ("--weights", tiny_weights)
     (tmp_path / "empty").mkdir()
     shutil.copytree(photos, tmp_path / "one", ignore=shutil.ignore_patterns("class[12]", "[1-9].png"))
-    one_paragraph(call(capsys, "search", "build", tmp_path / "empty", "--out", index, *weights), "holds no image")
+    one_paragraph(call(capsys, "search", "build", tmp_path / "empty", "--out", index, *weights), "contains no image")
     one_paragraph(call(capsys, "search", "build", tmp_path / "one", "--out", index, *weights), "one image alone, class0/0.png")
     one_paragraph(call(capsys, "search", "build", tmp_path / "nowhere", "--out", index, *weights), "no folder")
     one_paragraph(call(capsys, "search", "build", photos, "--out", tiny_weights, *weights), "is a file")
@@ -253,7 +253,7 @@ def test_a_build_that_was_killed_ends_as_an_undisturbed_one(photos, tiny_weights
     whole, index = tmp_path / "whole", tmp_path / "index"
     if there:
         search.build(photos, index, backbone)
-        for number, picture in enumerate(made_up_images(9, seed=8)):
+        for number, picture in enumerate(synthetic_images(9, seed=8)):
             picture.save(photos / f"class1/more{number}.png")
         shutil.copytree(index, whole)
     old = search.open(index).rows() if there else None

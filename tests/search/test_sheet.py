@@ -5,7 +5,7 @@ import io
 import re
 
 import pytest
-from factories import made_up_images
+from factories import synthetic_images
 from PIL import Image
 
 from dinoeval.errors import DinoevalError
@@ -15,7 +15,7 @@ from dinoeval.search.sheet import Section, Tile, write_sheet
 @pytest.fixture
 def strips(tmp_path) -> list[Section]:
     paths = [tmp_path / name for name in ("a.png", "<b>.png", "größe.png")]
-    for path, picture in zip(paths, made_up_images(3, (400, 300)), strict=True):
+    for path, picture in zip(paths, synthetic_images(3, (400, 300)), strict=True):
         picture.save(path)
     Image.new("RGB", (10, 5), "red").save(tmp_path / "small.png")
     (tmp_path / "broken.png").write_text("text")

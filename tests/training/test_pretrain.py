@@ -14,10 +14,11 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from factories import TINY, class_folders, made_up_images
+from factories import TINY, class_folders, synthetic_images
 
 import dinoeval
-from dinoeval.data.images import in_memory, open_images
+from dinoeval.data.images import in_memory
+from dinoeval.data.opening import open_images
 from dinoeval.errors import ConfigError, DataError, DinoevalError
 from dinoeval.models.checkpoints import open_checkpoint, tensor_digest
 from dinoeval.training.pretrain import loop, schedules
@@ -147,7 +148,7 @@ def test_the_last_layer_is_frozen_without_decay_in_the_first_epochs():
 
 
 def test_crops_depend_on_seed_epoch_and_row_alone():
-    images = in_memory(made_up_images(4, (40, 30)))
+    images = in_memory(synthetic_images(4, (40, 30)))
     one, other = (Crops(images, MultiCropAugmentation(SMALL), seed=1) for _ in range(2))
     first = [one[row] for row in range(4)]
     assert [crop.shape for crop in first[0]] == [(3, 16, 16)] * 2 + [(3, 8, 8)] * 2
@@ -197,9 +198,9 @@ def test_a_killed_run_resumes_and_ends_with_the_weights_of_an_undisturbed_one(tm
     assert (other.returncode, "is of another run (seed was 0 and is 1)" in other.stderr) == (2, True)
 
 
-def test_mistakes_are_explained(tmp_path, pictures):
+def test_mistakes_are_explained(tmp_path, image_folder):
     with pytest.raises(ConfigError, match="33 images make no batch of 64"):
-        loop.train(open_images(pictures), TINY, tmp_path, dataclasses.replace(SMALL, batch_size=64))
+        loop.train(open_images(image_folder), TINY, tmp_path, dataclasses.replace(SMALL, batch_size=64))
     with pytest.raises(ConfigError, match="warmup_epochs = 10 does not fit into 3 epochs"):
         Recipe(epochs=3)
     with pytest.raises(ConfigError, match="local_scale must be two shares"):
@@ -216,14 +217,14 @@ def test_mistakes_are_explained(tmp_path, pictures):
         with pytest.raises(ConfigError):
             dataclasses.replace(SMALL, **wrong)
     with pytest.raises(ConfigError, match="smaller than a patch"):
-        loop.train(open_images(pictures), "vit_xs16_32", tmp_path / "run", SMALL)
+        loop.train(open_images(image_folder), "vit_xs16_32", tmp_path / "run", SMALL)
     (tmp_path / "other").mkdir()
     torch.save({"student": {}}, tmp_path / "other" / loop.CHECKPOINT)
     with pytest.raises(ConfigError, match="was not written by this program"):
-        loop.train(open_images(pictures), TINY, tmp_path / "other", SMALL)
+        loop.train(open_images(image_folder), TINY, tmp_path / "other", SMALL)
     (tmp_path / "file").write_text("")
     with pytest.raises(DinoevalError, match="cannot be written"):
-        loop.train(open_images(pictures), TINY, tmp_path / "file", SMALL)
+        loop.train(open_images(image_folder), TINY, tmp_path / "file", SMALL)
 
 
 def test_recipes_that_have_a_name_are_valid_and_the_default_is_the_released_one():

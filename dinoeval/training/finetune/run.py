@@ -210,7 +210,7 @@ class Run:
         )
         self.order = RepeatedOrder(len(train), recipe, positions, settings.seed)
         self.mixing = Mixing(recipe, len(train.classes), parts, settings.seed)
-        workers = distributed.num_decoders(settings.workers, len(train), train.small)
+        workers = distributed.num_workers(settings.workers, len(train), train.small)
         options: dict[str, Any] = {
             "collate_fn": collate, "num_workers": workers, "pin_memory": self.device.type == "cuda",
             "generator": torch.Generator(),  # its own: starting workers would otherwise draw from stochastic depth's

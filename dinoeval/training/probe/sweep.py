@@ -99,7 +99,7 @@ class Augmented:
         loader = DataLoader(
             _RandomCrops(self.images, RandomCrop(self.transform.crop), self.seed, epoch, [rows for _, rows in parts]),
             batch_size=None,
-            num_workers=distributed.num_decoders(self.workers, len(parts), self.images.small),
+            num_workers=distributed.num_workers(self.workers, len(parts), self.images.small),
             pin_memory=self.backbone.device.type == "cuda",
         )
         gathered: list[tuple[dict[str, Tensor], np.ndarray]] = []
