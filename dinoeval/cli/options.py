@@ -38,7 +38,7 @@ class JsonOutput:
     """The option of commands that also write their result to a file."""
 
     json: str | None = None
-    """Write the result to this file as JSON (default: no file)."""
+    """Write the result to this file as JSON (default: not written)."""
 
     def check(self) -> None:
         """Fail before the work if the file cannot be written.
@@ -192,15 +192,19 @@ def _fields_of_function(function: Callable[..., int]) -> tyro.constructors.Struc
 
 def _spec(name: str, hint: Any, default: Any, text: str | None, positional: bool = False) -> tyro.constructors.StructFieldSpec:
     """Describe one option to tyro: fields of a nested dataclass without a prefix, positional arguments by name."""
-    plain = typing.get_args(hint)[0] if typing.get_origin(hint) is Annotated else hint
+    annotated = typing.get_origin(hint) is Annotated
+    plain: Any
+    plain, *own = typing.get_args(hint) if annotated else (hint,)
     markers: list[Any] = [tyro.conf.DisallowNone, tyro.conf.arg(help_behavior_hint=_hint)]
-    if dataclasses.is_dataclass(plain):
+    if isinstance(plain, type) and dataclasses.is_dataclass(plain):
         markers = [tyro.conf.arg(name="")]
         default = plain() if default is tyro.MISSING else default
     elif positional:
-        repeats = " ..." if typing.get_origin(plain) is tuple else ""
-        markers += [tyro.conf.Positional, tyro.conf.arg(metavar=name.upper() + repeats)]
-    return tyro.constructors.StructFieldSpec(name=name, type=Annotated[(hint, *markers)], default=default, helptext=text)
+        metavar = name.upper() + ("..." if typing.get_origin(plain) is tuple else "")
+        metavar = metavar if default is tyro.MISSING else f"[{metavar}]"
+        markers += [tyro.conf.Positional, tyro.conf.arg(metavar=metavar)]
+    annotation: Any = Annotated[(plain, *markers, *own)]
+    return tyro.constructors.StructFieldSpec(name=name, type=annotation, default=default, helptext=text)
 
 
 def _hint(default: str) -> str:
