@@ -185,7 +185,8 @@ def _fields_of_function(function: Callable[..., int]) -> tyro.constructors.Struc
 
     @functools.wraps(function)
     def instantiate(**values: Any) -> int:
-        return function(*(values.pop(name) for name in positional), **values)
+        arguments = [values.pop(name) for name in positional]
+        return function(*arguments, **values)
 
     return tyro.constructors.StructConstructorSpec(instantiate=instantiate, fields=tuple(specs))
 

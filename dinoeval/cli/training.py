@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import itertools
 from collections.abc import Sequence
 from typing import Literal
 
@@ -67,7 +68,7 @@ def train(args: Sequence[str], program: str) -> int:
         DinoevalError: If an option or the data cannot be used.
     """
     words = [word for arg in args for word in arg.split("=", 1)]
-    preset = next((following for word, following in zip(words, words[1:], strict=False) if word == "--preset"), "released")
+    preset = next((following for word, following in itertools.pairwise(words) if word == "--preset"), "released")
     defaults = Options(data=tyro.MISSING, arch=tyro.MISSING, out=tyro.MISSING, preset=preset), get_recipe(preset)
     options, recipe = parse(defaults, args, program, f"{Options.__doc__} Presets: {', '.join(PRESETS)}.")
     if world_size() > 1:
