@@ -307,9 +307,10 @@ def _check_result(module: ModuleType, result: Result) -> list[str]:
         problems.append(f"Result.version must be VERSION = {module.VERSION}, got {result.version}")
     if not result.metrics:
         problems.append("Result.metrics is empty")
-    for name, value in {**result.metrics, **result.standard_errors}.items():
-        if not isinstance(value, float) or not math.isfinite(value) or abs(value) > 100:
-            problems.append(f"Result.metrics and standard_errors must be floats in percent, got {name} = {value!r}")
+    for field in ("metrics", "standard_errors", "deviations"):
+        for name, value in getattr(result, field).items():
+            if not isinstance(value, float) or not math.isfinite(value) or abs(value) > 100:
+                problems.append(f"Result.{field} must be floats in percent, got {name} = {value!r}")
     if unknown := set(result.standard_errors) - set(result.metrics):
         problems.append(f"Result.standard_errors has no metric for {', '.join(sorted(unknown))}")
     lengths = {name: len(column) for name, column in result.samples.items()}

@@ -97,7 +97,7 @@ def parse(defaults: Sequence[Any], args: Sequence[str], program: str, descriptio
     """
     fields = [(f"part{number}", type(default), dataclasses.field(default=default)) for number, default in enumerate(defaults)]
     combined = dataclasses.make_dataclass("Options", fields, frozen=True)
-    parsed = tyro.cli(combined, args=args, prog=program, description=description, registry=_REGISTRY)
+    parsed = tyro.cli(combined, args=args, prog=program, description=inspect.cleandoc(description), registry=_REGISTRY)
     return tuple(getattr(parsed, name) for name, *_ in fields)
 
 

@@ -84,7 +84,7 @@ def get_protocol(name: str) -> ModuleType:
     (entry,) = importlib.metadata.entry_points(group=ENTRY_POINTS, name=name)
     try:
         module = entry.load()
-    except Exception as error:  # noqa: BLE001  a module of someone else can raise anything while it is imported
+    except Exception as error:  # A module of another package can raise anything while it is imported.
         raise ConfigError(f"the protocol '{name}' of {_package(entry)} cannot be imported: {type(error).__name__}: {error}") from error
     if not isinstance(module, ModuleType):
         raise ConfigError(f"the entry point '{name}' of {_package(entry)} must name a module, got {entry.value}")
