@@ -141,7 +141,7 @@ def find(args: Sequence[str]) -> tuple[Command, list[str]]:
 
 
 def help_text(args: Sequence[str], version: str) -> str | None:
-    """Return the help that is not about one command: of all commands, or of a group such as `search`.
+    """Return the help of all commands, or of a group such as `search`.
 
     Args:
         args: The words of the command line.

@@ -23,9 +23,6 @@ def embed(images: tuple[str, ...], /, *, out: str, readout: str = "cls", session
         readout: cls, lastN (such as last4), clsavg, gem or patches.
         session: The network and how images are read.
 
-    Returns:
-        The exit code.
-
     Raises:
         DinoevalError: If an option, the weights or the images cannot be used.
     """
@@ -63,9 +60,6 @@ def cache_list(cache: CacheFolder) -> int:
 
     Args:
         cache: The cache.
-
-    Returns:
-        The exit code.
     """
     from dinoeval.features.cache import FeatureCache
 
@@ -99,9 +93,6 @@ def cache_verify(cache: CacheFolder) -> int:
 
     Args:
         cache: The cache.
-
-    Returns:
-        The exit code.
     """
     from dinoeval.features.cache import FeatureCache
 
@@ -121,9 +112,6 @@ def cache_prune(keys: tuple[str, ...] = (), /, *, all: bool = False, runs: bool 
         all: Delete all entries, but no runs.
         runs: Delete the finished runs: heads of linear probes, masks of `davis`.
         cache: The cache.
-
-    Returns:
-        The exit code.
 
     Raises:
         ConfigError: If no entry or run has one of the names.
@@ -152,9 +140,6 @@ def cache_path(cache: CacheFolder) -> int:
 
     Args:
         cache: The cache.
-
-    Returns:
-        The exit code.
     """
     from dinoeval.features.cache import FeatureCache
 

@@ -61,9 +61,6 @@ def train(args: Sequence[str], program: str) -> int:
         args: The words after the name of the command.
         program: What the user typed before them.
 
-    Returns:
-        The exit code.
-
     Raises:
         DinoevalError: If an option or the data cannot be used.
     """

@@ -12,9 +12,6 @@ def models() -> int:
     """List released weights, local paths and published scores.
 
     Scores are top-1 on ImageNet in percent. `dinoeval models fetch` downloads weights, `dinoeval models convert` converts them.
-
-    Returns:
-        The exit code.
     """
     from dinoeval.models.build import readouts_of
     from dinoeval.models.download import local_path
@@ -42,9 +39,6 @@ def fetch(name: str, /) -> int:
     Args:
         name: Model name from `dinoeval models`.
 
-    Returns:
-        The exit code.
-
     Raises:
         DinoevalError: If the name is unknown, or the file cannot be downloaded or has another hash than expected.
     """
@@ -64,9 +58,6 @@ def convert(source: str, target: str, /, *, arch: str | None = None, key: Litera
         target: Output file, F.safetensors.
         arch: Architecture (default: the one that the file names).
         key: Network to load from a full checkpoint.
-
-    Returns:
-        The exit code.
 
     Raises:
         DinoevalError: If the checkpoint cannot be loaded or the file cannot be written.

@@ -43,7 +43,7 @@ def names() -> list[str]:
 
 
 def packages_of(name: str) -> list[str]:
-    """Return the packages that provide a protocol of this name; more than one is a conflict.
+    """Return the packages that provide a protocol; more than one is a conflict.
 
     Args:
         name: Name of a protocol.
