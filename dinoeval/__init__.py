@@ -1,4 +1,4 @@
-"""dinoeval: features of DINO vision transformers, and the paper's evaluation protocols.
+"""dinoeval: features of DINO vision transformers, and the evaluation protocols of the paper.
 
 In a notebook: `backbone = dinoeval.load("vit_s8")`, `dinoeval.embed(backbone, "photos/")`,
 `dinoeval.evaluate("knn", backbone, data="cifar10")`, `dinoeval.search.build("photos/", "photos.index", backbone)`.
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 __version__ = "0.1.0"
 
-_WHERE = {
+_DEFINED_IN = {
     "load": "dinoeval.models.backbone",
     "Backbone": "dinoeval.models.backbone",
     "Tokens": "dinoeval.models.backbone",
@@ -22,6 +22,7 @@ _WHERE = {
     "Result": "dinoeval.results",
     "DinoevalError": "dinoeval.errors",
 }
+_SUBPACKAGES = ("figures", "search")
 __all__ = ["Backbone", "DinoevalError", "Features", "Result", "Tokens", "__version__", "embed", "evaluate", "figures", "load", "search"]
 
 if TYPE_CHECKING:
@@ -34,9 +35,9 @@ if TYPE_CHECKING:
 
 
 def __getattr__(name: str):
-    if name in _WHERE:
-        return getattr(importlib.import_module(_WHERE[name]), name)
-    if name in ("figures", "search"):
+    if name in _DEFINED_IN:
+        return getattr(importlib.import_module(_DEFINED_IN[name]), name)
+    if name in _SUBPACKAGES:
         return importlib.import_module(f"dinoeval.{name}")
     raise AttributeError(f"module 'dinoeval' has no attribute '{name}'")
 

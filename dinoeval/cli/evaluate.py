@@ -2,51 +2,48 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Annotated
 
 import tyro
 
 from dinoeval.errors import ConfigError, DinoevalError
-from dinoeval.files import check_writable
 from dinoeval.results import Result
 
 
-def protocol_options(name: str) -> type:
-    """Return a dataclass of all options of a protocol: its Config, the session's, and where to write the Result."""
-    from dinoeval import protocols
-    from dinoeval.session import SessionConfig
-
-    config = protocols.get_protocol(name).Config
-    fields = [
-        ("config", Annotated[config, tyro.conf.arg(name="")], dataclasses.field(default_factory=config)),
-        ("session", Annotated[SessionConfig, tyro.conf.arg(name="")], dataclasses.field(default_factory=SessionConfig)),
-        ("json", Annotated[str | None, tyro.conf.arg(help="Write the whole Result to this file (default: not written).")], None),
-    ]
-    return dataclasses.make_dataclass(name, fields, frozen=True, namespace={"__doc__": config.__doc__})
-
-
 def run_protocol(name: str, args: list[str], program: str) -> int:
-    """Run a protocol, print its Result, and write it if --json is passed."""
-    from dinoeval import distributed, protocols
-    from dinoeval.reports.table import format_result
-    from dinoeval.session import Session
+    """Run a protocol, print its Result, and write it if --json is passed.
 
-    options = tyro.cli(protocol_options(name), args=args, prog=program)
-    if options.json:
-        check_writable(options.json)
+    Args:
+        name: Name of the protocol.
+        args: The words after the name.
+        program: What the user typed before them, such as `dinoeval knn`.
+
+    Returns:
+        The exit code.
+
+    Raises:
+        DinoevalError: If an option, the weights or the data cannot be used.
+    """
+    from dinoeval import distributed, protocols
+    from dinoeval.cli.options import JsonOutput, parse
+    from dinoeval.reports.table import format_result
+    from dinoeval.session import Session, SessionConfig
+
+    protocol = protocols.get_protocol(name)
+    config, session, output = parse((protocol.Config(), SessionConfig(), JsonOutput()), args, program, protocol.Config.__doc__)
+    output.check()
     try:
-        result = protocols.get_protocol(name).run(options.config, Session(options.session))
+        result = protocol.run(config, Session(session))
     except RuntimeError as error:
         if type(error).__name__ != "OutOfMemoryError":  # torch's class, without importing torch
             raise
         raise DinoevalError("out of GPU memory: reduce --batch-size or pass --precision bf16") from error
     if distributed.rank() == 0:
-        if options.json:
-            result.save(options.json)  # before anything that could fail
+        if output.json:
+            result.save(output.json)  # before anything that could fail
         print(format_result(result))
-        if options.json:
-            print(f"written to {options.json}")
+        if output.json:
+            print(f"written to {output.json}")
     return 0
 
 

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from typing import Annotated, Literal
+import itertools
+from collections.abc import Sequence
+from typing import Literal
 
 import tyro
 
+from dinoeval.cli.options import parse
 from dinoeval.data.images import ImageSet
 from dinoeval.data.opening import open_images, open_splits
 from dinoeval.data.transforms import parse_transform
@@ -20,76 +23,94 @@ from dinoeval.maths.neighbors import nearest, vote
 from dinoeval.models.backbone import Backbone, Provenance, choose_device
 from dinoeval.models.vit import VisionTransformer
 from dinoeval.training.pretrain import loop
-from dinoeval.training.pretrain.presets import PRESETS, Recipe, get_recipe
+from dinoeval.training.pretrain.presets import PRESETS, get_recipe
+
+_K, _TEMPERATURE = 20, 0.07  # of the k-NN score during training, as in `dinoeval knn`
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
-    """Train a backbone with DINO. A run that was stopped goes on when the same command is given again."""
+    """Train a backbone with DINO. Rerun the same command to resume an interrupted run."""
 
     data: str
-    """A data set as for `dinoeval knn` (its training half is used, its labels for the k-NN score only), or a folder of images."""
+    """Labeled dataset as for `dinoeval knn` (trained on its training images; labels serve the k-NN score only), or a folder of
+    images."""
     arch: str
-    """Such as vit_s16, vit_ti4_32."""
+    """Architecture, such as vit_s16 or vit_ti4_32."""
     out: str
-    """Folder of the run: checkpoint.pth, log.txt, teacher.safetensors."""
+    """Folder of the run: checkpoint.pth, log.txt and teacher.safetensors."""
     preset: str = "released"
-    """Where the recipe's defaults come from."""
+    """Training recipe whose values are the defaults of the options below."""
     device: str = "auto"
-    """auto, cpu, cuda, mps."""
+    """auto, cpu, cuda, cuda:1 or mps."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    """Of the forward passes."""
+    """Forward-pass precision."""
     workers: int = 1
-    """Processes that augment."""
+    """Data-loading processes."""
     seed: int = 0
-    """Of weights, order and augmentation."""
+    """Random seed of weights, order of images and augmentation."""
     save_every: int = 20
-    """Epochs between checkpoints that are kept; 0 for none."""
+    """Epochs between checkpoints that are kept; 0 keeps the last one only."""
     knn_every: int = 10
-    """Epochs between k-NN scores of the teacher; 0 for none."""
-    recipe: Annotated[Recipe, tyro.conf.arg(name="")] = dataclasses.field(default_factory=Recipe)
+    """Epochs between k-NN scores of the teacher; 0 disables them."""
 
 
-def train(args: list[str], program: str) -> int:
-    """Parse with the preset's values as defaults, then train."""
+def train(args: Sequence[str], program: str) -> int:
+    """Train a backbone; the values of --preset are the defaults of the other options.
+
+    Args:
+        args: The words after the name of the command.
+        program: What the user typed before them.
+
+    Raises:
+        DinoevalError: If an option or the data cannot be used.
+    """
     words = [word for arg in args for word in arg.split("=", 1)]
-    preset = next((words[i + 1] for i, word in enumerate(words[:-1]) if word == "--preset"), "released")
-    default = Options(data=tyro.MISSING, arch=tyro.MISSING, out=tyro.MISSING, preset=preset, recipe=get_recipe(preset))
-    options = tyro.cli(Options, args=args, prog=program, default=default, description=f"{Options.__doc__} Presets: {', '.join(PRESETS)}.")
+    preset = next((following for word, following in itertools.pairwise(words) if word == "--preset"), "released")
+    defaults = Options(data=tyro.MISSING, arch=tyro.MISSING, out=tyro.MISSING, preset=preset), get_recipe(preset)
+    options, recipe = parse(defaults, args, program, f"{Options.__doc__} Presets: {', '.join(PRESETS)}.")
     if world_size() > 1:
-        raise ConfigError("this version trains in one process: start it without torchrun")
-    images, probe = _open(options)
+        raise ConfigError("training does not support multiple processes: run it without torchrun")
+    images, knn_eval = _open(options)
     final = loop.train(
-        images, options.arch, options.out, options.recipe, device=options.device, precision=options.precision,
-        workers=options.workers, seed=options.seed, save_every=options.save_every, probe=probe, probe_every=options.knn_every,
-    )  # fmt: skip
-    print(f"{final}\nscore it: dinoeval knn --weights {final} --data {options.data}")
+        images,
+        options.arch,
+        options.out,
+        recipe,
+        device=options.device,
+        precision=options.precision,
+        workers=options.workers,
+        seed=options.seed,
+        save_every=options.save_every,
+        probe=knn_eval,
+        probe_every=options.knn_every,
+    )
+    print(f"{final}\nto evaluate it: dinoeval knn --weights {final} --data {options.data}")
     return 0
 
 
 def _open(options: Options) -> tuple[ImageSet, loop.Probe | None]:
-    """The images to train on, and the k-NN score where they have labels."""
+    """Open the images to train on; the second value computes the k-NN score, if they have labels."""
     folder = expand(options.data)
-    if folder.is_dir() and not any((folder / half).exists() for half in ("train", "val", "test", "train.csv")):
-        return open_images(folder), None  # pictures without labels
+    if folder.is_dir() and not any((folder / name).exists() for name in ("train", "val", "test", "train.csv")):
+        return open_images(folder), None
     images, val = open_splits(options.data)
     if not options.knn_every:
         return images, None
     if images.multi_label:
-        raise ConfigError(f"{options.data} has several labels an image, and the k-NN score during training takes one: say --knn-every 0")
+        raise ConfigError(f"{options.data} is a multi-label dataset, which the k-NN score does not support: pass --knn-every 0")
     device, _ = choose_device(options.device)
 
-    def probe(network: VisionTransformer) -> float:
-        """k-NN top-1 at k = 20, in percent."""
+    def knn_eval(network: VisionTransformer) -> float:
+        """Return the k-NN top-1 of a network on the evaluation images, in percent."""
         backbone = Backbone(copy.deepcopy(network), arch=options.arch, provenance=Provenance("in training", ""), device=device)
         transform = parse_transform("auto", backbone.config.image_size)
-        bank, queries = (forward(backbone, half, Cls(), transform, batch_size=256) for half in (images, val))
-        k = min(20, len(images))
-        cosines, rows = nearest(queries, [bank], k)
+        train_features, queries = (forward(backbone, split, Cls(), transform, batch_size=256) for split in (images, val))
+        k = min(_K, len(images))
+        cosines, rows = nearest(queries, [train_features], k)
         assert images.labels is not None
         assert val.labels is not None
-        classes = len(images.classes)
-        predicted = vote(cosines, images.labels[rows], ks=[k], temperature=0.07, num_classes=classes)[0, :, 0]
+        predicted = vote(cosines, images.labels[rows], ks=[k], temperature=_TEMPERATURE, num_classes=len(images.classes))[0, :, 0]
         return 100 * float((predicted == val.labels).mean())
 
-    return images, probe
+    return images, knn_eval

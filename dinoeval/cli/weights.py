@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
-
-import tyro
+from typing import Literal
 
 from dinoeval.errors import ConfigError
 from dinoeval.files import expand
 
 
 def models() -> int:
-    """List released weights: name, architecture, kind, published k-NN and linear top-1 on ImageNet, readouts, and where the file lies."""
+    """List released weights, local paths and published scores.
+
+    Scores are top-1 on ImageNet in percent. `dinoeval models fetch` downloads weights, `dinoeval models convert` converts them.
+    """
     from dinoeval.models.build import readouts_of
     from dinoeval.models.download import local_path
     from dinoeval.models.zoo import FULL, ZOO
@@ -25,18 +26,21 @@ def models() -> int:
         if row.kind == "linear head":
             scores[0] = "-"
         path = local_path(row)
-        where = str(path) if path.exists() else f"not here: dinoeval models fetch {row.name}"
+        where = str(path) if path.exists() else f"not downloaded: dinoeval models fetch {row.name}"
         readouts = "-" if row.kind == "linear head" else " ".join(readouts_of(row.arch))
         print(f"{row.name:<26}{row.arch:<20}{row.kind:<17}{scores[0]:>6}{scores[1]:>8}  {readouts:<33}{where}")
-    print("\nBesides: any vit_<xs|ti|s|b><patch>[_<image size>][_h<heads>] with a file of yours, and timm/<name> for any network of timm.")
+    print("\nAlso: vit_<xs|ti|s|b><patch>[_<image size>][_h<heads>] with --weights FILE, and timm/NAME for any timm model.")
     return 0
 
 
-def fetch(name: Annotated[str, tyro.conf.Positional], /) -> int:
+def fetch(name: str, /) -> int:
     """Download weights and verify their hash.
 
     Args:
-        name: As in `dinoeval models`.
+        name: Model name from `dinoeval models`.
+
+    Raises:
+        DinoevalError: If the name is unknown, or the file cannot be downloaded or has another hash than expected.
     """
     from dinoeval.models.download import ensure_weights, sha256_of
     from dinoeval.models.zoo import get_weights
@@ -46,29 +50,26 @@ def fetch(name: Annotated[str, tyro.conf.Positional], /) -> int:
     return 0
 
 
-def convert(
-    source: Annotated[str, tyro.conf.Positional],
-    target: Annotated[str, tyro.conf.Positional],
-    /,
-    arch: str | None = None,
-    key: Literal["teacher", "student"] = "teacher",
-) -> int:
-    """Turn any checkpoint into a safetensors file of the backbone alone.
+def convert(source: str, target: str, /, *, arch: str | None = None, key: Literal["teacher", "student"] = "teacher") -> int:
+    """Convert a checkpoint of any layout to a safetensors file of the backbone.
 
     Args:
-        source: A file of weights, or a name of the zoo.
-        target: F.safetensors.
-        arch: Architecture, where the file does not say it.
-        key: Which network of a full checkpoint.
+        source: Weights file, or model name from `dinoeval models`.
+        target: Output file, F.safetensors.
+        arch: Architecture (default: the one that the file names).
+        key: Network to load from a full checkpoint.
+
+    Raises:
+        DinoevalError: If the checkpoint cannot be loaded or the file cannot be written.
     """
     from dinoeval.models.backbone import RANDOM, load
     from dinoeval.models.checkpoints import save_backbone
 
     if not target.endswith(".safetensors"):
-        raise ConfigError(f"{target}: the name must end in .safetensors")
+        raise ConfigError(f"TARGET must end in .safetensors, got {target}")
     if source == RANDOM:
-        raise ConfigError("random weights are not converted: the file would not show that they are untrained")
+        raise ConfigError("random weights cannot be converted: the file would not show that they are untrained")
     backbone = load(arch, weights=source, key=key, device="cpu")
     save_backbone(expand(target), backbone.network.state_dict(), arch=backbone.arch)
-    print(f"{backbone.arch}, read as {backbone.provenance.layout}\ntensor digest {backbone.digest}\nwritten to {target}")
+    print(f"{backbone.arch}, loaded as {backbone.provenance.layout}\ntensor digest {backbone.digest}\nwritten to {target}")
     return 0

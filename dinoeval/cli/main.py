@@ -1,0 +1,60 @@
+"""The entry point of the command line: argv -> command -> print."""
+
+from __future__ import annotations
+
+import io
+import logging
+import os
+import sys
+
+from dinoeval import __version__
+from dinoeval.cli import commands
+from dinoeval.distributed import rank
+from dinoeval.errors import DinoevalError
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run one command and exit.
+
+    Args:
+        argv: The words after `dinoeval` (default: those of the process).
+
+    Raises:
+        SystemExit: Always. Exit code 0 on success, 1 if a comparison or a check failed, 2 if an option or a file cannot be
+            used, 130 after Ctrl-C.
+    """
+    args = list(sys.argv[1:] if argv is None else argv)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # A terminal that cannot show a character gets "?" instead of a traceback.
+    command = None
+    try:
+        if args[:1] == ["--version"]:
+            print(__version__)
+            sys.exit(0)
+        if text := commands.help_text(args, __version__):
+            print(text)
+            sys.exit(0)
+        command, rest = commands.find(args)
+        _log_to_stderr()
+        sys.exit(command.run(rest))
+    except DinoevalError as error:
+        print(f"dinoeval: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        saved = " Progress is saved. Rerun the same command to resume." if command and command.resumable else ""
+        print(f"\ndinoeval: interrupted.{saved}", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:
+        # The reader of our output is gone. Python would report the error again when it flushes stdout at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+
+
+def _log_to_stderr() -> None:
+    """Send log messages to the current stderr, so that stdout holds the answer alone."""
+    logger = logging.getLogger("dinoeval")
+    for handler in list(logger.handlers):
+        logger.removeHandler(handler)
+    logger.addHandler(logging.StreamHandler())
+    logger.setLevel(logging.INFO if rank() == 0 else logging.WARNING)
