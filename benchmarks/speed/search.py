@@ -80,17 +80,17 @@ def write(folder: Path, rows: int) -> dict:
 
 
 def exact(folder: Path, rows: int) -> dict:
-    from dinoeval.maths.neighbors import faiss, nearest
+    from dinoeval.maths.neighbors import load_faiss, nearest
     from dinoeval.search.vectors import VectorFile
 
-    faiss()
+    load_faiss()
     opened = VectorFile(folder / f"{rows}.rows.faiss", rows, DIM)
     queries = next(made_up(QUERIES, 2))
     told = {}
     for count in (1, 100, QUERIES):
         with Memory() as memory:
             began = time.monotonic()
-            found = nearest(queries[:count], opened.blocks(), 10, unit=True)
+            found = nearest(queries[:count], opened.blocks(), 10, normalized=True)
             seconds = time.monotonic() - began
         told[f"{count} at a time"] = {"queries a second": count / seconds, "seconds": seconds, **memory.told()}
     np.savez(folder / f"{rows}.truth.npz", cosines=found[0], rows=found[1])

@@ -15,7 +15,7 @@ from typing import Any, Literal, assert_never
 import numpy as np
 
 from dinoeval.errors import ConfigError, DataError
-from dinoeval.maths.neighbors import faiss, nearest
+from dinoeval.maths.neighbors import load_faiss, nearest
 from dinoeval.search.vectors import VectorFile, sample
 
 Kind = Literal["exact", "ivf", "hnsw", "pq"]
@@ -94,7 +94,7 @@ def make(kind: Kind, rows: VectorFile) -> Any:
 
 
 def _untrained(kind: Kind, count: int, dim: int) -> Any:
-    library = faiss()
+    library = load_faiss()
     if kind == "hnsw":
         index = library.IndexHNSWFlat(dim, _LINKS, library.METRIC_INNER_PRODUCT)
         index.hnsw.efConstruction = _EF_CONSTRUCTION
@@ -136,14 +136,14 @@ def worth_training_again(trained_on: int, count: int) -> bool:
 def save(index: Any, path: Path) -> None:
     """Write an index; raises OSError."""
     try:
-        faiss().write_index(index, str(path))
+        load_faiss().write_index(index, str(path))
     except RuntimeError as error:
         raise OSError(str(error).splitlines()[0]) from error
 
 
 def load(path: Path, *, mapped: bool = True) -> Any:
     """Read an index, memory-mapped where it is only searched."""
-    library = faiss()
+    library = load_faiss()
     try:
         return library.read_index(str(path), library.IO_FLAG_MMAP_IFC if mapped else 0)
     except RuntimeError as error:
@@ -158,7 +158,7 @@ def tune(kind: Kind, index: Any, rows: VectorFile) -> tuple[Approximate, dict[st
     chosen = sample(len(rows), _SAMPLE)
     queries = rows.take(chosen)
     at = min(RECALL_AT, len(rows) - 1)
-    cosines, found = nearest(queries, rows.blocks(), at + 1, unit=True)
+    cosines, found = nearest(queries, rows.blocks(), at + 1, normalized=True)
     others = found != chosen[:, None]
     others[others.all(1), -1] = False  # a row with many exact copies is not among its own nearest: any copy stands for it
     last = cosines[others].reshape(-1, at)[:, -1:]

@@ -106,11 +106,11 @@ class ImageIndex:
         k = min(k, len(self))
         queries = l2_normalize(features)
         if self._approximate is None:
-            return nearest(queries, self._stored.rows.blocks(), k, unit=True)
+            return nearest(queries, self._stored.rows.blocks(), k, normalized=True)
         cosines, rows = self._approximate.search(queries, k)
         short = np.flatnonzero((rows < 0).any(1))  # fewer than k were looked at
         if len(short):
-            cosines[short], rows[short] = nearest(queries[short], self._stored.rows.blocks(), k, unit=True)
+            cosines[short], rows[short] = nearest(queries[short], self._stored.rows.blocks(), k, normalized=True)
         return cosines, rows
 
     def query(self, images: Pictures, k: int = 10) -> list[Matches]:
@@ -166,7 +166,7 @@ class ImageIndex:
         made = np.concatenate(parts)
         originals = np.repeat(rows.take(chosen), len(made) // len(chosen), axis=0)
         compared = sample(count, _COMPARED)
-        cosines, found = nearest(rows.take(compared), rows.blocks(), 2, unit=True)
+        cosines, found = nearest(rows.take(compared), rows.blocks(), 2, normalized=True)
         itself = np.where((found == compared[:, None]).any(1), (found == compared[:, None]).argmax(1), 1)
         others = np.take_along_axis(cosines, 1 - itself[:, None], 1)[:, 0]
         return choose_threshold(np.einsum("nd,nd->n", made, originals), others, len(chosen))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from dinoeval.errors import ConfigError
-from dinoeval.maths.neighbors import faiss, l2_normalize, nearest
+from dinoeval.maths.neighbors import l2_normalize, load_faiss, nearest
 from dinoeval.search.approximate import Approximate, extend, load, make, save, tune
 from dinoeval.search.vectors import VectorFile, write_vectors
 
@@ -24,7 +24,7 @@ def rows(tmp_path) -> VectorFile:
 
 
 def test_rows_are_a_file_of_faiss(tmp_path, rows):
-    index = faiss().read_index(str(tmp_path / "rows"), faiss().IO_FLAG_MMAP_IFC)
+    index = load_faiss().read_index(str(tmp_path / "rows"), load_faiss().IO_FLAG_MMAP_IFC)
     np.testing.assert_array_equal(index.reconstruct_n(0, 1500), clusters(1500))
     np.testing.assert_array_equal(np.concatenate(list(rows.blocks(np.array([7, 3])))), clusters(1500)[[7, 3]])
 
