@@ -29,11 +29,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 from dinoeval.data.masks import read_mask  # noqa: E402
 from dinoeval.environment import describe_machine  # noqa: E402
-from dinoeval.maths.segmentation import (  # noqa: E402
-    contour_accuracy,
-    region_similarity,
-    sequence_statistics,  # noqa: E402
-)
+from dinoeval.maths.segmentation import contour_accuracy, region_similarity, sequence_statistics  # noqa: E402
 
 Pair = tuple[np.ndarray, ...]  # truth and mask, (H, W) bool
 TIMED = 60
