@@ -90,13 +90,15 @@ def build(
 ) -> int:
     """Create or update an index of a folder of images.
 
+    An update extracts the features of new and changed images only. It uses the weights, precision and transform of the index.
+
     Args:
         folder: Folder of images, searched recursively.
         out: Folder of the index.
         readout: cls, lastN such as last4, clsavg or gem (default: that of the existing index, else cls).
         index: exact, or for large datasets ivf, hnsw or pq (product quantization), whose recall is measured (default: that of
             the existing index, else exact).
-        session: Weights, precision and transform default to those of the existing index.
+        session: Options for the backbone and for reading images.
     """
     from dinoeval import distributed, search
 
@@ -126,6 +128,8 @@ def query(
 ) -> int:
     """Find the nearest images in an index.
 
+    Features of the queries are made with the weights, precision and transform of the index.
+
     Args:
         index: Folder of an index, made by `dinoeval search build`.
         images: Files or folders (searched recursively), or a CSV table with a `path` column. An image of the index is left
@@ -133,7 +137,7 @@ def query(
         k: Number of images to find per query.
         readout: Expected readout; must match the index (default: that of the index).
         output: Files to write.
-        session: Weights, precision and transform default to those of the index.
+        session: Options for the backbone and for reading images.
     """
     from dinoeval import search
 
@@ -165,14 +169,16 @@ def duplicates(
     output: SearchOutput = SearchOutput(),
     session: SessionConfig = SessionConfig(),  # noqa: B008  frozen
 ) -> int:
-    """Find near-duplicate images in an index. All pairs are compared.
+    """Find near-duplicate images in an index.
+
+    All pairs are compared. The default threshold is calibrated with the weights, precision and transform of the index.
 
     Args:
         index: Folder of an index, made by `dinoeval search build`.
         threshold: Smallest cosine of two duplicates, from -1 to 1 (default: calibrated on re-encoded, downscaled and cropped
             copies of some images).
         output: Files to write.
-        session: Used to calibrate the threshold. Weights, precision and transform default to those of the index.
+        session: Options for the backbone, which calibrates the threshold.
     """
     from dinoeval import search
     from dinoeval.search.sheet import Section
