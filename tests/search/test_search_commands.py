@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 import shutil
@@ -27,6 +28,7 @@ def run(capsys):
     def run_words(*words: object) -> tuple[int, str, str]:
         with pytest.raises(SystemExit) as stopped:
             main(["search", *map(str, words)])
+        logging.getLogger("dinoeval").handlers.clear()  # its stream is closed after the setup of a test
         out, err = capsys.readouterr()
         return int(stopped.value.code or 0), out, err
 
