@@ -99,6 +99,9 @@ def build(
         index: exact, or for large datasets ivf, hnsw or pq (product quantization), whose recall is measured (default: that of
             the existing index, else exact).
         session: Options for the backbone and for reading images.
+
+    Returns:
+        The exit code.
     """
     from dinoeval import distributed, search
 
@@ -138,6 +141,9 @@ def query(
         readout: Expected readout; must match the index (default: that of the index).
         output: Files to write.
         session: Options for the backbone and for reading images.
+
+    Returns:
+        The exit code.
     """
     from dinoeval import search
 
@@ -179,6 +185,9 @@ def duplicates(
             copies of some images).
         output: Files to write.
         session: Options for the backbone, which calibrates the threshold.
+
+    Returns:
+        The exit code.
     """
     from dinoeval import search
     from dinoeval.search.sheet import Section

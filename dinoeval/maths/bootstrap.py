@@ -15,7 +15,7 @@ _TABLE_COUNTS = 4 << 20  # counts per block of draws, which bounds the memory
 
 @dataclasses.dataclass(frozen=True)
 class BootstrapEstimate:
-    """A mean, its standard error and its confidence interval, in the unit of the values."""
+    """A mean with its standard error and confidence interval, in the same unit."""
 
     mean: float
     error: float | None

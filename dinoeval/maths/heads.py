@@ -19,9 +19,9 @@ _STATE = ("weight", "bias", "weight_velocity", "bias_velocity", "alive")
 
 
 class Heads:
-    """H linear classifiers with the same initial weights, learning rates and weight decays of their own.
+    """H linear classifiers that are trained together but independently.
 
-    Each head is trained as by torch.optim.SGD with momentum 0.9 on its own cross-entropy, independent of the other
+    All heads start with the same weights and differ in learning rate and weight decay. Each is trained as by torch.optim.SGD with momentum 0.9 on its own cross-entropy, independent of the other
     heads. The gradient of softmax regression is written out: the gradients of all heads are one product of (H*C, B)
     and (B, D).
 
@@ -137,7 +137,11 @@ class Heads:
         return torch.cat(parts)
 
     def state(self) -> dict[str, Any]:
-        """Return what training has changed, as CPU tensors by name, for `restore`."""
+        """Return the state of the training, for `restore`.
+
+        Returns:
+            CPU tensors by name.
+        """
         return {name: getattr(self, name).cpu() for name in _STATE}
 
     def restore(self, state: dict[str, Any]) -> None:

@@ -80,10 +80,10 @@ class ApproximateIndex:
         return np.take_along_axis(cosines, order, 1), np.take_along_axis(candidates, order, 1)
 
     def parameters(self) -> dict[str, int]:
-        """Return the parameters of the index and of its search, by the names that FAISS uses.
+        """Return the parameters of the index and of its search.
 
         Returns:
-            Values by name.
+            Values, by the names that FAISS uses.
         """
         match self.kind:
             case "ivf":
@@ -207,7 +207,9 @@ def read_index(path: Path, *, mapped: bool = True) -> Any:
 
 
 def tune(kind: ApproximateKind, index: Any, vectors: VectorFile) -> tuple[ApproximateIndex, dict[str, Any]]:
-    """Choose the smallest search effort that reaches TARGET_RECALL, or the effort with the highest recall.
+    """Choose the smallest search effort that reaches TARGET_RECALL.
+
+    If none does, choose the effort with the highest recall.
 
     Args:
         kind: Type of the index.

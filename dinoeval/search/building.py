@@ -93,6 +93,20 @@ def build(
     Raises:
         DataError: If there are fewer than two images, or an image is unreadable.
         ConfigError: If folder, weights or readout do not match the existing index.
+
+    Examples:
+        An index of two images, with the bundled demonstration weights:
+
+        >>> import tempfile
+        >>> from PIL import Image
+        >>> with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as work:
+        ...     photos = Path(work) / "photos"
+        ...     photos.mkdir()
+        ...     Image.new("RGB", (28, 28), "red").save(photos / "red.png")
+        ...     Image.new("RGB", (28, 28), "blue").save(photos / "blue.png")
+        ...     built = build(photos, Path(work) / "index", session=SessionConfig(cache=f"{work}/cache"))
+        ...     [Path(path).name for path in built.query(photos / "red.png", k=1)[0].paths]
+        ['blue.png']
     """
     if index is not None and index not in get_args(IndexKind):
         raise ConfigError(unknown("index", index, get_args(IndexKind)))

@@ -15,7 +15,7 @@ _PENDING = 1 << 20  # links collected before components are merged
 
 @dataclasses.dataclass(frozen=True)
 class DuplicateGroup:
-    """Two or more images, each at least as similar as the threshold to another one of the group."""
+    """Two or more images, linked by cosines that reach the threshold."""
 
     paths: list[str]
     """Paths of the images."""

@@ -48,14 +48,14 @@ def index_spec(session: Session, readout_id: str) -> dict[str, Any]:
 
 
 def complete_config(config: SessionConfig, manifest: dict[str, Any]) -> SessionConfig:
-    """Take weights, precision and transform from an index if the options do not set them.
+    """Fill in options that are not set from the manifest of an index.
 
     Args:
         config: The options.
         manifest: Manifest of the index.
 
     Returns:
-        The completed options.
+        Options with the weights, precision and transform of the index, if `config` does not set them.
     """
     default, recorded = SessionConfig(), manifest["session"]
     names = ["precision", "transform"] + (["arch", "weights", "key"] if config.arch is None and config.weights is None else [])

@@ -16,7 +16,9 @@ _BLOCK_BYTES = 64 << 20
 
 
 class VectorFile:
-    """An (N, D) float32 matrix on disk. An open file stays readable when its path is replaced or deleted.
+    """An (N, D) float32 matrix on disk.
+
+    An open file stays readable when its path is replaced or deleted.
 
     Args:
         path: File written by `write_vectors`.
@@ -25,7 +27,7 @@ class VectorFile:
 
     Examples:
         >>> import tempfile
-        >>> with tempfile.TemporaryDirectory() as folder:
+        >>> with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         ...     path = Path(folder) / "vectors"
         ...     write_vectors(path, [np.array([[1.0, 0.0]]), np.array([[0.0, 1.0]])], num_rows=2, dim=2)
         ...     VectorFile(path, 2, 2).take(np.array([1])).tolist()
