@@ -21,9 +21,9 @@ _STATE = ("weight", "bias", "weight_velocity", "bias_velocity", "alive")
 class Heads:
     """H linear classifiers that are trained together but independently.
 
-    All heads start with the same weights and differ in learning rate and weight decay. Each is trained as by torch.optim.SGD with momentum 0.9 on its own cross-entropy, independent of the other
-    heads. The gradient of softmax regression is written out: the gradients of all heads are one product of (H*C, B)
-    and (B, D).
+    All heads start with the same weights and differ in learning rate and weight decay. Each is trained as by
+    torch.optim.SGD with momentum 0.9 on its own cross-entropy. The gradient of softmax regression is written out: the
+    gradients of all heads are one product of (H*C, B) and (B, D).
 
     Args:
         rates: Learning rate of each head, H values.
