@@ -76,7 +76,7 @@ def judge(library: search.ImageIndex, threshold: float, planted: int) -> dict:
     names = [Path(path).stem for path in library.paths]
     numbers = np.array([int(name.partition("+")[0]) for name in names])
     kinds = np.array([int(name.partition("+")[2] or -1) for name in names])
-    rows = library.rows()
+    rows = library.vectors()
     original = {int(number): row for row, number in enumerate(numbers) if kinds[row] < 0}
     found = {
         name: float(np.mean([rows[row] @ rows[original[int(numbers[row])]] >= threshold for row in np.flatnonzero(kinds == kind)]))
@@ -111,7 +111,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as scratch:
             plant(Path(folder), Path(scratch) / "photos", args.planted, args.most)
             library = search.build(Path(scratch) / "photos", Path(scratch) / "index", backbone)
-            measured = library.threshold()
+            measured = library.measure_threshold()
             distance = 1 - measured.cosine
             around = [round(1 - distance * factor, 6) for factor in (0.25, 0.5, 1, 2, 4)]
             told = {"images": len(library), "measured": dataclasses.asdict(measured)}

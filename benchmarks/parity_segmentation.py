@@ -29,8 +29,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 from dinoeval.data.masks import read_mask  # noqa: E402
 from dinoeval.environment import describe_machine  # noqa: E402
-from dinoeval.maths.segmentation import contour_accuracy, region_similarity  # noqa: E402
-from dinoeval.maths.segmentation import statistics as ours_statistics  # noqa: E402
+from dinoeval.maths.segmentation import contour_accuracy, region_similarity, sequence_statistics  # noqa: E402
 
 Pair = tuple[np.ndarray, ...]  # truth and mask, (H, W) bool
 TIMED = 60
@@ -97,7 +96,7 @@ def of_statistics(checkout: Path, official: Callable) -> dict[str, float]:
         values.append(np.where(random.random(length) < 0.3, np.nan, random.random(length)))
     gaps = []
     for one in values:
-        ours, theirs = np.array(ours_statistics(one)), np.array(official(one), float)
+        ours, theirs = np.array(sequence_statistics(one)), np.array(official(one), float)
         assert np.array_equal(np.isnan(ours), np.isnan(theirs))
         gaps.append(np.nanmax(abs(ours - theirs)))
     return {"objects of real sequences": real, "made-up rows": len(values) - real, "mean, recall, decay": float(max(gaps))}

@@ -55,7 +55,7 @@ def parts(index: Path) -> dict[str, bytes]:
 def answers(index: Path, backbone: dinoeval.Backbone) -> list[list]:
     """Cosines and rows of the ten nearest of every seventh image."""
     library = search.open(index, backbone)
-    return [part.tolist() for part in library.nearest(library.rows()[::7], 10)]
+    return [part.tolist() for part in library.nearest(library.vectors()[::7], 10)]
 
 
 def added(index: Path, before: set[str]) -> set[str]:

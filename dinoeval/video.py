@@ -22,7 +22,7 @@ from torch import Tensor
 
 from dinoeval.data.frame_transforms import FrameTransform
 from dinoeval.errors import ConfigError, DataError
-from dinoeval.maths.propagation import RADIUS, TEMPERATURE, TOP, propagate
+from dinoeval.maths.propagation import RADIUS, TEMPERATURE, TOP_K, propagate
 
 if TYPE_CHECKING:
     from dinoeval.models.backbone import Backbone
@@ -42,7 +42,7 @@ class PropagationConfig:
     """How many frames before a frame are looked at, besides the first."""
     radius: int = RADIUS
     """How many rows and columns of tokens away a token looks."""
-    top: int = TOP
+    top: int = TOP_K
     """How many of the tokens most like it count, with those that are equal to the last."""
     temperature: float = TEMPERATURE
     """They count with weight exp(cosine / temperature)."""
@@ -94,7 +94,7 @@ class Propagation:
                 [frame for frame, _ in past],
                 [labels for _, labels in past],
                 radius=self.rule.radius,
-                top=self.rule.top,
+                top_k=self.rule.top,
                 temperature=self.rule.temperature,
             )
             recent.append((tokens, soft))

@@ -46,9 +46,9 @@ def ours(folder: Path, _checkout: Path) -> dict:
     from dinoeval.data.images import in_memory  # the imports of the command, so that they are in the baseline
     from dinoeval.features.cache import FeatureCache
     from dinoeval.features.extract import Features
-    from dinoeval.maths.neighbors import faiss, nearest, vote
+    from dinoeval.maths.neighbors import load_faiss, nearest, vote
 
-    faiss()
+    load_faiss()
     entry = FeatureCache(folder / "cache").find(KEY)
     assert entry is not None
     bank = Features(entry, in_memory([]), np.arange(ROWS), True, 0.0)

@@ -68,29 +68,29 @@ class Memory:
 
 
 def write(folder: Path, rows: int) -> dict:
-    from dinoeval.search.store import _checksums
+    from dinoeval.search.store import checksums
     from dinoeval.search.vectors import write_vectors
 
     began = time.monotonic()
     write_vectors(folder / f"{rows}.rows.faiss", made_up(rows, 1), rows, DIM)
     written = time.monotonic() - began
     began = time.monotonic()
-    _checksums(folder / f"{rows}.rows.faiss")
+    checksums(folder / f"{rows}.rows.faiss")
     return {"seconds to make and write": written, "seconds to check every byte": time.monotonic() - began, "MB": rows * DIM * 4 / 2**20}
 
 
 def exact(folder: Path, rows: int) -> dict:
-    from dinoeval.maths.neighbors import faiss, nearest
+    from dinoeval.maths.neighbors import load_faiss, nearest
     from dinoeval.search.vectors import VectorFile
 
-    faiss()
+    load_faiss()
     opened = VectorFile(folder / f"{rows}.rows.faiss", rows, DIM)
     queries = next(made_up(QUERIES, 2))
     told = {}
     for count in (1, 100, QUERIES):
         with Memory() as memory:
             began = time.monotonic()
-            found = nearest(queries[:count], opened.blocks(), 10, unit=True)
+            found = nearest(queries[:count], opened.blocks(), 10, normalized=True)
             seconds = time.monotonic() - began
         told[f"{count} at a time"] = {"queries a second": count / seconds, "seconds": seconds, **memory.told()}
     np.savez(folder / f"{rows}.truth.npz", cosines=found[0], rows=found[1])
@@ -105,8 +105,8 @@ def make(folder: Path, rows: int, kind: str) -> dict:
     path = folder / f"{rows}.{kind}.faiss"
     with Memory() as memory:
         began = time.monotonic()
-        index = approximate.make(kind, opened)
-        approximate.save(index, path)
+        index = approximate.train_index(kind, opened)
+        approximate.write_index(index, path)
         built = time.monotonic() - began
         began = time.monotonic()
         tuned, recall = approximate.tune(kind, index, opened)
@@ -120,9 +120,9 @@ def ask(folder: Path, rows: int, kind: str) -> dict:
     from dinoeval.search import approximate
     from dinoeval.search.vectors import VectorFile
 
-    index = approximate.load(folder / f"{rows}.{kind}.faiss")
+    index = approximate.read_index(folder / f"{rows}.{kind}.faiss")
     opened = VectorFile(folder / f"{rows}.rows.faiss", rows, DIM)
-    library = approximate.Approximate(kind, index, opened, **json.loads((folder / f"{rows}.{kind}.json").read_text()))
+    library = approximate.ApproximateIndex(kind, index, opened, **json.loads((folder / f"{rows}.{kind}.json").read_text()))
     queries, truth = next(made_up(QUERIES, 2)), np.load(folder / f"{rows}.truth.npz")
     library.search(queries, 10)  # brings the file's pages in, as the exact search's were
     told = {}

@@ -1,198 +1,244 @@
-"""`dinoeval search`."""
+"""`dinoeval search build | query | duplicates`."""
 
 from __future__ import annotations
 
 import dataclasses
-import json as json_format
 import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
+from dinoeval.cli.options import JsonOutput
 from dinoeval.errors import ConfigError
-from dinoeval.files import check_writable, write_whole
 from dinoeval.session import SessionConfig
 
 if TYPE_CHECKING:
-    from dinoeval.search import Group, ImageIndex, Matches
+    from dinoeval.search import DuplicateGroup, ImageIndex, Matches
+    from dinoeval.search.sheet import Section, Tile
 
-_Session = Annotated[SessionConfig, tyro.conf.arg(name="")]
+_MANIFEST_KEYS = (
+    "folder",
+    "images",
+    "fingerprint",
+    "session",
+    "digest",
+    "readout",
+    "transform",
+    "precision",
+    "kind",
+    "parameters",
+    "recall",
+)
+"""Metadata of the index that --json also holds."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SearchOutput(JsonOutput):
+    """The files that a search can write."""
+
+    sheet: str | None = None
+    """Write a contact sheet to this file, .html or .png (default: not written)."""
+
+    def check(self) -> None:
+        """Fail before the work if a file cannot be written.
+
+        Raises:
+            DinoevalError: If --json or --sheet cannot be written.
+        """
+        super().check()
+        if self.sheet:
+            from dinoeval.search.sheet import check_sheet
+
+            check_sheet(self.sheet)
+
+    def write_index_result(self, path: str, index: ImageIndex, content: dict[str, Any]) -> None:
+        """Write --json: metadata of the index and the result of the search.
+
+        Args:
+            path: Folder of the index, as typed.
+            index: The index.
+            content: The result.
+        """
+        self.write({"index": path, **{key: index.manifest[key] for key in _MANIFEST_KEYS}, **content})
+
+    def write_sheet(self, title: str, sections: Sequence[Section]) -> None:
+        """Write --sheet.
+
+        Args:
+            title: Title of the sheet.
+            sections: What to show.
+        """
+        if self.sheet:
+            from dinoeval.search.sheet import write_sheet
+
+            write_sheet(self.sheet, title, sections)
+
+    def print_written(self) -> None:
+        """Print which files were written."""
+        if written := [path for path in (self.json, self.sheet) if path]:
+            print(f"wrote {' and '.join(written)}")
 
 
 def build(
-    folder: Annotated[str, tyro.conf.Positional],
+    folder: str,
     /,
     out: str,
     readout: str | None = None,
     index: Literal["exact", "ivf", "hnsw", "pq"] | None = None,
-    session: _Session = SessionConfig(),  # noqa: B008  frozen
+    session: SessionConfig = SessionConfig(),  # noqa: B008  frozen
 ) -> int:
-    """Make an index of the images below a folder; where there is one already, bring it up to date.
+    """Create or update an index of a folder of images.
+
+    An update extracts the features of new and changed images only. It uses the weights, precision and transform of the index.
 
     Args:
-        folder: Searched deeply.
+        folder: Folder of images, searched recursively.
         out: Folder of the index.
-        readout: cls, lastN (as last4), clsavg or gem; by default that of the index that is there, else cls.
-        index: exact; or for large sets ivf, hnsw or pq (product quantisation), whose recall is measured. By default that of the
-            index that is there, else exact.
-        session: Of an index that is there by default its weights, precision and transform.
+        readout: cls, lastN such as last4, clsavg or gem (default: that of the existing index, else cls).
+        index: exact, or for large datasets ivf, hnsw or pq (product quantization), whose recall is measured (default: that of
+            the existing index, else exact).
+        session: Options for the backbone and for reading images.
+
+    Returns:
+        The exit code.
     """
     from dinoeval import distributed, search
 
-    library = search.build(folder, out, session=session, readout=readout, index=index)
+    built = search.build(folder, out, session=session, readout=readout, index=index)
     if distributed.rank() > 0:
         return 0
-    about = library.manifest
-    print(f"{out}: {len(library):,} images of {about['folder']}, {about['dim']} dims")
-    print(
-        f"{about['session']['arch']}, digest {about['digest'][:12]}, readout {about['readout']}, {about['transform']}, {about['precision']}"
-    )
-    if recall := about["recall"]:
-        parameters = ", ".join(f"{name} {value}" for name, value in about["parameters"].items())
-        print(f"{about['kind']} ({parameters}): recall@{recall['at']} {recall['recall']:.3f} against exact search, on {recall['sample']:,}"
-              " of its images")  # fmt: skip
+    spec = built.manifest
+    print(f"{out}: {len(built):,} images of {spec['folder']}, {spec['dim']} dimensions")
+    print(f"{spec['session']['arch']}, digest {spec['digest'][:12]}, readout {spec['readout']}, {spec['transform']}, {spec['precision']}")
+    if recall := spec["recall"]:
+        parameters = ", ".join(f"{name} {value}" for name, value in spec["parameters"].items())
+        measured = f"recall@{recall['at']} {recall['recall']:.3f} against exact search on {recall['sample']:,} of its images"
+        print(f"{spec['kind']} ({parameters}): {measured}")
         if recall["recall"] < 0.95:
-            print("note: 0.95 was not reached, however hard it looks; --index exact finds all")
+            print("note: recall is below 0.95 at the largest search effort; pass --index exact to find all neighbors")
     return 0
 
 
 def query(
-    index: Annotated[str, tyro.conf.Positional],
-    images: Annotated[tuple[str, ...], tyro.conf.Positional],
+    index: str,
+    images: Annotated[tuple[str, ...], tyro.conf.arg(metavar="IMAGE...")],
     /,
     k: int = 10,
     readout: str | None = None,
-    json: str | None = None,
-    sheet: str | None = None,
-    session: _Session = SessionConfig(),  # noqa: B008  frozen
+    output: SearchOutput = SearchOutput(),
+    session: SessionConfig = SessionConfig(),  # noqa: B008  frozen
 ) -> int:
-    """Find the images of an index that are most like each of these.
+    """Find the nearest images in an index.
+
+    Features of the queries are made with the weights, precision and transform of the index.
 
     Args:
-        index: What `dinoeval search build` made.
-        images: Files or folders; one that is in the index is not among its own answers.
-        k: Answers for each image.
-        readout: Only to be sure: another than the index's is refused.
-        json: Write the answers to this file.
-        sheet: Write a contact sheet to this file, .html or .png.
-        session: By default the weights, precision and transform of the index.
+        index: Folder of an index, made by `dinoeval search build`.
+        images: Files or folders (searched recursively), or a CSV table with a `path` column. An image of the index is left
+            out of its own result.
+        k: Number of images to find per query.
+        readout: Expected readout; must match the index (default: that of the index).
+        output: Files to write.
+        session: Options for the backbone and for reading images.
+
+    Returns:
+        The exit code.
     """
     from dinoeval import search
 
     if not images:
-        raise ConfigError("name the images to look for: dinoeval search query INDEX IMAGE...")
-    _check_outputs(json, sheet)
-    library = search.open(index, session=session, readout=readout)
-    found = library.query(images[0] if len(images) == 1 else images, k)
-    content = {
-        "k": k,
-        "queries": [
-            {"path": matches.query, "neighbours": [{"rank": rank, **one} for rank, one in enumerate(_listed(matches), 1)]}
-            for matches in found
-        ],
-    }
-    _write(library, index, content, json)
-    for matches in found:
-        print(f"{matches.query}\n{'rank':>6}{'cosine':>9}  path")
-        for rank, one in enumerate(_listed(matches), 1):
-            print(f"{rank:>6}{one['cosine']:>9.5f}  {one['path']}")
+        raise ConfigError("no query images: run `dinoeval search query INDEX IMAGE...`")
+    output.check()
+    opened = search.open(index, session=session, readout=readout)
+    results = opened.query(images[0] if len(images) == 1 else images, k)
+    queries = [
+        {"path": matches.query, "neighbors": [{"rank": rank, **entry} for rank, entry in enumerate(_entries(matches), 1)]}
+        for matches in results
+    ]
+    output.write_index_result(index, opened, {"k": k, "queries": queries})
+    for found in queries:
+        print(f"{found['path']}\n{'rank':>6}{'cosine':>9}  path")
+        for entry in found["neighbors"]:
+            print(f"{entry['rank']:>6}{entry['cosine']:>9.5f}  {entry['path']}")
         print()
-    if sheet:
-        from dinoeval.search.sheet import Section, Tile, write_sheet
-
-        folder = library.manifest["folder"]
-        strips = [
-            Section(matches.query, [Tile(matches.query, _name(matches.query, folder), "query"), *_tiles(matches, folder)])
-            for matches in found
-        ]
-        write_sheet(sheet, f"The nearest of {len(library):,} images in {folder}", strips)
-    _say_written(json, sheet)
+    folder = opened.manifest["folder"]
+    output.write_sheet(f"Nearest of {len(opened):,} images in {folder}", [_query_section(matches, folder) for matches in results])
+    output.print_written()
     return 0
 
 
 def duplicates(
-    index: Annotated[str, tyro.conf.Positional],
+    index: str,
     /,
     threshold: float | None = None,
-    json: str | None = None,
-    sheet: str | None = None,
-    session: _Session = SessionConfig(),  # noqa: B008  frozen
+    output: SearchOutput = SearchOutput(),
+    session: SessionConfig = SessionConfig(),  # noqa: B008  frozen
 ) -> int:
-    """Find groups of images that are nearly the same; every image is compared with every other one.
+    """Find near-duplicate images in an index.
+
+    All pairs are compared. The default threshold is calibrated with the weights, precision and transform of the index.
 
     Args:
-        index: What `dinoeval search build` made.
-        threshold: The least cosine of two duplicates; by default measured: copies of some images are made, re-encoded, halved
-            and cropped by 5 %, and told from images that are merely alike.
-        json: Write the groups to this file.
-        sheet: Write a contact sheet to this file, .html or .png.
-        session: To measure the threshold; by default the weights, precision and transform of the index.
+        index: Folder of an index, made by `dinoeval search build`.
+        threshold: Smallest cosine of two duplicates, from -1 to 1 (default: calibrated on re-encoded, downscaled and cropped
+            copies of some images).
+        output: Files to write.
+        session: Options for the backbone, which calibrates the threshold.
+
+    Returns:
+        The exit code.
     """
     from dinoeval import search
+    from dinoeval.search.sheet import Section
 
-    _check_outputs(json, sheet)
-    library = search.open(index, session=session)
-    measured = library.threshold() if threshold is None else None
-    least = measured.cosine if measured else threshold
-    groups = library.duplicates(least)
-    about = {"threshold": least, "measured": measured and dataclasses.asdict(measured)}
-    _write(library, index, {**about, "groups": [{"images": _listed(group)} for group in groups]}, json)
+    output.check()
+    opened = search.open(index, session=session)
+    measured = opened.measure_threshold() if threshold is None else None
+    cosine = measured.cosine if measured else threshold
+    groups = opened.duplicates(cosine)
+    content = {
+        "threshold": cosine,
+        "measured": measured and dataclasses.asdict(measured),
+        "groups": [{"images": _entries(group)} for group in groups],
+    }
+    output.write_index_result(index, opened, content)
     headings = [f"group {number}: {len(group.paths)} images" for number, group in enumerate(groups, 1)]
     for heading, group in zip(headings, groups, strict=True):
         print(heading)
-        for one in _listed(group):
-            print(f"{one['cosine']:>9.5f}  {one['path']}")
-    images = sum(len(group.paths) for group in groups)
-    print(f"{len(groups):,} groups, {images:,} of {len(library):,} images, at a cosine of {least:g} or more")
+        for entry in _entries(group):
+            print(f"{entry['cosine']:>9.5f}  {entry['path']}")
+    num_images = sum(len(group.paths) for group in groups)
+    print(f"{len(groups):,} groups, {num_images:,} of {len(opened):,} images, with a cosine of at least {cosine:g}")
     if measured:
         print(
-            f"measured on copies of {measured.images} of the images, re-encoded, halved or cropped by 5 %: {measured.recall:.0%} are that"
+            f"threshold calibrated on copies of {measured.images} images (re-encoded, at half size, cropped by 5 %): it finds "
+            f"{measured.recall:.0%} of the copies;\n{measured.alike:.1%} of the images have another image at least that similar. "
+            "To find larger crops, pass a lower --threshold"
         )
-        print(f"near to their original, and {measured.alike:.1%} of the images have another that near. For larger crops, lower --threshold")
-    if sheet:
-        from dinoeval.search.sheet import Section, write_sheet
-
-        folder = library.manifest["folder"]
-        strips = [Section(heading, _tiles(group, folder)) for heading, group in zip(headings, groups, strict=True)]
-        title = f"{len(groups):,} groups of duplicates among {len(library):,} images in {folder}, at a cosine of {least:g} or more"
-        write_sheet(sheet, title, strips)
-    _say_written(json, sheet)
+    folder = opened.manifest["folder"]
+    sections = [Section(heading, _tiles(group, folder)) for heading, group in zip(headings, groups, strict=True)]
+    output.write_sheet(f"{len(groups):,} groups of duplicates among {len(opened):,} images in {folder}, cosine >= {cosine:g}", sections)
+    output.print_written()
     return 0
 
 
-def _listed(found: Matches | Group) -> list[dict[str, Any]]:
+def _entries(found: Matches | DuplicateGroup) -> list[dict[str, Any]]:
     return [{"cosine": round(float(cosine), 6), "path": path} for cosine, path in zip(found.cosines, found.paths, strict=True)]
 
 
-def _tiles(found: Matches | Group, folder: str) -> Sequence[Any]:
+def _query_section(matches: Matches, folder: str) -> Section:
+    from dinoeval.search.sheet import Section, Tile
+
+    return Section(matches.query, [Tile(matches.query, _relative(matches.query, folder), "query"), *_tiles(matches, folder)])
+
+
+def _tiles(found: Matches | DuplicateGroup, folder: str) -> list[Tile]:
     from dinoeval.search.sheet import Tile
 
-    return [Tile(one["path"], _name(one["path"], folder), f"{one['cosine']:.5f}") for one in _listed(found)]
+    return [Tile(entry["path"], _relative(entry["path"], folder), f"{entry['cosine']:.5f}") for entry in _entries(found)]
 
 
-def _name(path: str, folder: str) -> str:
-    """The path below the folder of the index, where it lies there."""
+def _relative(path: str, folder: str) -> str:
+    """Path below the folder of images, if it is there."""
     return path.removeprefix(os.path.join(folder, ""))  # noqa: PTH118
-
-
-def _check_outputs(json: str | None, sheet: str | None) -> None:
-    if json:
-        check_writable(json)
-    if sheet:
-        from dinoeval.search.sheet import check_sheet
-
-        check_sheet(sheet)
-
-
-def _write(library: ImageIndex, index: str, content: dict[str, Any], json: str | None) -> None:
-    if not json:
-        return
-    names = ("folder", "images", "fingerprint", "session", "digest", "readout", "transform", "precision", "kind", "parameters", "recall")
-    about = {"index": index, **{name: library.manifest[name] for name in names}}
-    write_whole(json, lambda target: target.write_text(json_format.dumps({**about, **content}, indent=1) + "\n"))
-
-
-def _say_written(json: str | None, sheet: str | None) -> None:
-    if written := [path for path in (json, sheet) if path]:
-        print(f"written to {' and '.join(written)}")

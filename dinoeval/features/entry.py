@@ -14,7 +14,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from dinoeval.errors import CacheError
-from dinoeval.maths.neighbors import faiss
+from dinoeval.maths.neighbors import load_faiss
 
 INDEX, MANIFEST = "features.faiss", "manifest.json"
 _PIECE = 4 << 20
@@ -66,7 +66,7 @@ class Entry:
 
     def index(self):
         """The same as a FAISS index, memory-mapped."""
-        library = faiss()
+        library = load_faiss()
         return library.read_index(str(self.folder / INDEX), library.IO_FLAG_MMAP_IFC)
 
     def fault(self) -> str | None:

@@ -15,7 +15,7 @@ import numpy as np
 
 from dinoeval.errors import CacheError
 from dinoeval.features.entry import INDEX, Entry, crc32_of, seal
-from dinoeval.maths.neighbors import faiss
+from dinoeval.maths.neighbors import load_faiss
 
 ENTRY, JOURNAL, PLAN = "entry", "journal", "plan.json"
 _DONE = 1 << 32  # a journal word is 0, or this plus the crc32 of the chunk's bytes
@@ -26,7 +26,7 @@ def index_header(rows: int, dim: int) -> bytes:
 
     Taken from what FAISS itself writes for one row; the two counts in it are then set. `Entry.index` reads it back.
     """
-    library = faiss()
+    library = load_faiss()
     one = library.IndexFlatIP(dim)
     one.add(np.zeros((1, dim), np.float32))
     header = bytearray(library.serialize_index(one).tobytes()[: -4 * dim])

@@ -1,1 +1,1 @@
-"""Arrays in, arrays or numbers out: no paths, no devices, no configs."""
+"""Pure functions: arrays in, arrays or numbers out, without paths, devices or options."""

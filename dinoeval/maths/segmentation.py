@@ -1,7 +1,7 @@
-"""How well masks agree: DAVIS's region similarity J, contour accuracy F and their statistics; Jaccards of many pairs.
+"""Agreement of masks: region similarity J and contour accuracy F of DAVIS, their statistics, and Jaccard indices.
 
-Everything is a fraction. O objects, M masks, H x W pixels, n frames. Source: davis2017/metrics.py and utils.py of
-davisvideochallenge/davis2017-evaluation, which dilates by OpenCV; here by shifted lines, which are the same pixels.
+All results are fractions. O objects, M masks, H x W pixels, n frames. Source: davis2017/metrics.py and utils.py of
+davisvideochallenge/davis2017-evaluation. That code dilates with OpenCV; here shifted lines give the same pixels.
 """
 
 from __future__ import annotations
@@ -10,56 +10,103 @@ import math
 
 import numpy as np
 
-TOLERANCE = 0.008  # of the image's diagonal
+TOLERANCE = 0.008  # of the diagonal of the image
 BINS = 4
-_RECALLED = 0.5
+_RECALL_THRESHOLD = 0.5
 
 
-def region_similarity(truth: np.ndarray, mask: np.ndarray) -> float:
-    """Return J, the Jaccard of two bool masks (H, W): intersection over union; 1 where both are empty."""
-    _check(truth, mask)
-    union = np.count_nonzero(truth | mask)
-    return np.count_nonzero(truth & mask) / union if union else 1.0
+def region_similarity(ground_truth: np.ndarray, mask: np.ndarray) -> float:
+    """Compute J, the Jaccard index of two masks.
 
+    Args:
+        ground_truth: Mask, (H, W) bool.
+        mask: Mask, (H, W) bool.
 
-def jaccards(truths: np.ndarray, masks: np.ndarray, counted: np.ndarray | None = None) -> np.ndarray:
-    """Return the Jaccard of every truth with every mask, bool (O, H, W) and (M, H, W) -> (O, M); 1 where both are empty.
+    Returns:
+        Intersection over union; 1 if both masks are empty.
 
-    Pixels where `counted` (H, W) is False are as if they were not there.
+    Examples:
+        One of four pixels is shared:
+
+        >>> region_similarity(np.array([[True, True, False, False]]), np.array([[False, True, True, True]]))
+        0.25
     """
-    # One product of matrices takes less time than counting pair by pair; float32 holds whole numbers up to 2**24 exactly.
-    exact = np.float32 if truths[0].size <= 2**24 else np.float64
-    columns = [
-        (one.reshape(len(one), -1) if counted is None else one[:, counted]).astype(exact)  # (O or M, H*W)
-        for one in (truths, masks)
+    _check_masks(ground_truth, mask)
+    union = np.count_nonzero(ground_truth | mask)
+    return float(np.count_nonzero(ground_truth & mask) / union) if union else 1.0
+
+
+def jaccard_indices(ground_truths: np.ndarray, masks: np.ndarray, valid: np.ndarray | None = None) -> np.ndarray:
+    """Compute the Jaccard index of every object with every mask.
+
+    Args:
+        ground_truths: Masks of the objects, (O, H, W) bool.
+        masks: Masks to compare, (M, H, W) bool.
+        valid: Pixels to count, (H, W) bool; all by default.
+
+    Returns:
+        Jaccard indices, (O, M) float64; 1 if both masks are empty.
+
+    Examples:
+        >>> objects, masks = np.array([[[True, True]]]), np.array([[[True, False]], [[True, True]]])
+        >>> jaccard_indices(objects, masks).tolist()
+        [[0.5, 1.0]]
+    """
+    # One matrix product is faster than counting pair by pair. float32 holds integers up to 2**24 exactly.
+    exact = np.float32 if ground_truths[0].size <= 2**24 else np.float64
+    pixels = [
+        (one.reshape(len(one), -1) if valid is None else one[:, valid]).astype(exact)  # (O or M, H*W)
+        for one in (ground_truths, masks)
     ]
-    shared = (columns[0] @ columns[1].T).astype(np.float64)  # (O, M)
-    areas = [one.sum(1, dtype=np.float64) for one in columns]
+    shared = (pixels[0] @ pixels[1].T).astype(np.float64)  # (O, M)
+    areas = [one.sum(1, dtype=np.float64) for one in pixels]
     union = areas[0][:, None] + areas[1] - shared
     return np.divide(shared, union, out=np.ones_like(shared), where=union > 0)
 
 
-def contour_accuracy(truth: np.ndarray, mask: np.ndarray, tolerance: float = TOLERANCE) -> float:
-    """Return F of two bool masks (H, W): the harmonic mean of the precision and the recall of the mask's boundary.
+def contour_accuracy(ground_truth: np.ndarray, mask: np.ndarray, tolerance: float = TOLERANCE) -> float:
+    """Compute F, the harmonic mean of precision and recall of the boundary of a mask.
 
-    A boundary pixel is matched where the other boundary has one within `tolerance` of the diagonal, rounded up to pixels.
-    Without any boundary on one side F is 0, without any on both 1.
+    A boundary pixel is matched if the other boundary has a pixel within the tolerance.
+
+    Args:
+        ground_truth: Mask, (H, W) bool.
+        mask: Mask, (H, W) bool.
+        tolerance: Largest distance as a fraction of the diagonal, rounded up to whole pixels.
+
+    Returns:
+        F; 0 if only one mask has a boundary, 1 if neither has.
+
+    Examples:
+        A shift by one pixel is within a tolerance of one pixel (0.1 of the diagonal of 10), but not within 0:
+
+        >>> ground_truth, mask = np.zeros((2, 6, 8), bool)
+        >>> ground_truth[:, 2:], mask[:, 3:] = True, True
+        >>> contour_accuracy(ground_truth, mask, tolerance=0.1), contour_accuracy(ground_truth, mask, tolerance=0)
+        (1.0, 0.0)
     """
-    _check(truth, mask)
-    radius = int(np.ceil(tolerance * np.linalg.norm(truth.shape)))
-    wanted, found = boundary(truth), boundary(mask)
-    area = _box(wanted | found)
-    wanted, found = wanted[area], found[area]
-    number_wanted, number_found = np.count_nonzero(wanted), np.count_nonzero(found)
-    if not (number_wanted and number_found):
-        return 0.0 if number_wanted or number_found else 1.0
-    precision = np.count_nonzero(found & dilate(wanted, radius)) / number_found
-    recall = np.count_nonzero(wanted & dilate(found, radius)) / number_wanted
-    return 2 * precision * recall / (precision + recall) if precision + recall else 0.0
+    _check_masks(ground_truth, mask)
+    radius = int(np.ceil(tolerance * np.linalg.norm(ground_truth.shape)))
+    expected, found = boundary(ground_truth), boundary(mask)
+    box = _bounding_box(expected | found)
+    expected, found = expected[box], found[box]
+    num_expected, num_found = np.count_nonzero(expected), np.count_nonzero(found)
+    if not (num_expected and num_found):
+        return 0.0 if num_expected or num_found else 1.0
+    precision = np.count_nonzero(found & dilate(expected, radius)) / num_found
+    recall = np.count_nonzero(expected & dilate(found, radius)) / num_expected
+    return float(2 * precision * recall / (precision + recall)) if precision + recall else 0.0
 
 
 def boundary(mask: np.ndarray) -> np.ndarray:
-    """Mark the pixels (H, W) that differ from their right, lower or lower right neighbour; those outside do not differ."""
+    """Mark the pixels that differ from their right, lower or lower right neighbor.
+
+    Args:
+        mask: Mask, (H, W) bool.
+
+    Returns:
+        Boundary pixels, (H, W) bool. Neighbors outside the image do not differ.
+    """
     edge = np.zeros_like(mask)
     edge[:, :-1] = mask[:, :-1] ^ mask[:, 1:]
     edge[:-1] |= mask[:-1] ^ mask[1:]
@@ -67,47 +114,68 @@ def boundary(mask: np.ndarray) -> np.ndarray:
     return edge
 
 
-def dilate(pixels: np.ndarray, radius: int) -> np.ndarray:
-    """Mark what lies within `radius` of a marked pixel (H, W), by the Euclidean distance: each row of the disk at a time."""
-    height, width = pixels.shape
-    grown, line, half = np.zeros_like(pixels), pixels.copy(), 0  # `line`: pixels dilated by `half` to both sides
-    for down in range(radius, -1, -1):
-        while half < math.isqrt(radius**2 - down**2):
-            half += 1
-            line[:, half:] |= pixels[:, : max(0, width - half)]
-            line[:, : max(0, width - half)] |= pixels[:, half:]
-        grown[down:] |= line[: max(0, height - down)]
-        grown[: max(0, height - down)] |= line[down:]
-    return grown
+def dilate(mask: np.ndarray, radius: int) -> np.ndarray:
+    """Mark the pixels within a Euclidean distance of a marked pixel.
+
+    Args:
+        mask: Mask, (H, W) bool.
+        radius: Largest distance, in pixels.
+
+    Returns:
+        Dilated mask, (H, W) bool.
+    """
+    height, width = mask.shape
+    dilated, line, reach = np.zeros_like(mask), mask.copy(), 0  # `line`: the mask dilated by `reach` to the left and right
+    for down in range(radius, -1, -1):  # one row of the disk at a time
+        while reach < math.isqrt(radius**2 - down**2):
+            reach += 1
+            line[:, reach:] |= mask[:, : max(0, width - reach)]
+            line[:, : max(0, width - reach)] |= mask[:, reach:]
+        dilated[down:] |= line[: max(0, height - down)]
+        dilated[: max(0, height - down)] |= line[down:]
+    return dilated
 
 
-def statistics(values: np.ndarray) -> tuple[float, float, float]:
-    """Return mean, recall and decay of one object's values (n,) over the frames, at least one; NaN is left out of means.
+def sequence_statistics(values: np.ndarray) -> tuple[float, float, float]:
+    """Compute mean, recall and decay of the values of one object over its frames.
 
-    Recall is the share of frames above 0.5, of which NaN is none. Decay is the mean of the first of four bins of frames
-    less that of the last; bins share the frame at their border. The official code counts the borders in 8 bits,
-    which fails beyond 256 frames; here they go on.
+    Recall is the share of frames above 0.5. Decay is the mean of the first of four bins of frames minus the mean of the
+    last; neighboring bins share the frame at their border. The official code computes the borders in 8 bits, which
+    fails beyond 256 frames; here they are exact.
+
+    Args:
+        values: Values per frame, (n,) float, at least one. NaN is left out of the means and is not above 0.5.
+
+    Returns:
+        Mean, recall and decay. Mean and decay are NaN if they have no value.
+
+    Examples:
+        Five frames make bins of two frames; the first two have mean 0.9, the last two 0.4:
+
+        >>> mean, recall, decay = sequence_statistics(np.array([1.0, 0.8, 0.6, 0.5, 0.3]))
+        >>> round(mean, 2), recall, round(decay, 2)
+        (0.64, 0.6, 0.5)
     """
     values = np.asarray(values, np.float64)
     assert values.ndim == 1
     assert len(values)
     borders = np.round(np.linspace(1, len(values), BINS + 1) + 1e-10).astype(int) - 1
     first, last = values[: borders[1] + 1], values[borders[-2] :]
-    return _mean(values), float(np.mean(values > _RECALLED)), _mean(first) - _mean(last)
+    return _known_mean(values), float(np.mean(values > _RECALL_THRESHOLD)), _known_mean(first) - _known_mean(last)
 
 
-def _mean(values: np.ndarray) -> float:
+def _known_mean(values: np.ndarray) -> float:
     known = values[~np.isnan(values)]
     return float(known.mean()) if len(known) else math.nan
 
 
-def _box(pixels: np.ndarray) -> tuple[slice, slice]:
-    """The smallest box around the marked pixels."""
-    rows, columns = (np.flatnonzero(pixels.any(axis)) for axis in (1, 0))
+def _bounding_box(mask: np.ndarray) -> tuple[slice, slice]:
+    """Smallest box that holds the marked pixels."""
+    rows, columns = (np.flatnonzero(mask.any(axis)) for axis in (1, 0))
     return (slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)) if len(rows) else (slice(0), slice(0))
 
 
-def _check(truth: np.ndarray, mask: np.ndarray) -> None:
-    assert truth.dtype == mask.dtype == bool
-    assert truth.shape == mask.shape
-    assert truth.ndim == 2
+def _check_masks(ground_truth: np.ndarray, mask: np.ndarray) -> None:
+    assert ground_truth.dtype == mask.dtype == bool
+    assert ground_truth.shape == mask.shape
+    assert ground_truth.ndim == 2

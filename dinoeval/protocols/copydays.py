@@ -22,7 +22,7 @@ from dinoeval.data.copydays import BLOCKS, ORIGINAL, STRONG, Copydays, open_copy
 from dinoeval.data.transforms import CenterCrop
 from dinoeval.errors import ConfigError, DataError
 from dinoeval.features.readout import ClsGem
-from dinoeval.maths.ranks import order_of, positive_ranks, trapezoid_precision
+from dinoeval.maths.ranks import positive_ranks, rank_by_similarity, trapezoid_precision
 from dinoeval.protocols._instances import (
     Descriptors,
     bootstrap_metrics,
@@ -129,7 +129,7 @@ def score_copies(
     Returns:
         Two arrays (Q,) of fractions; 0 if the original of a scene could not be read.
     """
-    order = order_of(cosines)
+    order = rank_by_similarity(cosines)
     cut, full = np.zeros((2, len(cosines)))
     for query, scene in enumerate(scenes):
         ranks = positive_ranks(order[query], np.flatnonzero(originals == scene), (), None if closer is None else closer[query])

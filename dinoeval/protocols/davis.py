@@ -231,7 +231,7 @@ def score_objects(video: Video, folder: Path) -> dict[str, np.ndarray]:
     The first frame and the last do not count. Raises DataError where a mask is missing, of another size, or has an object
     that the first mask has not.
     """
-    from dinoeval.maths.segmentation import contour_accuracy, region_similarity, statistics
+    from dinoeval.maths.segmentation import contour_accuracy, region_similarity, sequence_statistics
 
     frames = range(1, len(video.frames) - 1)
     values = np.zeros((2, video.objects, len(frames)))
@@ -243,7 +243,7 @@ def score_objects(video: Video, folder: Path) -> dict[str, np.ndarray]:
     found = {metric: np.full(video.objects, np.nan) for metric in METRICS}
     for label in range(video.objects if len(frames) else 0):
         for name, per_frame in zip("JF", values[:, label], strict=True):
-            found[name][label], found[f"{name}_recall"][label], found[f"{name}_decay"][label] = statistics(per_frame)
+            found[name][label], found[f"{name}_recall"][label], found[f"{name}_decay"][label] = sequence_statistics(per_frame)
     found["J&F"] = (found["J"] + found["F"]) / 2
     return found
 

@@ -25,7 +25,7 @@ from dinoeval.data.retrieval import LEVELS, DatasetName, Query, open_retrieval
 from dinoeval.data.transforms import MULTISCALE, Thumbnail
 from dinoeval.errors import ConfigError
 from dinoeval.features.readout import Cls
-from dinoeval.maths.ranks import order_of, positive_ranks, score_ranks
+from dinoeval.maths.ranks import positive_ranks, rank_by_similarity, score_ranks
 from dinoeval.protocols._instances import Descriptors, bootstrap_metrics, folder_names, open_image_folder, query_scores, resolve_root
 
 if TYPE_CHECKING:
@@ -147,7 +147,7 @@ def score_queries(
     Returns:
         Fractions (Q,) by metric; NaN for a query without a correct image.
     """
-    order = order_of(cosines)
+    order = rank_by_similarity(cosines)
     place = np.full(database.entry.num_rows, -1)
     place[database.rows] = np.arange(len(database))
     scored = [ground_truth[row] for row in queries.rows]

@@ -25,7 +25,7 @@ from dinoeval.data.masks import VOID
 from dinoeval.data.segmentation_sets import MaskedImages, Objects, object_labels, open_segmentation
 from dinoeval.errors import ConfigError, DataError, join_names
 from dinoeval.figures.preprocessing import FigureTransform, figure_transform
-from dinoeval.maths.segmentation import jaccards
+from dinoeval.maths.segmentation import jaccard_indices
 from dinoeval.protocols._instances import query_scores, resolve_root
 from dinoeval.session import SplitRecord
 
@@ -146,7 +146,7 @@ def score_masks(attention: Tensor, ids: np.ndarray, *, mass: float, void: Litera
     patch = ids.shape[0] // attention.shape[1]
     masks = mass_masks(torch.cat((attention, attention.mean(0, keepdim=True))), mass).numpy()
     masks = masks.repeat(patch, 1).repeat(patch, 2)  # to pixels, by the nearest
-    return jaccards(ids == objects[:, None, None], masks, ids != VOID if void == "ignored" else None)
+    return jaccard_indices(ids == objects[:, None, None], masks, ids != VOID if void == "ignored" else None)
 
 
 def summarize(scores: list[np.ndarray]) -> tuple[dict[str, np.ndarray], list[dict[str, Any]]]:

@@ -1,4 +1,4 @@
-"""Make an index of a folder, or bring it up to date with the folder."""
+"""Build an index of a folder, or update it."""
 
 from __future__ import annotations
 
@@ -23,10 +23,21 @@ from dinoeval.features.extract import Features
 from dinoeval.features.readout import Readout, parse_readout
 from dinoeval.maths.neighbors import l2_normalize
 from dinoeval.models.backbone import Backbone
-from dinoeval.search import approximate
-from dinoeval.search.approximate import Kind
-from dinoeval.search.index import ImageIndex, check_readout, check_same, index_spec, settled
-from dinoeval.search.store import LOCK, MANIFEST, NEIGHBOURS, ROWS, Draft, Record, Stored, check_place, open_stored, resolve
+from dinoeval.search.approximate import IndexKind, add_vectors, needs_retraining, read_index, train_index, tune, write_index
+from dinoeval.search.index import ImageIndex
+from dinoeval.search.spec import check_readout, check_session, complete_config, index_spec
+from dinoeval.search.store import (
+    LOCK,
+    MANIFEST,
+    NEIGHBORS,
+    VECTORS,
+    FileRecord,
+    IndexDraft,
+    StoredIndex,
+    check_index_folder,
+    open_stored,
+    resolve,
+)
 from dinoeval.search.vectors import VectorFile, write_vectors
 from dinoeval.session import Session, SessionConfig
 
@@ -35,25 +46,24 @@ _log = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class _Changes:
-    """What a folder has that its index has not, and the other way round."""
+    """The differences between a folder and its index."""
 
     kept: np.ndarray
-    """Rows of the index whose files are as they were."""
+    """Rows of the index whose files are unchanged."""
     added: np.ndarray
-    """Numbers of the images, in the folder as it is now, that need a row."""
-    gone: list[str]
+    """Positions in the folder of the images that need features: new and changed ones."""
+    deleted: list[str]
     changed: list[str]
-    bad: list[Record]
-    """Files that were no images, and have not changed since."""
+    bad: list[FileRecord]
+    """Files that were not readable images, and have not changed since."""
 
     def __bool__(self) -> bool:
-        return bool(len(self.added) or self.gone or self.changed)
+        return bool(len(self.added) or self.deleted or self.changed)
 
     def __str__(self) -> str:
-        parts = [f"{len(self.kept):,} images as they were", f"{len(self.added) - len(self.changed):,} new"]
-        parts += [
-            f"{len(names):,} {word}: {join_names(names)}" for word, names in (("changed", self.changed), ("gone", self.gone)) if names
-        ]
+        parts = [f"{len(self.kept):,} images unchanged", f"{len(self.added) - len(self.changed):,} new"]
+        named = (("changed", self.changed), ("deleted", self.deleted))
+        parts += [f"{len(names):,} {word}: {join_names(names)}" for word, names in named if names]
         return "; ".join(parts)
 
 
@@ -64,36 +74,62 @@ def build(
     *,
     session: SessionConfig | None = None,
     readout: str | None = None,
-    index: Kind | None = None,
+    index: IndexKind | None = None,
 ) -> ImageIndex:
-    """Make an index of the pictures below `folder` in the folder `out`, or bring the one that is there up to date.
+    """Build an index of the images of a folder, or update an existing one.
 
-    `readout` is `cls` by default; `index` is `exact`, `ivf`, `hnsw` or `pq`. Where `out` holds an index of the same
-    folder, only new and changed images go through the network; rows of images that are gone are dropped. Backbone,
-    readout and kind are then those of the index, unless asked for otherwise. Raises DataError where there are fewer
-    than two images, ConfigError where other weights, another readout or another folder are asked for than the index's.
+    An update extracts features of new and changed images only, and drops images that are gone.
+
+    Args:
+        folder: Folder of images, searched recursively.
+        out: Folder of the index.
+        backbone: Backbone; by default that of the existing index, or that of the options.
+        session: Options for the backbone and for reading images.
+        readout: cls, lastN, clsavg or gem; by default that of the existing index, else cls.
+        index: exact, ivf, hnsw or pq; by default that of the existing index, else exact.
+
+    Returns:
+        The open index.
+
+    Raises:
+        DataError: If there are fewer than two images, or an image is unreadable.
+        ConfigError: If folder, weights or readout do not match the existing index.
+
+    Examples:
+        An index of two images, with the bundled demonstration weights:
+
+        >>> import tempfile
+        >>> from PIL import Image
+        >>> with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as work:
+        ...     photos = Path(work) / "photos"
+        ...     photos.mkdir()
+        ...     Image.new("RGB", (28, 28), "red").save(photos / "red.png")
+        ...     Image.new("RGB", (28, 28), "blue").save(photos / "blue.png")
+        ...     built = build(photos, Path(work) / "index", session=SessionConfig(cache=f"{work}/cache"))
+        ...     [Path(path).name for path in built.query(photos / "red.png", k=1)[0].paths]
+        ['blue.png']
     """
-    if index is not None and index not in get_args(Kind):
-        raise ConfigError(unknown("kind of index", index, get_args(Kind)))
+    if index is not None and index not in get_args(IndexKind):
+        raise ConfigError(unknown("index", index, get_args(IndexKind)))
     root, target = resolve(folder), resolve(out)
     if not root.is_dir():
-        raise DataError(f"no folder {root}")
-    check_place(target)
+        raise DataError(f"folder {root} does not exist")
+    check_index_folder(target)
     images = open_images(root)
     if len(images) < 2:
-        raise DataError(f"{root} holds one image alone, {images.paths[0]}: a search needs two at least")
+        raise DataError(f"an index needs at least 2 images, got 1 in {root}: {images.paths[0]}")
     with _locked(target):
         stored = open_stored(target)
         if stored is not None:
             check_readout(stored, readout)
             if stored.manifest["folder"] != str(root):
-                raise ConfigError(f"{target} is an index of {stored.manifest['folder']}, not of {root}: name another --out")
+                raise ConfigError(f"{target} is an index of {stored.manifest['folder']}, not of {root}: pass another --out")
         config = session or SessionConfig()
-        opened = Session(settled(config, stored.manifest) if stored else config, backbone)
+        opened = Session(complete_config(config, stored.manifest) if stored else config, backbone)
         chosen = parse_readout(readout or (stored.manifest["readout"] if stored else "cls"))
-        _check_flat(chosen, opened)
+        _vector_dim(chosen, opened)
         if stored is not None:
-            check_same(stored, opened)
+            check_session(stored, opened)
         _update(stored, target, images, root, opened, chosen, index or (stored.manifest["kind"] if stored else "exact"))
     distributed.barrier()
     stored = open_stored(target)
@@ -103,7 +139,7 @@ def build(
 
 @contextlib.contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """Make the folder of an index and hold its lock; of the processes of one run only the first does."""
+    """Create the folder of an index and lock it; only the first of several processes does so."""
     if distributed.rank() > 0:
         yield
         return
@@ -112,64 +148,74 @@ def _locked(folder: Path) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
         lock.acquire(timeout=0.5)
     except filelock.Timeout:
-        raise ConfigError(f"another process builds the index {folder}") from None
+        raise ConfigError(f"another process is building the index {folder}: wait for it to end") from None
     except (OSError, NotImplementedError) as error:
-        raise DataError(f"the index {folder} cannot be written: {getattr(error, 'strerror', None) or error}") from error
+        raise DataError(f"cannot write the index {folder}: {getattr(error, 'strerror', None) or error}") from error
     try:
         yield
     finally:
         lock.release()
-        if not (folder / MANIFEST).exists():  # nothing came of it
+        if not (folder / MANIFEST).exists():  # the build failed; remove the folder if it is empty
             with contextlib.suppress(OSError):
                 (folder / LOCK).unlink(missing_ok=True)
                 folder.rmdir()
 
 
-def _check_flat(readout: Readout, session: Session) -> None:
-    if len(readout.row_shape(session.backbone.dim, (1, 1))) > 1:
-        raise ConfigError(f"readout {readout.id} is a map for each image, and a search needs one vector: cls, lastN, clsavg or gem")
+def _vector_dim(readout: Readout, session: Session) -> int:
+    dim, *grid = readout.row_shape(session.backbone.dim, (1, 1))
+    if grid:
+        raise ConfigError(f"--readout {readout.id} is a map per image; a search needs one vector: pass cls, lastN, clsavg or gem")
+    return dim
 
 
-def _update(stored: Stored | None, target: Path, images: ImageSet, root: Path, session: Session, readout: Readout, kind: Kind) -> None:
-    now = [_record(root, name) for name in images.paths]
-    changes = _compare(stored, now)
+def _update(
+    stored: StoredIndex | None, target: Path, images: ImageSet, root: Path, session: Session, readout: Readout, kind: IndexKind
+) -> None:
+    current = [_record(root, name) for name in images.paths]
+    changes = _compare(stored, current)
     if stored is not None:
         _log.info("%s: %s", target, changes)
         if not changes and stored.manifest["kind"] == kind:
             return
-    features = _features(session, images, readout, changes.added, whole=stored is None) if len(changes.added) else None
-    distributed.barrier()  # all have read the old index before it is replaced
+    features = _extract(session, images, readout, changes.added, whole=stored is None) if len(changes.added) else None
+    distributed.barrier()  # all processes have read the old index before it is replaced
     if distributed.rank() > 0:
         return
-    fresh = [] if features is None else [now[row] for row in _places(images, features)]
-    records = [stored.records[row] for row in changes.kept] + fresh if stored else fresh
-    lost = {now[row] for row in changes.added} - set(fresh)
+    added = [] if features is None else [current[row] for row in _positions(images, features)]
+    records = [stored.records[row] for row in changes.kept] + added if stored else added
+    unreadable = {current[row] for row in changes.added} - set(added)
     if len(records) < 2:
-        raise DataError(f"{root} holds {len(records)} image that can be read: a search needs two at least")
-    with Draft(target) as draft:
-        dim = features.entry.row_shape[0] if features else stored.rows.dim  # type: ignore[union-attr]
-        path = draft.write(ROWS, lambda path: write_vectors(path, _all_rows(stored, changes, features), len(records), dim))
-        rows = VectorFile(path, len(records), dim)
-        facts = _approximate(draft, stored, changes, rows, kind)
+        raise DataError(f"an index needs at least 2 readable images, got {len(records)} in {root}")
+    with IndexDraft(target) as draft:
+        dim = _vector_dim(readout, session)
+        path = draft.write(VECTORS, lambda path: write_vectors(path, _vector_blocks(stored, changes, features), len(records), dim))
+        vectors = VectorFile(path, len(records), dim)
+        neighbors = _write_neighbors(draft, stored, changes, vectors, kind)
         names = hashlib.sha256("".join(f"{record.name}\0{record.size}\n" for record in records).encode(errors="surrogateescape"))
         manifest = {
-            "folder": str(root), "images": len(records), "fingerprint": names.hexdigest()[:16], "dim": dim,
-            **index_spec(session, readout.id), "kind": kind, **facts, "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        }  # fmt: skip
-        draft.publish(manifest, records, sorted([*changes.bad, *lost]))
+            "folder": str(root),
+            "images": len(records),
+            "fingerprint": names.hexdigest()[:16],
+            "dim": dim,
+            **index_spec(session, readout.id),
+            "kind": kind,
+            **neighbors,
+            "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        }
+        draft.publish(manifest, records, sorted([*changes.bad, *unreadable]))
 
 
-def _features(session: Session, images: ImageSet, readout: Readout, added: np.ndarray, *, whole: bool) -> Features | None:
-    """The features of what is new; None where all of it is to be skipped."""
+def _extract(session: Session, images: ImageSet, readout: Readout, added: np.ndarray, *, whole: bool) -> Features | None:
+    """Features of the added images; None if all of them are unreadable and skipped."""
     try:
         return session.features(images, readout, rows=None if whole else added)
     except DataError:
-        if whole or session.config.bad_images == "error" or not all(_is_bad(images, row, session) for row in added.tolist()):
+        if whole or session.config.bad_images == "error" or not all(_is_unreadable(images, row, session) for row in added.tolist()):
             raise
         return None
 
 
-def _is_bad(images: ImageSet, row: int, session: Session) -> bool:
+def _is_unreadable(images: ImageSet, row: int, session: Session) -> bool:
     try:
         session.transform(images.open(row))
     except BadImage:
@@ -177,63 +223,70 @@ def _is_bad(images: ImageSet, row: int, session: Session) -> bool:
     return False
 
 
-def _record(root: Path, name: str) -> Record:
+def _record(root: Path, name: str) -> FileRecord:
     try:
-        return Record.of(root, name)
+        return FileRecord.of(root, name)
     except OSError as error:
-        raise DataError(f"{root / name} went away: {error.strerror}") from error
+        raise DataError(f"{root / name} was deleted during the build: {error.strerror}. Rerun the command") from error
 
 
-def _compare(stored: Stored | None, now: list[Record]) -> _Changes:
+def _compare(stored: StoredIndex | None, current: list[FileRecord]) -> _Changes:
     if stored is None:
-        return _Changes(np.empty(0, np.int64), np.arange(len(now)), [], [], [])
+        return _Changes(np.empty(0, np.int64), np.arange(len(current)), [], [], [])
     known = {record.name: row for row, record in enumerate(stored.records)}
     bad = set(stored.bad)
-    present = {record.name for record in now}
-    added, changed, still = [], [], []
-    for number, record in enumerate(now):
+    present = {record.name for record in current}
+    added, changed, still_bad = [], [], []
+    for position, record in enumerate(current):
         row = known.get(record.name)
         if row is not None and stored.records[row] == record:
             continue
         if record in bad:
-            still.append(record)
+            still_bad.append(record)
             continue
-        added.append(number)
+        added.append(position)
         if row is not None:
             changed.append(record.name)
-    gone = [name for name in known if name not in present]
-    away = {*gone, *changed}
-    kept = [row for row, record in enumerate(stored.records) if record.name not in away]
-    return _Changes(np.array(kept, np.int64), np.array(added, np.int64), gone, changed, still)
+    deleted = [name for name in known if name not in present]
+    dropped = {*deleted, *changed}
+    kept = [row for row, record in enumerate(stored.records) if record.name not in dropped]
+    return _Changes(np.array(kept, np.int64), np.array(added, np.int64), deleted, changed, still_bad)
 
 
-def _places(images: ImageSet, features: Features) -> list[int]:
-    """Which images of the folder the features are of; some may not have been readable."""
-    place = {name: row for row, name in enumerate(images.paths)}
-    return [place[name] for name in features.images.paths]
+def _positions(images: ImageSet, features: Features) -> list[int]:
+    """Positions in the folder of the images that have features; unreadable ones have none."""
+    position = {name: row for row, name in enumerate(images.paths)}
+    return [position[name] for name in features.images.paths]
 
 
-def _all_rows(stored: Stored | None, changes: _Changes, features: Features | None) -> Iterator[np.ndarray]:
-    old = stored.rows.blocks(changes.kept) if stored else iter(())
-    new = map(l2_normalize, features.blocks()) if features else iter(())
-    return itertools.chain(old, new)
+def _vector_blocks(stored: StoredIndex | None, changes: _Changes, features: Features | None) -> Iterator[np.ndarray]:
+    kept = stored.vectors.blocks(changes.kept) if stored else iter(())
+    added = map(l2_normalize, features.blocks()) if features else iter(())
+    return itertools.chain(kept, added)
 
 
-def _approximate(draft: Draft, stored: Stored | None, changes: _Changes, rows: VectorFile, kind: Kind) -> dict[str, Any]:
-    """Make the approximate index, or add to the one that is there; what the manifest says of it."""
+def _write_neighbors(
+    draft: IndexDraft, stored: StoredIndex | None, changes: _Changes, vectors: VectorFile, kind: IndexKind
+) -> dict[str, Any]:
+    """Train an approximate index or extend the existing one; returns its part of the manifest."""
     if kind == "exact":
         return {"parameters": {}, "recall": None}
-    began = time.monotonic()
-    old = stored.manifest if stored and stored.manifest["kind"] == kind and len(changes.kept) == len(stored.rows) else None
-    if old and not approximate.worth_training_again(old["parameters"]["trained_on"], len(rows)):
-        assert stored is not None
-        trained_on = old["parameters"]["trained_on"]
-        made = approximate.load(stored.file(NEIGHBOURS), mapped=False)
-        approximate.extend(made, rows.blocks(np.arange(len(stored.rows), len(rows))))
+    started = time.monotonic()
+    if stored is not None and _is_extendable(stored, changes, kind, len(vectors)):
+        trained_on = stored.manifest["parameters"]["trained_on"]
+        neighbors = read_index(stored.file(NEIGHBORS), mapped=False)
+        add_vectors(neighbors, vectors.blocks(np.arange(len(stored.vectors), len(vectors))))
     else:
-        trained_on = len(rows)
-        made = approximate.make(kind, rows)
-    draft.write(NEIGHBOURS, lambda path: approximate.save(made, path))
-    tuned, recall = approximate.tune(kind, made, rows)
-    _log.info("%s index made and tuned in %.0f seconds", kind, time.monotonic() - began)
+        trained_on = len(vectors)
+        neighbors = train_index(kind, vectors)
+    draft.write(NEIGHBORS, lambda path: write_index(neighbors, path))
+    tuned, recall = tune(kind, neighbors, vectors)
+    _log.info("%s index built and tuned in %.0f s", kind, time.monotonic() - started)
     return {"parameters": {**tuned.parameters(), "trained_on": trained_on}, "recall": recall}
+
+
+def _is_extendable(stored: StoredIndex, changes: _Changes, kind: IndexKind, count: int) -> bool:
+    """Whether the approximate index can be kept: only images were added, and not too many."""
+    if stored.manifest["kind"] != kind or len(changes.kept) < len(stored.vectors):
+        return False
+    return not needs_retraining(stored.manifest["parameters"]["trained_on"], count)

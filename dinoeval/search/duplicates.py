@@ -1,4 +1,4 @@
-"""Duplicates: images whose features are nearly the same, as groups. N rows of length 1."""
+"""Groups of duplicates: images with nearly the same features. N vectors of length 1."""
 
 from __future__ import annotations
 
@@ -8,60 +8,68 @@ import numpy as np
 
 from dinoeval.search.vectors import VectorFile
 
-_ROUNDING = 1e-6  # of a cosine of rows of length 1: that of equal ones falls on both sides of 1
-_BLOCK = 2048  # rows; cosines of a pair of blocks take 16 MB
-_PENDING = 1 << 20
+_ROUNDING = 1e-6  # of a float32 cosine: that of equal vectors may be slightly below 1
+_BLOCK = 2048  # vectors per block; the cosines of a pair of blocks take 16 MB
+_PENDING = 1 << 20  # links collected before components are merged
 
 
 @dataclasses.dataclass(frozen=True)
-class Group:
-    """Two images or more, each of them nearer than the threshold to another one of the group."""
+class DuplicateGroup:
+    """Two or more images, linked by cosines that reach the threshold."""
 
     paths: list[str]
+    """Paths of the images."""
     rows: np.ndarray
-    """(n,) int64, where the images stand in the index."""
+    """Rows of the images in the index, (n,) int64."""
     cosines: np.ndarray
-    """(n,) float32, of each image with the nearest other one."""
+    """Cosine of each image with its nearest other image, (n,) float32."""
 
 
-def linked(rows: VectorFile, threshold: float) -> tuple[list[np.ndarray], np.ndarray]:
-    """Compare all rows with all others and return the connected components of the pairs whose cosine is at least `threshold`.
+def link_duplicates(vectors: VectorFile, threshold: float) -> tuple[list[np.ndarray], np.ndarray]:
+    """Find the connected components of the pairs whose cosine reaches a threshold.
 
-    Exact: N * N / 2 products in blocks of bounded memory, whatever the threshold. Returns the row numbers of each
-    component of two or more, ascending, surest first; and for each row its largest cosine with another one where
-    that is at least the threshold, else -inf, (N,). A cosine that is below it by float32's rounding alone counts.
+    The comparison is exact: N * N / 2 products, in blocks of bounded memory. A cosine that is below the threshold only by
+    float32 rounding counts.
+
+    Args:
+        vectors: The N vectors.
+        threshold: Smallest cosine of a pair.
+
+    Returns:
+        Rows of each component of two or more images, ascending; the components with the most similar pairs come first.
+        And the largest cosine of each image with another one, (N,) float32; -inf if it is below the threshold.
     """
     threshold -= _ROUNDING
-    count = len(rows)
+    count = len(vectors)
     labels, best = np.arange(count), np.full(count, -np.inf, np.float32)
     pending: list[np.ndarray] = []
     for first in range(0, count, _BLOCK):
-        left = rows.take(slice(first, first + _BLOCK))
+        left = vectors.take(slice(first, first + _BLOCK))
         for second in range(first, count, _BLOCK):
-            cosines = left @ rows.take(slice(second, second + _BLOCK)).T
+            cosines = left @ vectors.take(slice(second, second + _BLOCK)).T
             if first == second:
                 np.fill_diagonal(cosines, -np.inf)
             if cosines.max() < threshold:
                 continue
-            for span, largest in ((first, cosines.max(1)), (second, cosines.max(0))):
-                part = best[span : span + _BLOCK]
+            for start, largest in ((first, cosines.max(1)), (second, cosines.max(0))):
+                part = best[start : start + _BLOCK]
                 np.maximum(part, largest, out=part, where=largest >= threshold)
             one, other = np.nonzero(cosines >= threshold)
             one, other = labels[first + one], labels[second + other]
             pending.append(np.unique((one * count + other)[one != other]))
             if sum(map(len, pending)) > _PENDING:
-                labels, pending = _merge(labels, pending), []
-    labels = _merge(labels, pending)
+                labels, pending = _merge_labels(labels, pending), []
+    labels = _merge_labels(labels, pending)
     order = np.argsort(labels, kind="stable")
     components = np.split(order, np.flatnonzero(np.diff(labels[order])) + 1)
     return sorted((rows for rows in components if len(rows) > 1), key=lambda rows: (-best[rows].max(), rows[0])), best
 
 
-def _merge(labels: np.ndarray, edges: list[np.ndarray]) -> np.ndarray:
-    """Give the rows whose labels are joined by edges, each written as one label * N + other label, one label."""
+def _merge_labels(labels: np.ndarray, links: list[np.ndarray]) -> np.ndarray:
+    """Give linked labels one label; a link is written as label * N + other label."""
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 
-    one, other = np.divmod(np.unique(np.concatenate([np.empty(0, np.int64), *edges])), len(labels))
+    one, other = np.divmod(np.unique(np.concatenate([np.empty(0, np.int64), *links])), len(labels))
     graph = coo_array((np.ones(len(one), np.int8), (one, other)), shape=(len(labels), len(labels)))
     return connected_components(graph, directed=False)[1][labels]

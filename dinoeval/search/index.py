@@ -1,229 +1,212 @@
-"""Library: an index that is open for questions."""
+"""ImageIndex: an open index, which answers queries and finds duplicates.
+
+Q queries, N images, D dimensions.
+"""
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
-import functools
-import json
 import logging
 import os
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
-from dinoeval.data.images import ImageSet, in_memory
-from dinoeval.data.opening import open_images
-from dinoeval.errors import BadImage, CheckpointError, ConfigError, DataError, join_names
-from dinoeval.features.extract import forward, forward_readable
-from dinoeval.features.readout import Readout, parse_readout
+from dinoeval.errors import CheckpointError, ConfigError, DataError, join_names
+from dinoeval.features.readout import parse_readout
 from dinoeval.maths.neighbors import l2_normalize, nearest
-from dinoeval.models.backbone import RANDOM, Backbone
-from dinoeval.models.zoo import ZOO
-from dinoeval.search import approximate
-from dinoeval.search.approximate import Approximate
-from dinoeval.search.duplicates import Group, linked
-from dinoeval.search.store import NEIGHBOURS, Record, Stored, open_stored, resolve
-from dinoeval.search.threshold import Threshold, choose_threshold, copies
-from dinoeval.search.vectors import sample
+from dinoeval.models.backbone import Backbone
+from dinoeval.search.approximate import ApproximateIndex, read_index
+from dinoeval.search.duplicates import DuplicateGroup, link_duplicates
+from dinoeval.search.query import Matches, QueryImages, embed_queries
+from dinoeval.search.spec import check_readout, check_session, complete_config
+from dinoeval.search.store import NEIGHBORS, StoredIndex, open_stored, resolve
+from dinoeval.search.threshold import Threshold, measure_threshold
 from dinoeval.session import Session, SessionConfig
 
-_COPIED, _COMPARED = 64, 1000  # images, to measure a threshold
-_FEW = 32  # pictures of a query whose features are made again sooner than an entry of the cache is looked after
-Pictures = str | Path | Image.Image | Iterable[str | Path] | Iterable[Image.Image]
 _log = logging.getLogger(__name__)
 
 
-@dataclasses.dataclass(frozen=True)
-class Matches:
-    """The images of an index that are nearest to one picture, nearest first."""
-
-    query: str
-    paths: list[str]
-    rows: np.ndarray
-    """(k,) int64, where they stand in the index."""
-    cosines: np.ndarray
-    """(k,) float32."""
-
-
 class ImageIndex:
-    """The images of one folder, and what their features say of which are alike."""
+    """An open index of the images of a folder. Use `build` or `open` to make one.
 
-    def __init__(self, stored: Stored, session: Session | None = None, config: SessionConfig | None = None) -> None:
+    Args:
+        stored: The files of the index.
+        session: Backbone and transform; by default they are loaded when they are needed first.
+        config: Options for loading them.
+
+    Raises:
+        ConfigError: If `session` does not match the index.
+    """
+
+    def __init__(self, stored: StoredIndex, session: Session | None = None, config: SessionConfig | None = None) -> None:
         self._stored, self._session, self._config = stored, session, config or SessionConfig()
         self.manifest: dict[str, Any] = stored.manifest
-        """What is known of the index: backbone, readout, transform, counts, kind, parameters, recall."""
-        self._approximate = self._neighbours()  # now: a build meanwhile may take the file away, but not what is open
+        """Metadata: backbone, readout, transform, counts, kind, parameters, recall."""
+        # Opened now, because a later build may delete the file. Open files stay readable.
+        self._approximate = _open_approximate(stored)
         if session is not None:
-            check_same(stored, session)
+            check_session(stored, session)
 
     def __len__(self) -> int:
-        return len(self._stored.rows)
+        return len(self._stored.vectors)
 
     def __repr__(self) -> str:
-        return f"Library({self.manifest['folder']}, {len(self):,} images, {self.manifest['kind']})"
+        return f"ImageIndex({self.manifest['folder']}, {len(self):,} images, {self.manifest['kind']})"
 
-    @functools.cached_property
+    @property
     def paths(self) -> list[str]:
-        """N paths, in order of row."""
-        return [os.path.join(self.manifest["folder"], record.name) for record in self._stored.records]  # noqa: PTH118  as in data/images.py
+        """Paths of the N images, in the order of the vectors."""
+        return self._stored.paths
 
     @property
     def session(self) -> Session:
-        """The backbone that the index was made with; loaded when a picture is first asked about."""
+        """The backbone and transform of the index, loaded on first use.
+
+        Raises:
+            CheckpointError: If the weights are not where they were when the index was built.
+            ConfigError: If the options name other weights, precision or transform.
+        """
         if self._session is None:
-            config = settled(self._config, self.manifest)
             try:
-                self._session = Session(config)
+                self._session = Session(complete_config(self._config, self.manifest))
             except CheckpointError as error:
                 if self._config.weights is not None:
                     raise
                 raise CheckpointError(
-                    f"{error} The index {self._stored.folder} was made with it; name where it is by --weights."
+                    f"{error} The index {self._stored.folder} needs these weights: pass their path as --weights"
                 ) from error
-            check_same(self._stored, self._session)
+            check_session(self._stored, self._session)
         return self._session
 
-    def _neighbours(self) -> Approximate | None:
-        kind, parameters = self.manifest["kind"], self.manifest["parameters"]
-        if kind == "exact":
-            return None
-        index = approximate.load(self._stored.file(NEIGHBOURS))
-        effort = parameters.get("nprobe") or parameters["efSearch"]
-        return Approximate(kind, index, self._stored.rows, effort, parameters.get("rerank", 1))
+    def vectors(self) -> np.ndarray:
+        """Read all features into memory.
 
-    def rows(self) -> np.ndarray:
-        """All features in memory, each of length 1, (N, D) float32."""
-        return self._stored.rows.take(slice(None))
+        Returns:
+            Normalized features, (N, D) float32.
+        """
+        return self._stored.vectors.take(slice(None))
 
     def nearest(self, features: np.ndarray, k: int = 10) -> tuple[np.ndarray, np.ndarray]:
-        """Find the k images nearest to features (Q, D): cosines and rows, (Q, min(k, N)), nearest first.
+        """Find the k images nearest to features.
 
-        Exact, or as near to it as the index's recall says; that is of k = 10, and is lower for a larger k.
+        The result is exact, or has about the recall of an approximate index. That recall is for k = 10; it is lower for a
+        larger k.
+
+        Args:
+            features: Features, (Q, D) float, not necessarily normalized.
+            k: Number of images.
+
+        Returns:
+            Cosines, (Q, min(k, N)) float32, in descending order, and rows of the index, (Q, min(k, N)) int64.
         """
         k = min(k, len(self))
         queries = l2_normalize(features)
         if self._approximate is None:
-            return nearest(queries, self._stored.rows.blocks(), k, unit=True)
+            return nearest(queries, self._stored.vectors.blocks(), k, normalized=True)
         cosines, rows = self._approximate.search(queries, k)
-        short = np.flatnonzero((rows < 0).any(1))  # fewer than k were looked at
-        if len(short):
-            cosines[short], rows[short] = nearest(queries[short], self._stored.rows.blocks(), k, unit=True)
+        incomplete = np.flatnonzero((rows < 0).any(1))  # the search effort covered fewer than k vectors
+        if len(incomplete):
+            cosines[incomplete], rows[incomplete] = nearest(queries[incomplete], self._stored.vectors.blocks(), k, normalized=True)
         return cosines, rows
 
-    def query(self, images: Pictures, k: int = 10) -> list[Matches]:
-        """Find the k images that are most like each picture, which itself is left out.
+    def query(self, images: QueryImages, k: int = 10) -> list[Matches]:
+        """Find the k images that are most similar to each query.
 
-        `images` is a folder, a path, a PIL image, or several paths or PIL images. A picture that is in the index is
-        known by its file, whatever path or link leads there; an equal copy of it is an answer.
+        A query whose file is in the index, by whatever path or link, is left out of its own result. Copies of it in other
+        files are not.
+
+        Args:
+            images: A folder, a file, a CSV table or a PIL image; or several paths or PIL images.
+            k: Number of images per query.
+
+        Returns:
+            One result per readable query.
+
+        Raises:
+            ConfigError: If k is below 1.
+            DataError: If an image is missing or unreadable.
         """
         if k < 1:
-            raise ConfigError(f"k must be 1 or more: {k}")
-        sources, features = self._embed(images)
+            raise ConfigError(f"--k must be at least 1, got {k}")
+        sources, features = embed_queries(self.session, parse_readout(self.manifest["readout"]), images)
         cosines, rows = self.nearest(features, k + 1)
-        found = [self._others(*one, k) for one in zip(sources, features, cosines, rows, strict=True)]
-        if changed := sorted({path for one in found for row, path in zip(one.rows, one.paths, strict=True) if self._changed(row)}):
-            _log.warning("%d images of the answer changed or went away since the index was built, which knows them as they were: %s. "
-                         "Build it again.", len(changed), join_names(changed))  # fmt: skip
-        fewest = min(len(matches.rows) for matches in found)
+        results = [self._without_self(*one, k) for one in zip(sources, features, cosines, rows, strict=True)]
+        found = {(path, row) for matches in results for path, row in zip(matches.paths, matches.rows, strict=True)}
+        if changed := sorted({path for path, row in found if self._stored.is_changed(row)}):
+            _log.warning(
+                "%d images of the result were changed or deleted after the index was built: %s. Rebuild the index",
+                len(changed),
+                join_names(changed),
+            )
+        fewest = min(len(matches.rows) for matches in results)
         if fewest < k:
-            _log.warning("k = %d, and there are %d other images in the index: all of them are listed", k, fewest)
-        return found
+            _log.warning("k = %d exceeds the %d other images of the index: all of them are returned", k, fewest)
+        return results
 
-    def duplicates(self, threshold: float | None = None) -> list[Group]:
-        """Find groups of images linked by cosines of at least `threshold`, surest first; exact, with any kind of index.
+    def duplicates(self, threshold: float | None = None) -> list[DuplicateGroup]:
+        """Find groups of images that are linked by cosines of at least a threshold.
 
-        By default the threshold is measured, as `threshold` does.
+        The comparison is exact for any kind of index.
+
+        Args:
+            threshold: Smallest cosine of a pair, from -1 to 1; by default that of `measure_threshold`.
+
+        Returns:
+            Groups; those with the most similar pairs come first.
+
+        Raises:
+            ConfigError: If the threshold is not a cosine.
+            DataError: If the threshold cannot be measured.
         """
         if threshold is None:
-            threshold = self.threshold().cosine
+            threshold = self.measure_threshold().cosine
         if not -1 <= threshold <= 1:
-            raise ConfigError(f"a threshold is a cosine, from -1 to 1: {threshold}")
-        components, best = linked(self._stored.rows, threshold)
-        return [Group([self.paths[row] for row in rows], rows, best[rows]) for rows in components]
+            raise ConfigError(f"--threshold must be a cosine between -1 and 1, got {threshold}")
+        components, best = link_duplicates(self._stored.vectors, threshold)
+        return [DuplicateGroup([self.paths[row] for row in rows], rows, best[rows]) for rows in components]
 
-    def threshold(self) -> Threshold:
-        """Measure from which cosine on two images of this set, by this network, are duplicates.
+    def measure_threshold(self) -> Threshold:
+        """Calibrate the cosine above which two images of this index count as duplicates.
 
-        Makes copies of up to 64 of the images, re-encoded, halved and cropped a little, and compares them with the nearest
-        others of up to 1,000. Raises DataError where the images are no longer there.
+        Up to 64 of the images are copied by re-encoding, downscaling and cropping. The copies are compared with the nearest
+        neighbors of up to 1,000 images.
+
+        Returns:
+            The threshold, and its effect on these images.
+
+        Raises:
+            DataError: If the images are missing or have changed.
         """
-        count, rows = len(self), self._stored.rows
-        chosen = sample(count, min(_COPIED, max(8, count // 10)))
-        try:
-            images = open_images([self.paths[row] for row in chosen])
-            if changed := [self.paths[row] for row in chosen if self._changed(row)]:
-                raise DataError(f"{len(changed)} of {len(chosen)} images changed since the index was built: {join_names(changed)}")
-            session, readout = self.session, parse_readout(self.manifest["readout"])
-            parts = []
-            for row in range(len(images)):  # one at a time: photographs are large
-                made = forward(session.backbone, in_memory(copies(images.open(row))), readout, session.transform)
-                parts.append(l2_normalize(made))
-        except (BadImage, DataError, OSError) as fault:
-            raise DataError(f"no threshold can be measured: {fault}. Build the index again, or name a threshold") from fault
-        made = np.concatenate(parts)
-        originals = np.repeat(rows.take(chosen), len(made) // len(chosen), axis=0)
-        compared = sample(count, _COMPARED)
-        cosines, found = nearest(rows.take(compared), rows.blocks(), 2, unit=True)
-        itself = np.where((found == compared[:, None]).any(1), (found == compared[:, None]).argmax(1), 1)
-        others = np.take_along_axis(cosines, 1 - itself[:, None], 1)[:, 0]
-        return choose_threshold(np.einsum("nd,nd->n", made, originals), others, len(chosen))
+        return measure_threshold(self._stored, self.session)
 
-    def _changed(self, row: int) -> bool:
-        """Whether the file of a row is no longer the one that the row was made of."""
-        record = self._stored.records[row]
-        try:
-            return Record.of(Path(self.manifest["folder"]), record.name) != record
-        except OSError:
-            return True
-
-    def _others(self, source: str, features: np.ndarray, cosines: np.ndarray, rows: np.ndarray, k: int) -> Matches:
-        """The k nearest that are not the picture's own file; several links to it may lie in the index."""
-        itself = None
+    def _without_self(self, source: str, features: np.ndarray, cosines: np.ndarray, rows: np.ndarray, k: int) -> Matches:
+        """The k nearest images other than the file of the query, which the index may hold under several links."""
+        own_file = None
         if source:
             with contextlib.suppress(OSError):
-                itself = os.stat(source)  # noqa: PTH116
-        asked = k + 1
+                own_file = os.stat(source)  # noqa: PTH116
+        requested = k + 1
         while True:
-            others = [place for place, row in enumerate(rows) if not (itself and _is(itself, self.paths[row]))][:k]
+            others = [place for place, row in enumerate(rows) if not (own_file and _is_same_file(own_file, self.paths[row]))][:k]
             if len(others) == k or len(rows) == len(self):
                 return Matches(source, [self.paths[row] for row in rows[others]], rows[others], cosines[others])
-            asked *= 2
-            (cosines,), (rows,) = self.nearest(features[None], asked)
-
-    def _embed(self, images: Pictures) -> tuple[list[str], np.ndarray]:
-        """The path of each picture, empty where it has none, and the features (Q, D)."""
-        session, readout = self.session, parse_readout(self.manifest["readout"])
-        if not isinstance(images, (str, Path)):
-            several = [images] if isinstance(images, Image.Image) else list(images)
-            if pictures := [image for image in several if isinstance(image, Image.Image)]:
-                if len(pictures) < len(several):
-                    raise DataError("a query takes paths or PIL images, not both at once")
-                return [""] * len(pictures), forward(session.backbone, in_memory(pictures), readout, session.transform)
-            images = several  # type: ignore[assignment]
-        rows, found = self._features(open_images(images), readout)  # type: ignore[arg-type]
-        where = resolve(images) if isinstance(images, (str, Path)) else Path()
-        base = where if where.is_dir() else where.parent if where.suffix.lower() in (".csv", ".tsv") else Path()
-        return [str(base / path) for path in found.paths], rows
-
-    def _features(self, images: ImageSet, readout: Readout) -> tuple[np.ndarray, ImageSet]:
-        """The features of pictures that are asked about, and those that can be read; only of many are they kept in the cache."""
-        session, config = self.session, self.session.config
-        if len(images) > _FEW:
-            features = session.features(images, readout)
-            return features.numpy(), features.images
-        session.backbone.check_unchanged()
-        return forward_readable(
-            session.backbone, images, readout, session.transform, bad_images=config.bad_images, batch_size=config.batch_size
-        )
+            requested *= 2
+            (cosines,), (rows,) = self.nearest(features[None], requested)
 
 
-def _is(facts: os.stat_result, path: str) -> bool:
+def _open_approximate(stored: StoredIndex) -> ApproximateIndex | None:
+    kind, parameters = stored.manifest["kind"], stored.manifest["parameters"]
+    if kind == "exact":
+        return None
+    effort = parameters.get("nprobe") or parameters["efSearch"]
+    return ApproximateIndex(kind, read_index(stored.file(NEIGHBORS)), stored.vectors, effort, parameters.get("rerank", 1))
+
+
+def _is_same_file(status: os.stat_result, path: str) -> bool:
     try:
-        return os.path.samestat(facts, os.stat(path))  # noqa: PTH116
+        return os.path.samestat(status, os.stat(path))  # noqa: PTH116
     except OSError:
         return False
 
@@ -231,73 +214,25 @@ def _is(facts: os.stat_result, path: str) -> bool:
 def open(
     index: str | Path, backbone: Backbone | None = None, *, session: SessionConfig | None = None, readout: str | None = None
 ) -> ImageIndex:
-    """Open an index, checking every byte of it.
+    """Open an index and verify the checksums of its files.
 
-    Its backbone is loaded from where its weights were when it was built, unless one is given here, or named in
-    `session`. Raises ConfigError where that is another one, DataError where the index is damaged or not there.
+    Args:
+        index: Folder of the index.
+        backbone: Its backbone; by default the weights that it was built with are loaded when they are needed.
+        session: Options for loading them.
+        readout: Expected readout; any by default.
+
+    Returns:
+        The index.
+
+    Raises:
+        DataError: If the index does not exist or is corrupted.
+        ConfigError: If backbone, options or readout do not match the index.
     """
     folder = resolve(index)
     stored = open_stored(folder)
     if stored is None:
-        raise DataError(f"no index {folder}: `dinoeval search build FOLDER --out {folder}` makes one")
+        raise DataError(f"no index found in {folder}: run `dinoeval search build FOLDER --out {folder}`")
     check_readout(stored, readout)
     config = session or SessionConfig()
-    return ImageIndex(stored, Session(settled(config, stored.manifest), backbone) if backbone else None, config)
-
-
-def settled(config: SessionConfig, manifest: dict[str, Any]) -> SessionConfig:
-    """Fill in from an index what was not asked for: its weights, precision and transform."""
-    default, recorded = SessionConfig(), manifest["session"]
-    names = ["precision", "transform"] + (["arch", "weights", "key"] if config.arch is None and config.weights is None else [])
-    filled = {name: recorded[name] for name in names if getattr(config, name) == getattr(default, name)}
-    return dataclasses.replace(config, **filled)
-
-
-def index_spec(session: Session, readout_id: str) -> dict[str, Any]:
-    """The part of a manifest that says what makes a row: two with different ones have nothing to do with each other."""
-    backbone, source = session.backbone, session.backbone.provenance
-    weights: str | None = source.name
-    if source.name == backbone.arch:
-        weights = None  # the weights that an architecture has by itself
-    elif source.name not in (RANDOM, *ZOO):
-        weights = str(resolve(source.name))
-    return {
-        "readout": readout_id,
-        "transform": session.transform.id,
-        "precision": backbone.precision,
-        "digest": backbone.digest,
-        "network": json.loads(json.dumps(dataclasses.asdict(backbone.config))),
-        "session": {
-            "arch": backbone.arch,
-            "weights": weights,
-            "key": source.key or "teacher",
-            "precision": backbone.precision,
-            "transform": session.config.transform,
-        },
-    }
-
-
-def check_readout(stored: Stored, readout: str | None) -> None:
-    """Raise ConfigError where a readout is asked for that is not the index's."""
-    if readout is not None and parse_readout(readout).id != (own := stored.manifest["readout"]):
-        raise ConfigError(
-            f"the index {stored.folder} is of readout {own}, and {readout} was asked for: rows of two readouts cannot be compared. "
-            f"Leave --readout out, or build another index with --readout {readout}."
-        )
-
-
-def check_same(stored: Stored, session: Session) -> None:
-    """Raise ConfigError where features of this session cannot be compared with those of the index."""
-    manifest, here = stored.manifest, index_spec(session, stored.manifest["readout"])
-    if (manifest["digest"], manifest["network"]) != (here["digest"], here["network"]):
-        told = [f"{facts['session']['arch']} ({facts['session']['weights'] or 'its own weights'}), digest {facts['digest']}"
-                for facts in (manifest, here)]  # fmt: skip
-        raise ConfigError(
-            f"the index {stored.folder} was built with {told[0]}; asked for now is {told[1]}. Their features cannot be compared: "
-            "use the index's own weights, or build another index with these."
-        )
-    for name in ("precision", "transform"):
-        if manifest[name] != here[name]:
-            raise ConfigError(
-                f"the index {stored.folder} was built with {name} {manifest[name]}, not {here[name]}: leave --{name} out, or build another"
-            )
+    return ImageIndex(stored, Session(complete_config(config, stored.manifest), backbone) if backbone else None, config)

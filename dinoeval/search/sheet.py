@@ -1,4 +1,4 @@
-"""Contact sheets: rows of thumbnails that people look at, as one HTML page or one PNG picture."""
+"""Contact sheets: sections of thumbnails, as one HTML page or one PNG image."""
 
 from __future__ import annotations
 
@@ -14,77 +14,99 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 from dinoeval.errors import ConfigError
 from dinoeval.files import check_writable, expand, write_whole
 
-_THUMB, _GAP, _LINE, _ACROSS = 160, 12, 18, 8  # pixels; tiles a line of a PNG
-_MOST_TILES = {".html": 5_000, ".png": 600}  # beyond, nobody looks, and pages and pictures no longer open
-_QUALITY = 85
-_GREY, _MAT, _INK, _FAINT, _PAPER = (225, 225, 225), (240, 240, 240), (20, 20, 20), (110, 110, 110), (255, 255, 255)
+_THUMBNAIL, _GAP, _LINE = 160, 12, 18  # pixels: side of a thumbnail, space between tiles, height of a text line
+_COLUMNS = 8  # tiles per line of a PNG
+_MAX_TILES = {".html": 5_000, ".png": 600}  # browsers and image viewers fail on much larger sheets
+_QUALITY = 85  # of JPEG
+_LINE_COLOR, _MAT_COLOR, _PAPER_COLOR = (225, 225, 225), (240, 240, 240), (255, 255, 255)
+_TEXT_COLOR, _FAINT_TEXT_COLOR = (20, 20, 20), (110, 110, 110)
 
 
 @dataclasses.dataclass(frozen=True)
 class Tile:
-    """One thumbnail with the words below it."""
+    """One thumbnail with two lines of text."""
 
     path: str
+    """Path of the image."""
     name: str
+    """Name below the caption."""
     caption: str
+    """Text below the thumbnail, such as a cosine."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Section:
-    """Thumbnails that belong together, under one heading."""
+    """A heading with its thumbnails."""
 
     heading: str
+    """Text above the thumbnails."""
     tiles: Sequence[Tile]
+    """Thumbnails, in order."""
 
 
 def check_sheet(path: str | Path) -> None:
-    """Find out before the work whether a sheet can be written there. Raises a DinoevalError."""
-    if expand(path).suffix.lower() not in _MOST_TILES:
-        raise ConfigError(f"sheet {path}: the name must end in .html or .png")
+    """Check before the work that a sheet can be written.
+
+    Args:
+        path: File to write, .html or .png.
+
+    Raises:
+        DinoevalError: If the ending is another one or the file cannot be written.
+    """
+    if expand(path).suffix.lower() not in _MAX_TILES:
+        raise ConfigError(f"--sheet must end in .html or .png, got {path}")
     check_writable(path)
 
 
-def write_sheet(path: str | Path, title: str, strips: Sequence[Section]) -> None:
-    """Write strips of thumbnails to a .html page, which holds all it shows, or to a .png picture.
+def write_sheet(path: str | Path, title: str, sections: Sequence[Section]) -> None:
+    """Write thumbnails to a self-contained .html page or a .png image.
 
-    Of very many tiles the first are shown, and the sheet says how many groups it leaves out. Raises a DinoevalError.
+    The first 5,000 (.html) or 600 (.png) images are shown. The sheet states if some are left out.
+
+    Args:
+        path: File to write.
+        title: Title of the sheet.
+        sections: What to show.
+
+    Raises:
+        DinoevalError: If the file cannot be written.
     """
     check_sheet(path)
-    ending = expand(path).suffix.lower()
-    shown, left = [], _MOST_TILES[ending]
-    for strip in strips:
-        if not left:
+    suffix = expand(path).suffix.lower()
+    shown, remaining = [], _MAX_TILES[suffix]
+    for section in sections:
+        if not remaining:
             break
-        shown.append(Section(strip.heading, strip.tiles[:left]))
-        left -= len(shown[-1].tiles)
-    cut = len(shown) < len(strips) or any(len(one.tiles) < len(whole.tiles) for one, whole in zip(shown, strips, strict=False))
-    note = f"Only the first {_MOST_TILES[ending]:,} images are shown." if cut else ""
-    if ending == ".html":
-        page = _page(title, note, shown)
+        shown.append(Section(section.heading, section.tiles[:remaining]))
+        remaining -= len(shown[-1].tiles)
+    is_cut = sum(len(section.tiles) for section in shown) < sum(len(section.tiles) for section in sections)
+    note = f"Only the first {_MAX_TILES[suffix]:,} images are shown." if is_cut else ""
+    if suffix == ".html":
+        page = _render_page(title, note, shown)
         write_whole(path, lambda target: target.write_text(page, encoding="utf-8", errors="backslashreplace"))
     else:
-        picture = _picture(title, note, shown)
-        write_whole(path, lambda target: picture.save(target, "PNG"))
+        image = _draw_sheet(title, note, shown)
+        write_whole(path, lambda target: image.save(target, "PNG"))
 
 
-def _thumbnail(path: str) -> Image.Image | None:
-    """The picture within _THUMB x _THUMB pixels, upright; small ones enlarged by a whole number; None where it cannot be read."""
+def _read_thumbnail(path: str) -> Image.Image | None:
+    """Scale an image to fit the thumbnail; small ones by a whole factor. None if it is unreadable."""
     try:
         with Image.open(path) as file:
-            file.draft("RGB", (2 * _THUMB, 2 * _THUMB))
-            picture = ImageOps.exif_transpose(file)
-            assert picture is not None
-            if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
-                paper = Image.new("RGBA", picture.size, "white")
-                picture = Image.alpha_composite(paper, picture.convert("RGBA"))
-            picture = picture.convert("RGB")
+            file.draft("RGB", (2 * _THUMBNAIL, 2 * _THUMBNAIL))
+            image = ImageOps.exif_transpose(file)
+            assert image is not None
+            if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+                paper = Image.new("RGBA", image.size, "white")
+                image = Image.alpha_composite(paper, image.convert("RGBA"))
+            image = image.convert("RGB")
     except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError):
         return None
-    factor = _THUMB // max(picture.size)
+    factor = _THUMBNAIL // max(image.size)
     if factor > 1:
-        return picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST)
-    picture.thumbnail((_THUMB, _THUMB), Image.Resampling.LANCZOS)
-    return picture
+        return image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
+    image.thumbnail((_THUMBNAIL, _THUMBNAIL), Image.Resampling.LANCZOS)
+    return image
 
 
 _STYLE = f"""
@@ -93,97 +115,96 @@ body {{ font: 14px/1.4 system-ui, sans-serif; margin: 2rem auto; max-width: 1500
 h1 {{ font-size: 1.3rem; overflow-wrap: anywhere; }}
 h2 {{ font-size: 1rem; margin: 0 0 .6rem; overflow-wrap: anywhere; }}
 main {{ display: flex; flex-wrap: wrap; gap: 1.2rem; }}
-section {{ border-top: 1px solid #8886; padding: .8rem 0; min-width: min(100%, {2 * _THUMB + 16}px); }}
+section {{ border-top: 1px solid #8886; padding: .8rem 0; min-width: min(100%, {2 * _THUMBNAIL + 16}px); }}
 ul {{ display: flex; flex-wrap: wrap; gap: 1rem; list-style: none; margin: 0; padding: 0; }}
-li {{ width: {_THUMB}px; }}
-li a, li span.none {{ display: flex; align-items: center; justify-content: center; height: {_THUMB}px; background: #8882; }}
+li {{ width: {_THUMBNAIL}px; }}
+li a, li span.none {{ display: flex; align-items: center; justify-content: center; height: {_THUMBNAIL}px; background: #8882; }}
 li strong {{ display: block; margin-top: .3rem; }}
 li small {{ display: block; overflow-wrap: anywhere; opacity: .75; }}
 """
 
 
-def _page(title: str, note: str, strips: Sequence[Section]) -> str:
-    sections = []
-    for strip in strips:
-        tiles = "\n".join(_tile(tile) for tile in strip.tiles)
-        sections.append(f"<section>\n<h2>{html.escape(strip.heading)}</h2>\n<ul>\n{tiles}\n</ul>\n</section>")
-    foot = f"<p>{html.escape(note)}</p>\n" if note else ""
+def _render_page(title: str, note: str, sections: Sequence[Section]) -> str:
+    parts = []
+    for section in sections:
+        tiles = "\n".join(_render_tile(tile) for tile in section.tiles)
+        parts.append(f"<section>\n<h2>{html.escape(section.heading)}</h2>\n<ul>\n{tiles}\n</ul>\n</section>")
     head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{html.escape(title)}</title>'
-    body = "\n".join(sections)
     head += f"<style>{_STYLE}</style>"
-    body = f"<h1>{html.escape(title)}</h1>\n<main>\n{body}\n</main>\n{foot}"
+    foot = f"<p>{html.escape(note)}</p>\n" if note else ""
+    main = "\n".join(parts)
+    body = f"<h1>{html.escape(title)}</h1>\n<main>\n{main}\n</main>\n{foot}"
     return f'<!doctype html>\n<html lang="en"><head>{head}</head>\n<body>{body}</body></html>\n'
 
 
-def _tile(tile: Tile) -> str:
-    picture = _thumbnail(tile.path)
+def _render_tile(tile: Tile) -> str:
+    thumbnail = _read_thumbnail(tile.path)
     name = html.escape(tile.name)
-    if picture is None:
-        shown = '<span class="none">cannot be read</span>'
+    if thumbnail is None:
+        content = '<span class="none">unreadable</span>'
     else:
         stream = io.BytesIO()
-        picture.save(stream, "JPEG", quality=_QUALITY)
+        thumbnail.save(stream, "JPEG", quality=_QUALITY)
         source = base64.b64encode(stream.getvalue()).decode()
         link = html.escape(Path(tile.path).absolute().as_uri())
-        shown = f'<a href="{link}"><img src="data:image/jpeg;base64,{source}" alt="{name}"></a>'
-    return f"<li>{shown}<strong>{html.escape(tile.caption)}</strong><small>{name}</small></li>"
+        content = f'<a href="{link}"><img src="data:image/jpeg;base64,{source}" alt="{name}"></a>'
+    return f"<li>{content}<strong>{html.escape(tile.caption)}</strong><small>{name}</small></li>"
 
 
-def _picture(title: str, note: str, strips: Sequence[Section]) -> Image.Image:
-    """Strips side by side where they fit, each a heading over lines of up to _ACROSS tiles."""
-    font, bold = ImageFont.load_default(12), ImageFont.load_default(15)
-    placed, lines = _laid_out(strips)
-    cell, line_height = _THUMB + _GAP, _THUMB + 2 * _LINE + _GAP
-    top = 3 * _LINE
-    tops = [top + 2 * _LINE * shelf + line_height * sum(lines[:shelf]) for shelf in range(len(lines) + 1)]
-    sheet = Image.new("RGB", (_ACROSS * cell + _GAP, tops[-1] + 2 * _LINE * bool(note)), _PAPER)
+def _draw_sheet(title: str, note: str, sections: Sequence[Section]) -> Image.Image:
+    """Draw sections next to each other if they fit; each is a heading over lines of up to _COLUMNS tiles."""
+    font, title_font = ImageFont.load_default(12), ImageFont.load_default(15)
+    places, lines = _lay_out(sections)
+    cell, line_height = _THUMBNAIL + _GAP, _THUMBNAIL + 2 * _LINE + _GAP
+    tops = [3 * _LINE + 2 * _LINE * row + line_height * sum(lines[:row]) for row in range(len(lines) + 1)]
+    sheet = Image.new("RGB", (_COLUMNS * cell + _GAP, tops[-1] + 2 * _LINE * bool(note)), _PAPER_COLOR)
     draw = ImageDraw.Draw(sheet)
-    draw.text((_GAP, _LINE), _fitting(title, bold, _ACROSS * cell - _GAP), _INK, bold)
-    for order, (strip, (column, shelf)) in enumerate(zip(strips, placed, strict=True)):
-        left, top, width = _GAP + column * cell, tops[shelf], _width(strip) * cell - _GAP
-        last = order + 1 == len(strips) or placed[order + 1][1] > shelf
-        draw.line((left, top, sheet.width - _GAP if last else left + width, top), _GREY)
-        draw.text((left, top + _LINE // 2), _fitting(strip.heading, font, width), _INK, font)
-        for number, tile in enumerate(strip.tiles):
-            corner = left + number % _ACROSS * cell, top + 2 * _LINE + number // _ACROSS * line_height
+    draw.text((_GAP, _LINE), _fit_text(title, title_font, _COLUMNS * cell - _GAP), _TEXT_COLOR, title_font)
+    for number, (section, (column, row)) in enumerate(zip(sections, places, strict=True)):
+        left, top, width = _GAP + column * cell, tops[row], _num_columns(section) * cell - _GAP
+        is_last_of_row = number + 1 == len(sections) or places[number + 1][1] > row
+        draw.line((left, top, sheet.width - _GAP if is_last_of_row else left + width, top), _LINE_COLOR)
+        draw.text((left, top + _LINE // 2), _fit_text(section.heading, font, width), _TEXT_COLOR, font)
+        for position, tile in enumerate(section.tiles):
+            corner = left + position % _COLUMNS * cell, top + 2 * _LINE + position // _COLUMNS * line_height
             _draw_tile(sheet, draw, tile, corner, font)
-    draw.text((_GAP, tops[-1] + _LINE // 2), note, _FAINT, font)
+    draw.text((_GAP, tops[-1] + _LINE // 2), note, _FAINT_TEXT_COLOR, font)
     return sheet
 
 
-def _width(strip: Section) -> int:
-    return min(_ACROSS, max(2, len(strip.tiles)))
+def _num_columns(section: Section) -> int:
+    return min(_COLUMNS, max(2, len(section.tiles)))
 
 
-def _laid_out(strips: Sequence[Section]) -> tuple[list[tuple[int, int]], list[int]]:
-    """Column and shelf of each strip, in order, and how many lines of tiles each shelf has."""
-    placed: list[tuple[int, int]] = []
+def _lay_out(sections: Sequence[Section]) -> tuple[list[tuple[int, int]], list[int]]:
+    """Column and row of each section, in order, and the number of tile lines of each row."""
+    places: list[tuple[int, int]] = []
     lines: list[int] = []
-    column = _ACROSS
-    for strip in strips:
-        if column + _width(strip) > _ACROSS:
+    column = _COLUMNS
+    for section in sections:
+        if column + _num_columns(section) > _COLUMNS:
             column = 0
             lines.append(0)
-        placed.append((column, len(lines) - 1))
-        column += _width(strip)
-        lines[-1] = max(lines[-1], -(-len(strip.tiles) // _ACROSS))
-    return placed, lines
+        places.append((column, len(lines) - 1))
+        column += _num_columns(section)
+        lines[-1] = max(lines[-1], -(-len(section.tiles) // _COLUMNS))
+    return places, lines
 
 
 def _draw_tile(sheet: Image.Image, draw: ImageDraw.ImageDraw, tile: Tile, corner: tuple[int, int], font) -> None:
     left, top = corner
-    picture = _thumbnail(tile.path)
-    draw.rectangle((left, top, left + _THUMB - 1, top + _THUMB - 1), _MAT)
-    if picture is None:
-        draw.text((left + 8, top + _THUMB // 2 - 8), "cannot be read", _FAINT, font)
+    thumbnail = _read_thumbnail(tile.path)
+    draw.rectangle((left, top, left + _THUMBNAIL - 1, top + _THUMBNAIL - 1), _MAT_COLOR)
+    if thumbnail is None:
+        draw.text((left + 8, top + _THUMBNAIL // 2 - 8), "unreadable", _FAINT_TEXT_COLOR, font)
     else:
-        sheet.paste(picture, (left + (_THUMB - picture.width) // 2, top + (_THUMB - picture.height) // 2))
-    draw.text((left, top + _THUMB + 2), _fitting(tile.caption, font, _THUMB), _INK, font)
-    draw.text((left, top + _THUMB + 2 + _LINE), _fitting(tile.name, font, _THUMB), _FAINT, font)
+        sheet.paste(thumbnail, (left + (_THUMBNAIL - thumbnail.width) // 2, top + (_THUMBNAIL - thumbnail.height) // 2))
+    draw.text((left, top + _THUMBNAIL + 2), _fit_text(tile.caption, font, _THUMBNAIL), _TEXT_COLOR, font)
+    draw.text((left, top + _THUMBNAIL + 2 + _LINE), _fit_text(tile.name, font, _THUMBNAIL), _FAINT_TEXT_COLOR, font)
 
 
-def _fitting(text: str, font, width: int) -> str:
-    """Cut a text at its beginning until it is no wider than this: paths differ at their ends."""
+def _fit_text(text: str, font, width: int) -> str:
+    """Cut the beginning of a text that is wider than `width` pixels, because paths differ at their ends."""
     text = text.encode("utf-8", "replace").decode()
     if font.getlength(text) <= width:
         return text

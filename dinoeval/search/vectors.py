@@ -1,6 +1,6 @@
-"""The rows of an index on disk: one FAISS flat inner-product file, read through memory maps that are soon let go.
+"""The vectors of an index on disk: a FAISS flat inner-product file, read through short-lived memory maps.
 
-N rows of D dims, each of length 1.
+N vectors of length 1 with D dimensions.
 """
 
 from __future__ import annotations
@@ -16,7 +16,23 @@ _BLOCK_BYTES = 64 << 20
 
 
 class VectorFile:
-    """N x D float32 on disk. What was opened stays readable when the file is replaced or deleted."""
+    """An (N, D) float32 matrix on disk.
+
+    An open file stays readable when its path is replaced or deleted.
+
+    Args:
+        path: File written by `write_vectors`.
+        num_rows: Number of vectors N.
+        dim: Number of dimensions D.
+
+    Examples:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        ...     path = Path(folder) / "vectors"
+        ...     write_vectors(path, [np.array([[1.0, 0.0]]), np.array([[0.0, 1.0]])], num_rows=2, dim=2)
+        ...     VectorFile(path, 2, 2).take(np.array([1])).tolist()
+        [[0.0, 1.0]]
+    """
 
     def __init__(self, path: Path, num_rows: int, dim: int) -> None:
         self.num_rows, self.dim = num_rows, dim
@@ -27,23 +43,44 @@ class VectorFile:
         return self.num_rows
 
     def _map(self) -> np.ndarray:
-        # A fresh map each time: dropping it gives its pages back, so that rows beyond memory stream through.
+        # A new map for each access releases its pages when it is dropped, so that files larger than memory can be read.
         return np.memmap(self._file, np.float32, "r", offset=self._header_bytes, shape=(self.num_rows, self.dim))
 
-    def take(self, numbers: np.ndarray | slice) -> np.ndarray:
-        """The rows of these numbers, in memory, (n, D); numbers may have any shape, which then stands before D."""
-        return np.array(self._map()[numbers])
+    def take(self, rows: np.ndarray | slice) -> np.ndarray:
+        """Read vectors into memory.
 
-    def blocks(self, numbers: np.ndarray | None = None) -> Iterator[np.ndarray]:
-        """Yield all rows, or those of these numbers, in order, in blocks (n, D) of bounded size."""
-        count, step = len(self) if numbers is None else len(numbers), max(1, _BLOCK_BYTES // (4 * self.dim))
+        Args:
+            rows: Row numbers of any shape, or a slice.
+
+        Returns:
+            Vectors, (*rows.shape, D) float32.
+        """
+        return np.array(self._map()[rows])
+
+    def blocks(self, rows: np.ndarray | None = None) -> Iterator[np.ndarray]:
+        """Iterate over vectors in blocks of bounded size.
+
+        Args:
+            rows: Row numbers, (n,) int; all by default.
+
+        Yields:
+            Vectors in order, (b, D) float32.
+        """
+        count, step = len(self) if rows is None else len(rows), max(1, _BLOCK_BYTES // (4 * self.dim))
         for start in range(0, count, step):
             part = slice(start, min(start + step, count))
-            yield self._map()[part] if numbers is None else self.take(numbers[part])
+            yield self._map()[part] if rows is None else self.take(rows[part])
 
 
 def write_vectors(path: Path, blocks: Iterable[np.ndarray], num_rows: int, dim: int) -> None:
-    """Write blocks of normalised rows, num_rows x dim in all, to a file that FAISS reads, too."""
+    """Write normalized vectors to a file that FAISS can also read.
+
+    Args:
+        path: File to write.
+        blocks: Vectors in blocks (b, D) float.
+        num_rows: Number of all vectors N.
+        dim: Number of dimensions D.
+    """
     written = 0
     with path.open("wb") as file:
         file.write(index_header(num_rows, dim))
@@ -53,6 +90,14 @@ def write_vectors(path: Path, blocks: Iterable[np.ndarray], num_rows: int, dim: 
     assert written == num_rows
 
 
-def sample(count: int, wanted: int) -> np.ndarray:
-    """Choose row numbers below `count`, ascending; always the same for the same counts."""
-    return np.sort(np.random.default_rng(0).choice(count, min(count, wanted), replace=False))
+def sample(count: int, size: int) -> np.ndarray:
+    """Draw row numbers without replacement, always the same for the same arguments.
+
+    Args:
+        count: Number of rows to draw from.
+        size: Largest number of rows to draw.
+
+    Returns:
+        Row numbers, (min(count, size),) int64, ascending.
+    """
+    return np.sort(np.random.default_rng(0).choice(count, min(count, size), replace=False))

@@ -25,7 +25,7 @@ from dinoeval.features.cache import FeatureCache
 from dinoeval.features.entry import INDEX, MANIFEST
 from dinoeval.features.extract import Features, extract
 from dinoeval.features.readout import Cls, ClsAvg, LastCls, Patches
-from dinoeval.maths.neighbors import faiss
+from dinoeval.maths.neighbors import load_faiss
 from dinoeval.session import Session, SessionConfig
 
 CROP = CenterCrop(16, 16)
@@ -55,11 +55,11 @@ def test_the_entry_is_a_flat_faiss_index_that_opens_memory_mapped(tiny_weights, 
     found = features(tiny_weights, image_folder, readout=readout)
     index = found.entry.index()
     dim = int(np.prod(found.entry.row_shape))
-    assert (index.ntotal, index.d, index.metric_type) == (33, dim, faiss().METRIC_INNER_PRODUCT)
+    assert (index.ntotal, index.d, index.metric_type) == (33, dim, load_faiss().METRIC_INNER_PRODUCT)
     np.testing.assert_array_equal(index.reconstruct_n(0, 33).reshape(33, *found.entry.row_shape), found.numpy())
-    plain = faiss().IndexFlatIP(dim)
+    plain = load_faiss().IndexFlatIP(dim)
     plain.add(found.numpy().reshape(33, dim))
-    assert faiss().serialize_index(plain).tobytes() == (found.entry.folder / INDEX).read_bytes()
+    assert load_faiss().serialize_index(plain).tobytes() == (found.entry.folder / INDEX).read_bytes()
 
 
 def test_whatever_changes_the_rows_changes_the_entry(tiny_weights, image_folder, tmp_path):

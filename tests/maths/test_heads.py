@@ -1,5 +1,3 @@
-"""Heads that are trained side by side equal heads that torch.optim trains one by one."""
-
 from __future__ import annotations
 
 import math
@@ -19,7 +17,7 @@ def batches(count: int, size: int = 16, dim: int = 6, classes: int = 4):
         yield torch.randn(size, dim, generator=generator), torch.randint(classes, (size,), generator=generator)
 
 
-def test_every_head_goes_the_way_of_torch_sgd():
+def test_heads_equal_torch_sgd_trained_one_by_one():
     heads = Heads(RATES, DECAYS, 6, 4, seed=0, device=CPU)
     oracles = []
     for rate, decay in zip(RATES, DECAYS, strict=True):
@@ -42,7 +40,7 @@ def test_every_head_goes_the_way_of_torch_sgd():
         torch.testing.assert_close(heads.bias[head], layer.bias.data)
 
 
-def test_a_head_that_diverges_stops_and_the_others_do_not_notice():
+def test_diverged_head_does_not_affect_other_heads():
     both, alone = Heads([3e38, 0.1], [0, 0], 6, 4, seed=0, device=CPU), Heads([0.1], [0], 6, 4, seed=0, device=CPU)
     for x, y in batches(6):
         both.step(x, y, 1.0)
@@ -52,30 +50,30 @@ def test_a_head_that_diverges_stops_and_the_others_do_not_notice():
     torch.testing.assert_close(both.weight[1], alone.weight[0])
 
 
-def test_a_head_that_overflows_in_its_last_step_scores_nothing():
+def test_head_with_nan_weights_has_no_hit_and_is_stopped():
     heads = Heads([0.1, 0.1], [0, 0], 6, 4, seed=0, device=CPU)
     x, y = next(batches(1))
     heads.weight[0, 0, 0] = float("nan")
     assert (heads.ranks(x, y)[:, 0] > 4).all()
-    heads.stop_broken()
+    heads.stop_diverged()
     assert heads.alive.tolist() == [False, True]
 
 
-def test_ranks_count_the_classes_before_the_right_one_and_break_ties_by_class():
+def test_ranks_count_classes_ahead_and_break_ties_by_index():
     heads = Heads([0.1, 0.1], [0, 0], 1, 3, seed=0, device=CPU)
-    heads.weight[0] = torch.tensor([[3.0], [1.0], [2.0]])  # of x = 1: class 0, then 2, then 1
+    heads.weight[0] = torch.tensor([[3.0], [1.0], [2.0]])  # for x = 1: class 0, then 2, then 1
     heads.weight[1] = torch.tensor([[1.0], [1.0], [1.0]])  # all equal: 0, 1, 2
     x = torch.ones(3, 1)
     assert heads.ranks(x, torch.tensor([0, 1, 2])).tolist() == [[0, 0], [2, 1], [1, 2]]
 
 
-def test_the_first_loss_of_a_head_near_zero_is_that_of_a_guess():
+def test_first_loss_is_log_of_number_of_classes():
     heads = Heads([0.1], [0], 6, 4, seed=0, device=CPU)
     x, y = next(batches(1))
     assert heads.step(x, y, 1.0)[0].item() == pytest.approx(math.log(4), abs=0.05)
 
 
-def test_a_restored_state_goes_on_alike():
+def test_restored_heads_continue_identically():
     one, two = (Heads(RATES, DECAYS, 6, 4, seed=0, device=CPU) for _ in range(2))
     steps = list(batches(6))
     for x, y in steps[:3]:

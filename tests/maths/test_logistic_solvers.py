@@ -13,29 +13,29 @@ from dinoeval.maths.logistic import Logistic, fit_logistic, fit_one_vs_rest
 from dinoeval.maths.neighbors import l2_normalize
 
 SOLVERS = [
-    pytest.param("cyanure", marks=pytest.mark.skipif(importlib.util.find_spec("cyanure") is None, reason="no cyanure for this Python")),
+    pytest.param("cyanure", marks=pytest.mark.skipif(importlib.util.find_spec("cyanure") is None, reason="cyanure is not installed")),
     "sklearn",
 ]
 
 
-def clusters(rows: int, dim: int, classes: int, apart: float = 0.5) -> tuple[np.ndarray, np.ndarray]:
+def clusters(num_images: int, dim: int, classes: int, distance: float = 0.5) -> tuple[np.ndarray, np.ndarray]:
     """Overlapping classes on the sphere."""
     random = np.random.default_rng(0)
-    labels = np.concatenate((np.arange(classes), random.integers(0, classes, rows - classes)))
-    return l2_normalize(random.standard_normal((classes, dim))[labels] * apart + random.standard_normal((rows, dim))), labels
+    labels = np.concatenate((np.arange(classes), random.integers(0, classes, num_images - classes)))
+    return l2_normalize(random.standard_normal((classes, dim))[labels] * distance + random.standard_normal((num_images, dim))), labels
 
 
 def objective(weights: np.ndarray, features: np.ndarray, labels: np.ndarray, strength: float) -> float:
-    """The formula, one image at a time; weights (D, C), labels 0 .. C-1."""
+    """Evaluate the formula one image at a time; weights (D, C), labels 0, ..., C-1."""
     losses = []
-    for row, label in zip(features.astype(np.float64), labels, strict=True):
-        scores = row @ weights
+    for feature, label in zip(features.astype(np.float64), labels, strict=True):
+        scores = feature @ weights
         losses.append(np.log(np.exp(scores).sum()) - scores[label])
     return float(np.mean(losses) + strength / (2 * len(labels)) * (weights**2).sum())
 
 
 def minimum(features: np.ndarray, labels: np.ndarray, strength: float) -> np.ndarray:
-    """The weights (D, C) of the smallest objective, by a general minimiser that is told the function alone."""
+    """Return the weights (D, C) of the smallest objective, by a general minimizer that only evaluates the function."""
     shape = features.shape[1], labels.max() + 1
     found = minimize(lambda flat: objective(flat.reshape(shape), features, labels, strength), np.zeros(np.prod(shape)), tol=1e-9)
     return found.x.reshape(shape)
@@ -43,7 +43,7 @@ def minimum(features: np.ndarray, labels: np.ndarray, strength: float) -> np.nda
 
 @pytest.mark.parametrize("solver", SOLVERS)
 @pytest.mark.parametrize(("classes", "strength"), [(2, 0.1), (2, 3.0), (3, 0.1), (4, 1.0)])
-def test_both_solvers_end_at_the_minimum_of_the_formula(solver, classes, strength):
+def test_solvers_reach_the_minimum_of_the_formula(solver, classes, strength):
     features, labels = clusters(40, 5, classes)
     best = minimum(features, labels, strength)
     model = fit_logistic(features, labels, strength=strength, solver=solver, tolerance=1e-9)
@@ -54,9 +54,9 @@ def test_both_solvers_end_at_the_minimum_of_the_formula(solver, classes, strengt
 
 @pytest.mark.parametrize("solver", SOLVERS)
 @pytest.mark.parametrize("labels", [[3, 7], [0, 5, 9], ["b", "a", "c", "z"], [1, 2, 3], [-4, 2, 900, 901, 902, 77]])
-def test_labels_of_any_kind_come_back(solver, labels):
-    features, numbers = clusters(60, 8, len(labels), apart=2)
-    given = np.array(labels)[numbers]  # a class of its own cluster each
+def test_rank_returns_labels_of_the_type_of_the_input(solver, labels):
+    features, numbers = clusters(60, 8, len(labels), distance=2)
+    given = np.array(labels)[numbers]  # one cluster per class
     model = fit_logistic(features, given, strength=0.1, solver=solver)
     ranked = model.rank(features)
     assert ranked.shape == (60, min(5, len(labels)))
@@ -68,10 +68,10 @@ def test_labels_of_any_kind_come_back(solver, labels):
 
 
 @pytest.mark.parametrize("solver", SOLVERS)
-@pytest.mark.parametrize(("rows", "classes", "passes"), [(300, 4, 1), (300, 2, 1), (1200, 4, 3), (1200, 2, 1)])
-def test_a_fit_that_ends_early_says_by_how_much(solver, rows, classes, passes):
-    """The gap bounds how far the objective is above its minimum, and with enough passes it is below the tolerance."""
-    features, labels = clusters(rows, 16, classes)
+@pytest.mark.parametrize(("num_images", "classes", "passes"), [(300, 4, 1), (300, 2, 1), (1200, 4, 3), (1200, 2, 1)])
+def test_gap_bounds_the_error_of_a_fit_that_ends_early(solver, num_images, classes, passes):
+    """The gap bounds the distance of the objective from its minimum. With enough passes it is below the tolerance."""
+    features, labels = clusters(num_images, 16, classes)
     early = fit_logistic(features, labels, strength=0.01, solver=solver, tolerance=1e-6, max_iter=passes)
     whole = fit_logistic(features, labels, strength=0.01, solver=solver, tolerance=1e-6)
     assert early.gap > 1e-6
@@ -82,55 +82,56 @@ def test_a_fit_that_ends_early_says_by_how_much(solver, rows, classes, passes):
 
 
 @pytest.mark.parametrize("solver", SOLVERS)
-def test_many_rows_and_classes_converge_to_the_tolerance(solver):
-    """Single precision would end cyanure's fit with a gap of a percent, scikit-learn's own tolerance after two steps."""
+def test_fit_converges_with_many_images_and_classes(solver):
+    """Single precision ends the fit of cyanure with a gap of a percent; the default tolerance of scikit-learn ends it after two steps."""
     features, labels = clusters(6000, 24, 30)
     assert fit_logistic(features, labels, strength=0.1, solver=solver).gap <= 1e-3
 
 
 @pytest.mark.parametrize("solver", SOLVERS)
-def test_nothing_is_edited_or_said(solver, capfd):
+def test_fit_does_not_modify_inputs_or_print(solver, capfd):
     for classes in (2, 3):
         features, labels = clusters(50, 8, classes)
-        features.flags.writeable = labels.flags.writeable = False  # an edit would raise
+        features.flags.writeable = labels.flags.writeable = False  # a modification would raise
         fit_logistic(features, labels + 5, strength=0.1, solver=solver, max_iter=1)
     assert capfd.readouterr() == ("", "")
 
 
-def test_of_equal_scores_the_earlier_class_is_first():
+def test_rank_ties_go_to_the_earlier_class():
     model = Logistic(np.array([[1, 2, 2, 0, 2, 1, 1]], np.float32), np.array(list("abcdefg")), 0, 0, 1)
     assert model.rank(np.ones((2, 1), np.float32)).tolist() == [list("bceaf")] * 2
 
 
-def test_one_class_is_no_question():
-    with pytest.raises(ValueError, match="two classes"):
+def test_fit_raises_for_single_class():
+    with pytest.raises(ValueError, match=r"\b1\b"):
         fit_logistic(np.eye(3, dtype=np.float32), np.array([4, 4, 4]), strength=0.1, solver="sklearn")
 
 
 @pytest.mark.parametrize("solver", SOLVERS)
-def test_each_class_is_fitted_against_all_others_without_its_difficult_rows(solver):
+def test_one_vs_rest_excludes_difficult_images_per_class(solver):
     random = np.random.default_rng(0)
     features = l2_normalize(random.standard_normal((60, 6)))
-    marks = random.choice([1, 0, -1], (60, 4)).astype(np.int8)
-    marks[:, 3] = 1
-    model = fit_one_vs_rest(features, marks, strength=0.5, solver=solver, tolerance=1e-9)
+    labels = random.choice([1, 0, -1], (60, 4)).astype(np.int8)
+    labels[:, 3] = 1
+    model = fit_one_vs_rest(features, labels, strength=0.5, solver=solver, tolerance=1e-9)
     for column in range(3):
-        known = marks[:, column] >= 0
-        rows, signs = features[known].astype(np.float64), np.where(marks[known, column] == 1, 1, -1)
+        known = labels[:, column] >= 0
+        class_features, signs = features[known].astype(np.float64), np.where(labels[known, column] == 1, 1, -1)
 
-        def logistic_loss(weights, rows=rows, signs=signs):
-            return np.log1p(np.exp(-signs * (rows @ weights))).mean() + 0.5 / (2 * len(signs)) * (weights**2).sum()
+        def logistic_loss(weights, class_features=class_features, signs=signs):
+            return np.log1p(np.exp(-signs * (class_features @ weights))).mean() + 0.5 / (2 * len(signs)) * (weights**2).sum()
 
         best = minimize(logistic_loss, np.zeros(6), tol=1e-10)
         np.testing.assert_allclose(model.weights[:, column], best.x, atol=2e-3)
-    assert not model.weights[:, 3].any()  # of all: nothing to tell apart
+    assert not model.weights[:, 3].any()  # present in every image
     assert model.gap <= 1e-9
     assert model.scores(features).shape == (60, 4)
 
 
-@pytest.mark.skipif(importlib.util.find_spec("cyanure") is None, reason="no cyanure for this Python")
-def test_a_search_after_a_fit_comes_to_an_end():
-    """cyanure on several threads leaves FAISS's OpenBLAS waiting for ever; in a process of its own, so that it can be stopped."""
+@pytest.mark.skipif(importlib.util.find_spec("cyanure") is None, reason="cyanure is not installed")
+@pytest.mark.slow
+def test_faiss_search_ends_after_a_cyanure_fit():
+    """A fit with several threads makes the OpenBLAS of FAISS hang. The test uses its own process, which can be stopped."""
     code = (
         "import numpy as np; from dinoeval.maths.logistic import fit_logistic; from dinoeval.maths.neighbors import nearest\n"
         "x = np.random.default_rng(0).standard_normal((3000, 64)).astype('f4')\n"

@@ -7,15 +7,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dinoeval.maths.segmentation import boundary, contour_accuracy, dilate, jaccards, region_similarity, statistics
+from dinoeval.maths.segmentation import boundary, contour_accuracy, dilate, jaccard_indices, region_similarity, sequence_statistics
 
 
-def drawn(*rows: str) -> np.ndarray:
+def parse_mask(*rows: str) -> np.ndarray:
     return np.array([[sign == "#" for sign in row] for row in rows])
 
 
 def slow_boundary(mask: np.ndarray) -> list[tuple[int, int]]:
-    """Pixels one of whose neighbours to the right, below, or both, is inside the picture and of the other kind."""
+    """Return the pixels that differ from their right, lower or lower right neighbor inside the image."""
     height, width = mask.shape
     return [
         (row, column)
@@ -29,24 +29,24 @@ def slow_boundary(mask: np.ndarray) -> list[tuple[int, int]]:
     ]
 
 
-def slow_accuracy(truth: np.ndarray, mask: np.ndarray, tolerance: float) -> float:
-    """F from the distances of all pairs of boundary pixels."""
-    radius = math.ceil(tolerance * math.hypot(*truth.shape))
-    wanted, found = slow_boundary(truth), slow_boundary(mask)
-    if not wanted and not found:
+def slow_accuracy(ground_truth: np.ndarray, mask: np.ndarray, tolerance: float) -> float:
+    """Compute F from the distances of all pairs of boundary pixels."""
+    radius = math.ceil(tolerance * math.hypot(*ground_truth.shape))
+    expected, found = slow_boundary(ground_truth), slow_boundary(mask)
+    if not expected and not found:
         return 1.0
 
     def matched(ones: list, others: list) -> float:
         near = [any((a - c) ** 2 + (b - d) ** 2 <= radius**2 for c, d in others) for a, b in ones]
         return sum(near) / len(near) if near else 0.0
 
-    precision, recall = matched(found, wanted), matched(wanted, found)
+    precision, recall = matched(found, expected), matched(expected, found)
     return 2 * precision * recall / (precision + recall) if precision + recall else 0.0
 
 
 @st.composite
 def pairs(draw):
-    """Two masks of one shape, from noise, boxes and nothing at all."""
+    """Draw two masks of one shape: noise, a box, a pixel, empty or full."""
     shape = draw(st.integers(1, 14)), draw(st.integers(1, 14))
     random = np.random.default_rng(draw(st.integers(0, 2**31)))
     masks = []
@@ -63,100 +63,100 @@ def pairs(draw):
     return masks
 
 
-def test_region_similarity_by_hand():
-    truth, mask = drawn("##..", "##.."), drawn(".##.", ".##.")
-    assert region_similarity(truth, mask) == 2 / 6
-    assert region_similarity(truth, ~truth) == 0
-    assert region_similarity(truth, truth) == 1
-    assert region_similarity(truth, np.zeros_like(truth)) == 0
-    assert region_similarity(np.zeros_like(truth), np.zeros_like(truth)) == 1
+def test_region_similarity_matches_hand_computed_cases():
+    ground_truth, mask = parse_mask("##..", "##.."), parse_mask(".##.", ".##.")
+    assert region_similarity(ground_truth, mask) == 2 / 6
+    assert region_similarity(ground_truth, ~ground_truth) == 0
+    assert region_similarity(ground_truth, ground_truth) == 1
+    assert region_similarity(ground_truth, np.zeros_like(ground_truth)) == 0
+    assert region_similarity(np.zeros_like(ground_truth), np.zeros_like(ground_truth)) == 1
 
 
-def test_a_boundary_lies_half_a_pixel_up_and_left():
-    # The pixel itself and its three neighbours whose right, lower or lower right neighbour it is.
-    assert (boundary(drawn("....", "..#.", "....")) == drawn(".##.", ".##.", "....")).all()
+def test_boundary_marks_pixel_and_its_upper_left_neighbors():
+    # The boundary is the pixel itself and the three pixels of which it is the right, lower or lower right neighbor.
+    assert (boundary(parse_mask("....", "..#.", "....")) == parse_mask(".##.", ".##.", "....")).all()
 
 
-def test_a_boundary_at_the_border_of_the_picture():
-    # The last row has a neighbour to the right only, the last column one below only, the corner none.
-    assert (boundary(drawn("...", "...", "..#")) == drawn("...", ".##", ".#.")).all()
-    assert (boundary(drawn("#..", "...", "...")) == drawn("#..", "...", "...")).all()
-    assert not boundary(np.ones((3, 4), bool)).any(), "what fills the picture has no boundary"
+def test_boundary_ignores_neighbors_outside_the_image():
+    # The last row has only right neighbors, the last column only lower ones, the corner none.
+    assert (boundary(parse_mask("...", "...", "..#")) == parse_mask("...", ".##", ".#.")).all()
+    assert (boundary(parse_mask("#..", "...", "...")) == parse_mask("#..", "...", "...")).all()
+    assert not boundary(np.ones((3, 4), bool)).any(), "a mask that fills the image has no boundary"
 
 
-def test_a_disk():
-    # Distance 2: (0, 2) lies within, (1, 2) with its root of 5 does not.
+def test_dilate_grows_a_pixel_to_a_disk():
+    # The offset (0, 2) is within distance 2, (1, 2) is at distance sqrt(5).
     pixels = np.zeros((5, 5), bool)
     pixels[2, 2] = True
-    assert (dilate(pixels, 2) == drawn("..#..", ".###.", "#####", ".###.", "..#..")).all()
+    assert (dilate(pixels, 2) == parse_mask("..#..", ".###.", "#####", ".###.", "..#..")).all()
     assert (dilate(pixels, 0) == pixels).all()
     assert dilate(pixels, 30).all()
 
 
-def test_contour_accuracy_by_hand():
-    # 6 x 8 pixels, diagonal 10: a tolerance of 0.1 is one pixel, of 0.1001 two.
-    truth, mask = np.zeros((2, 6, 8), bool)
-    truth[2, 2], mask[2, 4] = True, True  # boundaries: rows 1 and 2, columns 1 and 2; columns 3 and 4
-    # Column 2 is one pixel from column 3: half of each boundary is matched.
-    assert contour_accuracy(truth, mask, 0.1) == 0.5
-    assert contour_accuracy(truth, mask, 0.1001) == 1
-    truth[:], mask[:] = False, False
-    truth[2, 2], mask[2, 5:7] = True, True  # 4 pixels of boundary in columns 1, 2; 6 in columns 4, 5, 6
-    # Within two pixels: column 4 of the mask's (2 of 6), column 2 of the truth's (2 of 4).
-    assert contour_accuracy(truth, mask, 0.1001) == pytest.approx(2 * (1 / 3) * (1 / 2) / (1 / 3 + 1 / 2))
+def test_contour_accuracy_matches_hand_computed_cases():
+    # 6 x 8 pixels have a diagonal of 10: a tolerance of 0.1 is one pixel, of 0.1001 two.
+    ground_truth, mask = np.zeros((2, 6, 8), bool)
+    ground_truth[2, 2], mask[2, 4] = True, True  # boundaries: rows 1 and 2, columns 1 and 2; columns 3 and 4
+    # Columns 2 and 3 are one pixel apart, so half of each boundary is matched.
+    assert contour_accuracy(ground_truth, mask, 0.1) == 0.5
+    assert contour_accuracy(ground_truth, mask, 0.1001) == 1
+    ground_truth[:], mask[:] = False, False
+    ground_truth[2, 2], mask[2, 5:7] = True, True  # 4 boundary pixels in columns 1, 2; 6 in columns 4, 5, 6
+    # Column 4 of the mask (2 of 6) and column 2 of the ground truth (2 of 4) are two pixels apart.
+    assert contour_accuracy(ground_truth, mask, 0.1001) == pytest.approx(2 * (1 / 3) * (1 / 2) / (1 / 3 + 1 / 2))
 
 
-def test_empty_masks():
-    empty, one = np.zeros((5, 5), bool), drawn(".....", ".....", "..#..", ".....", ".....")
+def test_contour_accuracy_of_empty_masks():
+    empty, one = np.zeros((5, 5), bool), parse_mask(".....", ".....", "..#..", ".....", ".....")
     assert contour_accuracy(empty, empty) == 1
     assert contour_accuracy(one, empty) == contour_accuracy(empty, one) == 0
-    assert contour_accuracy(np.ones_like(empty), empty) == 1, "neither has a boundary, as the official evaluation has it"
+    assert contour_accuracy(np.ones_like(empty), empty) == 1, "neither has a boundary, as in the official evaluation"
 
 
 @given(pairs(), st.sampled_from([0.008, 0.1, 0.2, 0.5, 3.0]))
-def test_contour_accuracy_equals_all_distances(masks, tolerance):
+def test_contour_accuracy_equals_slow_oracle(masks, tolerance):
     assert contour_accuracy(*masks, tolerance) == pytest.approx(slow_accuracy(*masks, tolerance), abs=1e-12)
     assert contour_accuracy(masks[0], masks[0], tolerance) == 1
     assert [tuple(pixel) for pixel in np.argwhere(boundary(masks[0]))] == slow_boundary(masks[0])
 
 
 @given(st.integers(1, 5), st.integers(1, 5), st.integers(0, 2**31))
-def test_jaccards_are_those_of_every_pair(objects, heads, seed):
+def test_jaccard_indices_equal_region_similarity(objects, heads, seed):
     random = np.random.default_rng(seed)
-    truths, masks = random.random((objects, 7, 9)) < 0.3, random.random((heads, 7, 9)) < 0.4
-    expected = [[region_similarity(truth, mask) for mask in masks] for truth in truths]
-    np.testing.assert_allclose(jaccards(truths, masks), expected, atol=1e-12)
-    counted = random.random((7, 9)) < 0.8
-    expected = [[region_similarity(truth & counted, mask & counted) for mask in masks] for truth in truths]
-    np.testing.assert_allclose(jaccards(truths, masks, counted), expected, atol=1e-12)
+    ground_truths, masks = random.random((objects, 7, 9)) < 0.3, random.random((heads, 7, 9)) < 0.4
+    expected = [[region_similarity(ground_truth, mask) for mask in masks] for ground_truth in ground_truths]
+    np.testing.assert_allclose(jaccard_indices(ground_truths, masks), expected, atol=1e-12)
+    valid = random.random((7, 9)) < 0.8
+    expected = [[region_similarity(ground_truth & valid, mask & valid) for mask in masks] for ground_truth in ground_truths]
+    np.testing.assert_allclose(jaccard_indices(ground_truths, masks, valid), expected, atol=1e-12)
 
 
-def test_jaccard_of_nothing_with_nothing():
-    assert jaccards(np.zeros((1, 2, 2), bool), np.array([[[0, 0], [0, 0]], [[1, 0], [0, 0]]], bool)).tolist() == [[1, 0]]
+def test_jaccard_index_of_two_empty_masks_is_one():
+    assert jaccard_indices(np.zeros((1, 2, 2), bool), np.array([[[0, 0], [0, 0]], [[1, 0], [0, 0]]], bool)).tolist() == [[1, 0]]
 
 
-def test_statistics_by_hand():
-    # Nine frames, borders at 1, 3, 5, 7, 9: the bins share the frame at their border.
-    mean, recall, decay = statistics(np.array([1, 0.9, 0.8, 0.5, 0.5, 0.5, 0.3, 0.2, 0.1]))
+def test_sequence_statistics_match_hand_computed_case():
+    # Nine frames have borders at 1, 3, 5, 7, 9; bins share the frame at their border.
+    mean, recall, decay = sequence_statistics(np.array([1, 0.9, 0.8, 0.5, 0.5, 0.5, 0.3, 0.2, 0.1]))
     assert mean == pytest.approx(4.8 / 9)
-    assert recall == 3 / 9, "a half is not recalled"
+    assert recall == 3 / 9, "0.5 is not above the threshold"
     assert decay == pytest.approx((1 + 0.9 + 0.8) / 3 - (0.3 + 0.2 + 0.1) / 3)
 
 
-def test_borders_of_bins_are_rounded_half_up():
-    # Seven frames: 1, 2.5, 4, 5.5, 7 become 1, 3, 4, 6, 7, so that the first bin has three frames and the last two.
-    assert statistics(np.array([0.9, 0.6, 0.3, 0, 0, 0.2, 0.1]))[2] == pytest.approx(0.6 - 0.15)
+def test_decay_bin_borders_are_rounded_half_up():
+    # For seven frames, 1, 2.5, 4, 5.5, 7 become 1, 3, 4, 6, 7: the first bin has three frames, the last two.
+    assert sequence_statistics(np.array([0.9, 0.6, 0.3, 0, 0, 0.2, 0.1]))[2] == pytest.approx(0.6 - 0.15)
 
 
-def test_statistics_of_few_and_of_many_frames():
-    assert statistics(np.array([0.7])) == (0.7, 1.0, 0.0)
-    long = np.linspace(1, 0, 1001)  # beyond the 8 bits of the official borders
-    assert statistics(long)[2] == pytest.approx(0.75)
+def test_sequence_statistics_of_one_and_of_1001_frames():
+    assert sequence_statistics(np.array([0.7])) == (0.7, 1.0, 0.0)
+    long = np.linspace(1, 0, 1001)  # exceeds the 8 bits of the official borders
+    assert sequence_statistics(long)[2] == pytest.approx(0.75)
 
 
-def test_frames_without_a_value_are_left_out_of_means():
-    mean, recall, decay = statistics(np.array([np.nan, 0.8, 0.6, 0.4]))  # borders 1, 2, 3, 3, 4
+def test_nan_frames_are_left_out_of_means():
+    mean, recall, decay = sequence_statistics(np.array([np.nan, 0.8, 0.6, 0.4]))  # borders 1, 2, 3, 3, 4
     assert mean == pytest.approx(0.6)
     assert recall == 2 / 4
     assert decay == pytest.approx(0.8 - (0.6 + 0.4) / 2)
-    assert all(map(math.isnan, (statistics(np.array([np.nan]))[index] for index in (0, 2))))
+    assert all(map(math.isnan, (sequence_statistics(np.array([np.nan]))[index] for index in (0, 2))))

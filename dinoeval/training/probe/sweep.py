@@ -231,7 +231,7 @@ class Sweep:
     def close_epoch(self, exams: Mapping[str, EvalSet], steps: int) -> dict[str, Any]:
         """Score all heads, remember the best, and go on to the next epoch; returns the row of the history."""
         for group in self.groups.values():
-            group.stop_broken()
+            group.stop_diverged()
         alive = self.alive()
         losses = (self.losses / steps).tolist()
         row: dict[str, Any] = {"epoch": self.epoch, "loss": [loss if good else None for loss, good in zip(losses, alive, strict=True)]}

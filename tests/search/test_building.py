@@ -1,0 +1,75 @@
+"""Building and updating an index through the Python API."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from factories import synthetic_images
+
+from dinoeval import search
+from dinoeval.errors import DinoevalError
+from dinoeval.session import SessionConfig
+
+
+@pytest.mark.parametrize("kind", ["ivf", "hnsw"])
+def test_approximate_index_is_extended_or_retrained(photos, backbone, tmp_path, kind):
+    folder = tmp_path / "index"
+    search.build(photos, folder, backbone, index=kind)
+    shutil.copy(photos / "class0/0.png", photos / "class0/zz.png")
+    index = search.build(photos, folder, backbone)
+    assert (len(index), index.manifest["parameters"]["trained_on"]) == (25, 24)
+    assert index.query(photos / "class0/0.png", k=1)[0].paths == [str(photos / "class0/zz.png")]
+    for number, image in enumerate(synthetic_images(40, seed=9)):
+        image.save(photos / f"class1/more{number}.png")
+    assert search.build(photos, folder, backbone).manifest["parameters"]["trained_on"] == 65
+    assert search.build(photos, folder, backbone, index="exact").manifest["parameters"] == {}
+    assert sorted(path.name.partition(".")[2] for path in folder.iterdir()) == ["images.json", "json", "lock", "rows.faiss"]
+
+
+def test_unreadable_images_are_skipped_until_they_change(photos, backbone, tmp_path):
+    skip = SessionConfig(bad_images="skip")
+    (photos / "class1/text.png").write_text("text")
+    with pytest.raises(DinoevalError, match="--bad-images skip"):
+        search.build(photos, tmp_path / "index", backbone)
+    assert not (tmp_path / "index").exists()
+    assert len(search.build(photos, tmp_path / "index", backbone, session=skip)) == 24
+    assert len(search.build(photos, tmp_path / "index", backbone)) == 24  # the file has not changed
+    (photos / "class1/more.png").write_text("more text")
+    assert len(search.build(photos, tmp_path / "index", backbone, session=skip)) == 24
+    synthetic_images(1, seed=5)[0].save(photos / "class1/text.png")
+    assert len(search.build(photos, tmp_path / "index", backbone)) == 25
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("update", [False, True])
+def test_killed_build_is_resumed_by_the_same_command(photos, tiny_weights, backbone, tmp_path, update):
+    """Kill the build between vectors and manifest. benchmarks/reliability_search.py kills it at random moments."""
+    uninterrupted, folder = tmp_path / "uninterrupted", tmp_path / "index"
+    if update:
+        search.build(photos, folder, backbone)
+        for number, image in enumerate(synthetic_images(9, seed=8)):
+            image.save(photos / f"class1/more{number}.png")
+        shutil.copytree(folder, uninterrupted)
+    old = search.open(folder).vectors() if update else None
+    kill = (
+        "import os, signal, sys\nimport dinoeval.search.store as store\nfrom dinoeval.cli import main\n"
+        "store.write_whole = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\nmain()"
+    )
+    words = ["search", "build", str(photos), "--out", str(folder), "--weights", str(tiny_weights)]
+    assert subprocess.run([sys.executable, "-c", kill, *words], capture_output=True, check=False).returncode == -signal.SIGKILL
+    assert any(path.name.endswith(".rows.faiss") for path in folder.iterdir())
+    if update:
+        np.testing.assert_array_equal(search.open(folder).vectors(), old)
+    else:
+        with pytest.raises(DinoevalError, match=str(folder)):
+            search.open(folder)
+    subprocess.run([sys.executable, "-m", "dinoeval", *words], capture_output=True, check=True)
+    expected = search.build(photos, uninterrupted, backbone, session=SessionConfig(cache=str(tmp_path / "second cache")))
+    index = search.open(folder)
+    np.testing.assert_allclose(index.vectors(), expected.vectors(), atol=2e-6)
+    assert (index.paths, len(list(folder.iterdir()))) == (expected.paths, len(list(uninterrupted.iterdir())))
