@@ -106,8 +106,8 @@ DINO_TRANSFORM = CenterCrop()
 class Thumbnail:
     """The transform that shrinks images to fit in a square, keeping the aspect ratio.
 
-    Smaller images keep their size. It is `thumbnail` of PIL with the Lanczos filter. Its reducing gap of 2 averages blocks of pixels first if an image is
-    at least four times too large. Results have different sizes.
+    Smaller images keep their size. It is `thumbnail` of PIL with the Lanczos filter. Its reducing gap of 2 averages
+    blocks of pixels first if an image is at least four times too large. Results have different sizes.
     """
 
     side: int = 224

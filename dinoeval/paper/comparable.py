@@ -62,10 +62,9 @@ def comparable(result: Result, rows: Iterable[PaperRow] | None = None) -> Compar
     related = _merged(row for row in met if row.incomparable)
     if usable:
         return Comparison(usable, (), related)
+    reasons = [] if network else [_unknown_network(result)]
     if name.startswith(RANDOM):
-        reasons = ["the weights are random"]
-    else:
-        reasons = [] if network else [_unknown_network(result)]
+        reasons.append("the weights are random")
     candidates = [row for row in own if not row.incomparable] or own
     if not own:
         networks = join_names(dict.fromkeys(row.network for row in rows if not row.incomparable), 4)
