@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     import torch
 
     from dinoeval.models.backbone import Backbone
+    from dinoeval.models.vit import VitConfig
 
 TINY_ARCH = "vit_xs4_16"
 """Architecture of 17 tokens of 96 dims for images of 16 x 16 pixels: the smallest network that is useful."""
@@ -36,11 +37,11 @@ MAX_FIELDS = 12
 """Largest number of options of a protocol."""
 
 
-def tiny_state(arch: str = TINY_ARCH, seed: int = 0, spread: float = 0.05) -> dict[str, torch.Tensor]:
+def tiny_state(arch: VitConfig | str = TINY_ARCH, seed: int = 0, spread: float = 0.05) -> dict[str, torch.Tensor]:
     """Return random weights with the tensor names of a released backbone.
 
     Args:
-        arch: Architecture of DINO's vision transformer, such as vit_xs4_16.
+        arch: Architecture of DINO's vision transformer or its name, such as vit_xs4_16.
         seed: Seed of the generator.
         spread: Standard deviation of the weights. It is larger than at the start of a training, so that attention is far
             from uniform and an error in any detail changes the output.
@@ -52,9 +53,10 @@ def tiny_state(arch: str = TINY_ARCH, seed: int = 0, spread: float = 0.05) -> di
 
     from dinoeval.models.vit import VisionTransformer, parse_architecture
 
+    config = parse_architecture(arch) if isinstance(arch, str) else arch
     random = np.random.default_rng(seed)
     state = {}
-    for name, tensor in sorted(VisionTransformer(parse_architecture(arch)).state_dict().items()):
+    for name, tensor in sorted(VisionTransformer(config).state_dict().items()):
         values = random.standard_normal(tuple(tensor.shape), dtype=np.float32) * spread
         if name.endswith(("norm1.weight", "norm2.weight", "norm.weight")):
             values += 1
@@ -111,7 +113,7 @@ def tiny_images(count: int, size: tuple[int, int] = (20, 24), seed: int = 0) -> 
 
 
 def tiny_image_folder(
-    path: str | Path, *, classes: int = 3, train: int = 8, val: int = 3, val_name: str = "val", suffix: str = "png"
+    path: str | Path, *, classes: int = 3, train: int = 8, val: int = 3, val_name: str = "val", extension: str = "png"
 ) -> Path:
     """Write a labeled dataset of class folders, `train/class0/0.png` and so on.
 
@@ -121,7 +123,7 @@ def tiny_image_folder(
         train: Training images per class.
         val: Evaluation images per class.
         val_name: Name of the evaluation split, `val` or `test`.
-        suffix: Image format, such as `png` or `jpg`.
+        extension: Image format, such as `png` or `jpg`.
 
     Returns:
         The folder, for --data.
@@ -139,7 +141,7 @@ def tiny_image_folder(
                 tint = np.zeros(3)
                 tint[label % 3] = 80
                 pixels = np.clip(np.asarray(image, np.float32) * 0.5 + tint, 0, 255)
-                Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{number}.{suffix}")
+                Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{number}.{extension}")
     return Path(path)
 
 

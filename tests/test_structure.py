@@ -119,7 +119,6 @@ def test_module_imports_only_lower_layers(module):
             assert not imported.startswith("protocols.") or imported.startswith("protocols._"), f"{module} imports {imported}"
 
 
-@REFACTORING
 def test_no_import_cycle():
     graph = {module: imports_of(path, with_types=False) & set(MODULES) for module, path in MODULES.items()}
 

@@ -149,6 +149,6 @@ def test_tiny_images_do_not_depend_on_the_count():
 
 
 def test_tiny_image_folder_has_two_splits(tmp_path):
-    folder = tiny_image_folder(tmp_path / "data", classes=2, train=3, val=1, val_name="test", suffix="jpg")
+    folder = tiny_image_folder(tmp_path / "data", classes=2, train=3, val=1, val_name="test", extension="jpg")
     assert len(list(folder.glob("train/*/*.jpg"))) == 6
     assert len(list(folder.glob("test/*/*.jpg"))) == 2

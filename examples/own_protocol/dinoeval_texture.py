@@ -10,7 +10,8 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING, Any
 
-from dinoeval.data.images import open_splits, require_classes
+from dinoeval.data.images import require_classes
+from dinoeval.data.opening import open_splits
 from dinoeval.errors import ConfigError
 from dinoeval.maths.neighbors import nearest, vote
 from dinoeval.paper.rows import PaperRow, Requirement

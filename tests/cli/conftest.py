@@ -1,12 +1,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 
 from dinoeval.cli import main
-from dinoeval.testing import tiny_image_folder
 
 Call = Callable[..., tuple[int, str, str]]
 
@@ -22,9 +20,3 @@ def call(capsys) -> Call:
         return int(stopped.value.code or 0), out, err
 
     return run
-
-
-@pytest.fixture(scope="session")
-def image_folder(tmp_path_factory) -> Path:
-    """A folder of three classes, each with 8 training and 3 validation images."""
-    return tiny_image_folder(tmp_path_factory.mktemp("images"))
