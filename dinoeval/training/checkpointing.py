@@ -78,12 +78,12 @@ class RunFolder:
         """
         self._make()
         state = self._read()
-        progress = distributed.all_gather((state.get("epoch"), state.get("step")) if isinstance(state, Mapping) else None)
+        progress = distributed.all_gather((state.get("epoch"), state.get("step")) if isinstance(state, dict) else None)
         if any(other != progress[0] for other in progress[1:]):
             raise ConfigError(f"the processes do not see the same {self.checkpoint}: pass an --out on a disk that they share")
         if state is None:
             return None
-        self._check_same_run(state)
+        state = self._check_same_run(state)
         step = f" and {state['step']} steps" if state.get("step") else ""
         _log.info("resuming from %s (%d of %d epochs%s done)", self.checkpoint, state["epoch"], epochs, step)
         return state
@@ -151,15 +151,15 @@ class RunFolder:
         except CheckpointError as error:
             raise ConfigError(f"{error} Delete it to start over, or pass another --out.") from error
 
-    def _check_same_run(self, state: Any) -> None:
-        saved = state.get(self.settings_key) if isinstance(state, Mapping) else None
+    def _check_same_run(self, state: Any) -> dict[str, Any]:
+        saved = state.get(self.settings_key) if isinstance(state, dict) else None
         if not isinstance(saved, Mapping) or not saved.keys() >= self.settings.keys():
             raise ConfigError(f"{self.checkpoint} was not written by this command: pass another --out")
         if differences := describe_differences(saved, self.settings):
             raise ConfigError(
-                f"{self.checkpoint} belongs to a different run ({'; '.join(differences)}): pass another --out, "
-                "or delete it to start over"
+                f"{self.checkpoint} belongs to a different run ({'; '.join(differences)}): pass another --out, or delete it to start over"
             )
+        return state
 
 
 def _parse(line: str) -> dict[str, Any] | None:

@@ -79,7 +79,7 @@ def find_error(samples: Iterable[Any]) -> DataError | None:
     if errors := [sample for sample in samples if isinstance(sample, DataError)]:
         return errors[0]
     if names := sorted({str(sample) for sample in samples if isinstance(sample, Unreadable)}):
-        return DataError(f"cannot read {join_names(names)}: fix or remove the images, then rerun the command; training does not skip images")
+        return DataError(f"cannot read {join_names(names)}: training does not skip images. Fix or remove them, then rerun the command.")
     return None
 
 

@@ -51,10 +51,10 @@ class SweepSettings:
     """Passes over the training images."""
     batch_size: int
     """Images per step, over all processes."""
+    device: torch.device
+    """Where the heads are trained."""
     seed: int = 0
     """Random seed of the initial weights and of the order of the images."""
-    device: torch.device = torch.device("cpu")
-    """Where the heads are trained."""
 
 
 class Sweep:
@@ -69,7 +69,8 @@ class Sweep:
 
     Examples:
         >>> features, labels = torch.eye(4), np.array([0, 0, 1, 1])
-        >>> sweep = Sweep([Head(readout="cls", lr=8.0, weight_decay=0.0)], {"cls": 4}, labels, 2, SweepSettings(epochs=2, batch_size=4))
+        >>> settings = SweepSettings(epochs=2, batch_size=4, device=torch.device("cpu"))
+        >>> sweep = Sweep([Head(readout="cls", lr=8.0, weight_decay=0.0)], {"cls": 4}, labels, 2, settings)
         >>> for _ in range(2):
         ...     for rows in sweep.steps(np.arange(4)):
         ...         sweep.learn({"cls": features[rows]}, labels[rows])
