@@ -127,7 +127,7 @@ def training(released) -> tuple[dict, dict]:
         "center": (loss.center - ours.loss.center).abs().max().item(),
     }
     print("  ".join(f"{key} {value:.6g}" for key, value in row.items()), flush=True)
-    return row, {"losses": losses["released"]}
+    return row, {"recipe": TRAINED, "losses": losses["released"]}
 
 
 def main() -> None:

@@ -27,7 +27,7 @@ def derive_seed(*numbers: int) -> int:
         numbers: At least 0 each, such as seed, epoch and row.
 
     Returns:
-        An integer below 2**32. Other numbers, or another order, give an unrelated seed.
+        An integer below 2**32. Other numbers, or another order, give an unrelated seed; a trailing 0 changes nothing.
 
     Examples:
         >>> derive_seed(0, 1, 2) == derive_seed(0, 1, 2), derive_seed(0, 1, 2) == derive_seed(0, 2, 1)
