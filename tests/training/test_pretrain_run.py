@@ -91,22 +91,18 @@ def test_killed_run_ends_like_an_uninterrupted_one(tmp_path):
     assert (other.returncode, "seed was 0 and is 1" in " ".join(other.stderr.split())) == (2, True)
 
 
-class Interrupt(Exception):
-    """Stands for Ctrl-C."""
-
-
 def test_interrupted_run_resumes_with_equal_numbers(tmp_path, image_folder):
     images, calls = open_images(image_folder), []
 
     def interrupt_second(_) -> float:
         calls.append(1)
         if len(calls) == 2:
-            raise Interrupt
+            raise KeyboardInterrupt
         return 50.0
 
     whole = train(images, TINY, RECIPE, PretrainSettings(out=tmp_path / "a", workers=0))
     settings = PretrainSettings(out=tmp_path / "b", workers=0, knn_every=1)
-    with pytest.raises(Interrupt):
+    with pytest.raises(KeyboardInterrupt):
         train(images, TINY, RECIPE, settings, interrupt_second)
     assert [row["epoch"] for row in read_log(tmp_path / "b")] == [0]
     resumed = train(images, TINY, RECIPE, dataclasses.replace(settings, workers=1))
