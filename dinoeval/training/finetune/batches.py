@@ -72,9 +72,10 @@ def assign_mixup_groups(batch_size: int, group_size: int, rank: int, world_size:
 
 
 class RepeatedOrder(Sampler):
-    """The items of each step of an epoch, in a new order every epoch; each image comes `repeats` times in a row.
+    """The items of each step of an epoch, in a new order every epoch.
 
-    An epoch has as many items as the dataset has images, so it contains one in `repeats` of them (RASampler of DeiT).
+    Each image comes `repeats` times in a row. An epoch has as many items as the dataset has images, so it contains one in
+    `repeats` of them (RASampler of DeiT).
 
     Args:
         count: Number of training images.

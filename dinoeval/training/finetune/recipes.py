@@ -21,7 +21,10 @@ REFERENCE_BATCH = 512  # images per step for which DeiT states learning rates
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FinetuneRecipe:
-    """A fine-tuning recipe. The defaults are DeiT's for ImageNet, with the batch and the head of DINO's issue 31."""
+    """A fine-tuning recipe.
+
+    The defaults are those of DeiT for ImageNet, with batch and head as in issue 31 of facebookresearch/dino.
+    """
 
     epochs: int = 300
     """Passes over the training images."""
@@ -62,7 +65,7 @@ class FinetuneRecipe:
     ema_decay: float = 0.99996
     """Decay of the moving average of the weights, which is kept next to the reported ones."""
     head_scale: float = 0.001
-    """Factor on the initial weights of the linear head. Issue 31 says "smaller values"; the factor is not published."""
+    """Factor on the initial weights of the linear head. Issue 31 states "smaller values"; the factor is not published."""
 
     def __post_init__(self) -> None:
         check_fields(self, ("epochs", "train_batch_size", "mixed_together", "repeats"), lambda value: value >= 1, "at least 1")

@@ -41,7 +41,7 @@ _log = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FinetuneSettings:
-    """How a fine-tuning run is carried out; the values of the training itself are in `FinetuneRecipe`.
+    """How a fine-tuning run is executed; its training is defined by `FinetuneRecipe`.
 
     Apart from seed and precision, the settings change results only by rounding, by the draws of stochastic depth, and by
     the batches that BatchNorm sees.
@@ -134,7 +134,7 @@ class FinetuneRun:
         self.history: list[dict[str, Any]] = []
 
     def finish(self) -> Outcome:
-        """Train up to the last epoch, from where the folder's checkpoint left off, and save backbone and head.
+        """Train to the last epoch, or resume the run in the folder, and save the results.
 
         Returns:
             The predictions of the last epoch, and the history.

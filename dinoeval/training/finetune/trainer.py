@@ -30,7 +30,7 @@ _ADVICE = "Reduce --lr, increase --warmup-epochs, or pass --precision fp32."
 
 
 class FinetuneTrainer:
-    """A classifier with its optimizer, its schedule and the moving average of its weights.
+    """A classifier with optimizer, schedule and moving average of its weights.
 
     Args:
         model: The classifier.

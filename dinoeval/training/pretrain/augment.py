@@ -64,9 +64,10 @@ class MultiCropAugmentation:
 
 @dataclasses.dataclass(frozen=True)
 class SeededCrops:
-    """Transform of an `ImageDataset`: the crops of an image, which depend only on seed, epoch and row.
+    """Transform of an `ImageDataset` that draws the crops of an image.
 
-    The released code leaves Python's generator, which draws blur and solarization, without a seed.
+    The crops depend only on seed, epoch and row. The released code leaves Python's generator, which draws blur and
+    solarization, without a seed.
     """
 
     augmentation: MultiCropAugmentation

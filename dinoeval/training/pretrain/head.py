@@ -12,7 +12,7 @@ BOTTLENECK = 256  # dims of the normalized output (DINOHead in vision_transforme
 
 
 class Prototypes(nn.Module):
-    """A linear layer without bias whose rows are directions `weight_v` times lengths `weight_g`.
+    """A linear layer without bias, as directions `weight_v` times lengths `weight_g`.
 
     Released checkpoints use these names, those of PyTorch's old weight_norm. Unlike that one, this module can be copied.
 
@@ -40,7 +40,7 @@ class Prototypes(nn.Module):
 
 
 class DinoHead(nn.Module):
-    """Three linear layers with GELU between them, L2 normalization, then the prototypes.
+    """Three linear layers with GELU, L2 normalization, then the prototypes.
 
     Args:
         in_dim: Width of the backbone, D.

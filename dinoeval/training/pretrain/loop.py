@@ -36,7 +36,7 @@ _log = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PretrainSettings:
-    """How a pretraining run is carried out; the values of the training itself are in `Recipe`."""
+    """How a pretraining run is executed; its training is defined by `Recipe`."""
 
     out: str | Path
     """Folder of the run."""

@@ -27,10 +27,11 @@ class Loss:
 
 
 class DinoLoss(nn.Module):
-    """Cross-entropy between the centered, sharpened teacher and every other view of the student.
+    """Cross-entropy between the teacher's targets and the student's other views.
 
-    The center is SUBTRACTED (the paper's text adds it; its pseudocode and the released code subtract it). It is updated
-    after the loss is computed, so a step uses the center of the step before. Pairs are averaged (Eq. 3 sums them).
+    The targets are centered and sharpened. The center is SUBTRACTED (the paper's text adds it; its pseudocode and the
+    released code subtract it). It is updated after the loss is computed, so a step uses the center of the step before.
+    Pairs are averaged (Eq. 3 sums them).
     Source: DINOLoss in main_dino.py.
 
     Args:

@@ -10,7 +10,10 @@ from dinoeval.training.checks import AREA_FRACTIONS, check_fields, is_area_range
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """A pretraining recipe. The defaults are those of main_dino.py at 7c446df, which differ from the paper's in places."""
+    """A pretraining recipe.
+
+    The defaults are those of main_dino.py at 7c446df. Some of them differ from the paper; see `PRESETS`.
+    """
 
     epochs: int = 100
     """Passes over the training images."""

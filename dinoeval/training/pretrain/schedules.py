@@ -31,7 +31,9 @@ def cosine(base: float, final: float, epochs: int, steps: int, warmup_epochs: in
 
 
 def teacher_temperature(start: float, end: float, warmup_epochs: int, epochs: int) -> np.ndarray:
-    """Make a table of the teacher's temperature, which changes per epoch and not per step.
+    """Make a table of the teacher's temperature.
+
+    As in the released code, it changes per epoch and not per step.
 
     Args:
         start: First temperature.

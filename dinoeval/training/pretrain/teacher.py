@@ -65,10 +65,12 @@ def build_pair(config: VitConfig, recipe: Recipe) -> tuple[MultiCrop, MultiCrop]
 
 @torch.no_grad()
 def update_ema(teacher: nn.Module, student: nn.Module, momentum: float) -> None:
-    """Update every parameter of the teacher, including head and prototype lengths, in place.
+    """Move every parameter of the teacher towards the student, in place.
+
+    This includes the head and the prototype lengths; the buffers stay.
 
     Args:
-        teacher: Module that becomes momentum * teacher + (1 - momentum) * student. Its buffers stay.
+        teacher: Module that becomes momentum * teacher + (1 - momentum) * student.
         student: Module with the same parameters in the same order.
         momentum: Between 0 and 1.
     """

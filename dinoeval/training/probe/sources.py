@@ -107,7 +107,9 @@ class AugmentedSettings:
 
 
 class Augmented:
-    """Features of random crops, computed again in every epoch, by one forward pass for all readouts.
+    """Features of random crops, computed again in every epoch.
+
+    One forward pass gives the features of all readouts.
 
     Args:
         backbone: The frozen backbone.

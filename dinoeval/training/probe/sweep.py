@@ -35,7 +35,7 @@ class Head:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EvalSet:
-    """Images that heads are scored on after every epoch; heads are not trained on them."""
+    """Images to score heads on after every epoch; heads are not trained on them."""
 
     features: Mapping[str, np.ndarray]
     """Features by readout, (M, D) float32."""
@@ -106,7 +106,9 @@ class Sweep:
         """By evaluation set: head and epoch of the best top-1 so far, with the head's weights."""
 
     def steps(self, rows: np.ndarray) -> list[np.ndarray]:
-        """List the steps of the current epoch, in the order that the released DistributedSampler draws.
+        """List the steps of the current epoch, in the order of the released sampler.
+
+        The order is the permutation that DistributedSampler draws from seed + epoch.
 
         Args:
             rows: Rows of the training set, int64.
@@ -132,7 +134,9 @@ class Sweep:
             self.losses[self.members[name]] += losses.double().cpu()
 
     def ranks(self, images: EvalSet) -> np.ndarray:
-        """Count the classes that each head ranks before the correct one; the processes share the images.
+        """Count the classes that each head ranks above the correct one.
+
+        Under torchrun the processes share the images.
 
         Args:
             images: An evaluation set.

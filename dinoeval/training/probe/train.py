@@ -26,7 +26,7 @@ _log = logging.getLogger(__name__)
 def train_heads(
     sweep: Sweep, source: FeatureSource, rows: np.ndarray, eval_sets: Mapping[str, EvalSet], out: Path, settings: dict[str, Any]
 ) -> None:
-    """Train all heads of a sweep to the last epoch, from the state in the folder if there is one.
+    """Train all heads of a sweep, or resume the run in the folder.
 
     Under torchrun every process computes the features of its shard of each batch; then all take the same step.
 
