@@ -23,8 +23,8 @@ import released as released_code  # noqa: E402
 from factories import synthetic_state  # noqa: E402
 
 from dinoeval.models.vit import VisionTransformer, parse_architecture  # noqa: E402
-from dinoeval.training.pretrain.loop import DinoTrainer  # noqa: E402
 from dinoeval.training.pretrain.presets import Recipe  # noqa: E402
+from dinoeval.training.pretrain.trainer import DinoTrainer  # noqa: E402
 
 ARCHITECTURES = {"vit_ti16": ("vit_tiny", 16), "vit_s16": ("vit_small", 16), "vit_s8": ("vit_small", 8), "vit_b16": ("vit_base", 16)}
 SIZES = [(224, 224), (96, 96), (320, 320), (250, 333), (480, 832)]
@@ -127,7 +127,7 @@ def training(released) -> tuple[dict, dict]:
         "center": (loss.center - ours.loss.center).abs().max().item(),
     }
     print("  ".join(f"{key} {value:.6g}" for key, value in row.items()), flush=True)
-    return row, {"losses": losses["released"]}
+    return row, {"recipe": TRAINED, "losses": losses["released"]}
 
 
 def main() -> None:

@@ -39,7 +39,8 @@ from dinoeval.features.extract import forward  # noqa: E402
 from dinoeval.features.readout import parse_readout  # noqa: E402
 from dinoeval.protocols import linear  # noqa: E402
 from dinoeval.session import Session, SessionConfig  # noqa: E402
-from dinoeval.training.probe.sweep import Cached, EvalSet, Head, Sweep  # noqa: E402
+from dinoeval.training.probe.sources import Cached  # noqa: E402
+from dinoeval.training.probe.sweep import EvalSet, Head, Sweep, SweepSettings  # noqa: E402
 
 BATCH, LR = 128, 0.01
 
@@ -130,8 +131,8 @@ def probe(checkout: Path, data: Path) -> list[dict]:
         for name in ("last4", "clsavg"):
             readout = parse_readout(name)
             bank, held = (forward(backbone, half, readout, DINO_TRANSFORM) for half in (train, val))
-            sweep = Sweep([Head(readout=name, lr=LR, weight_decay=0.0)], {name: bank.shape[1]}, train.labels, len(train.classes),
-                          epochs=100, batch=BATCH, seed=0, device=torch.device("cpu"))  # fmt: skip
+            settings = SweepSettings(epochs=100, batch_size=BATCH, device=torch.device("cpu"))
+            sweep = Sweep([Head(readout=name, lr=LR, weight_decay=0.0)], {name: bank.shape[1]}, train.labels, len(train.classes), settings)
             first = sweep.weights(0)
             steps = sweep.steps(np.arange(len(train)))
             for features, good in Cached({name: types.SimpleNamespace(take=bank.__getitem__)}, np.arange(len(train))).batches(0, steps):

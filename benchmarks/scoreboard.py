@@ -306,7 +306,7 @@ def reliability_training() -> list[str]:
         row = facts[protocol]
         saved = "; ".join(row["saved when killed"])
         lines.append(
-            f"- {protocol}: {row['equal to an undisturbed run']} of {facts['runs']} ended with all numbers of an undisturbed run (on disk when killed: {saved})."
+            f"- {protocol}: {row['equal to an uninterrupted run']} of {facts['runs']} ended with all numbers of an uninterrupted run (on disk when killed: {saved})."
         )
     built = read("reliability_search")
     lines.append(

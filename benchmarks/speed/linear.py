@@ -31,7 +31,8 @@ from dinoeval.data.transforms import DINO_TRANSFORM  # noqa: E402
 from dinoeval.environment import describe_machine  # noqa: E402
 from dinoeval.features.readout import parse_readout  # noqa: E402
 from dinoeval.protocols.linear import Config  # noqa: E402
-from dinoeval.training.probe.sweep import Augmented, Cached, Head, Sweep  # noqa: E402
+from dinoeval.training.probe.sources import Augmented, AugmentedSettings, Cached  # noqa: E402
+from dinoeval.training.probe.sweep import Head, Sweep, SweepSettings  # noqa: E402
 
 IMAGES, BATCH, CACHED_EPOCHS = 192, 64, 100
 RATES = Config().lrs
@@ -48,7 +49,7 @@ def seconds(source, readouts, rates, labels: np.ndarray, classes: int, epochs: i
     heads = [Head(readout=readout, lr=lr, weight_decay=0.0) for readout in readouts for lr in rates]
     dims = {"last4": 1536, "cls": 384}
     began = time.monotonic()
-    sweep = Sweep(heads, dims, labels, classes, epochs=epochs, batch=BATCH, seed=0, device=torch.device("cpu"))
+    sweep = Sweep(heads, dims, labels, classes, SweepSettings(epochs=epochs, batch_size=BATCH, device=torch.device("cpu")))
     for _ in range(epochs):
         steps = sweep.steps(np.arange(len(labels)))
         for features, good in source.batches(sweep.epoch, steps):
@@ -71,7 +72,7 @@ def main() -> None:
         backbone = dinoeval.load("vit_s16", weights=Path(folder) / "weights.pth", device="cpu")
 
     def augmented(*names: str) -> Augmented:
-        return Augmented(backbone, images, [parse_readout(name) for name in names], DINO_TRANSFORM, seed=0, workers=2)
+        return Augmented(backbone, images, [parse_readout(name) for name in names], DINO_TRANSFORM, AugmentedSettings(workers=2))
 
     cached = Cached({"last4": InMemory(made_up.standard_normal((IMAGES, 1536), dtype=np.float32))}, np.arange(IMAGES))
     runs = {}

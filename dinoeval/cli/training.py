@@ -72,24 +72,21 @@ def train(args: Sequence[str], program: str) -> int:
     if world_size() > 1:
         raise ConfigError("training does not support multiple processes: run it without torchrun")
     images, knn_eval = _open(options)
-    final = loop.train(
-        images,
-        options.arch,
-        options.out,
-        recipe,
+    settings = loop.PretrainSettings(
+        out=options.out,
         device=options.device,
         precision=options.precision,
         workers=options.workers,
         seed=options.seed,
         save_every=options.save_every,
-        probe=knn_eval,
-        probe_every=options.knn_every,
+        knn_every=options.knn_every,
     )
+    final = loop.train(images, options.arch, recipe, settings, knn_eval)
     print(f"{final}\nto evaluate it: dinoeval knn --weights {final} --data {options.data}")
     return 0
 
 
-def _open(options: Options) -> tuple[ImageSet, loop.Probe | None]:
+def _open(options: Options) -> tuple[ImageSet, loop.KnnEval | None]:
     """Open the images to train on; the second value computes the k-NN score, if they have labels."""
     folder = expand(options.data)
     if folder.is_dir() and not any((folder / name).exists() for name in ("train", "val", "test", "train.csv")):

@@ -29,7 +29,8 @@ if TYPE_CHECKING:
     from dinoeval.features.extract import Features
     from dinoeval.features.readout import Readout
     from dinoeval.session import Session
-    from dinoeval.training.probe.sweep import EvalSet, FeatureSource, Sweep
+    from dinoeval.training.probe.sources import FeatureSource
+    from dinoeval.training.probe.sweep import EvalSet, Sweep
 
 SEED = 0
 MAX_HELD_OUT = 10_000
@@ -78,7 +79,8 @@ class LinearProbe:
     def train(self, rows: np.ndarray, seed: int) -> HeadScores:
         """Train all heads on rows (n,) of the training split; resumes a run of the same options."""
         from dinoeval.features.cache import RUNS, key_of
-        from dinoeval.training.probe.sweep import Head, Sweep, train_heads
+        from dinoeval.training.probe.sweep import Head, Sweep, SweepSettings
+        from dinoeval.training.probe.train import train_heads
 
         config, train_images = self.config, self.train_images
         labels = labels_of(train_images)
@@ -118,7 +120,8 @@ class LinearProbe:
         folder = expand(config.out) if config.out else self.session.cache.root / RUNS / f"linear-{key_of(spec)}"
         folder = folder / f"subset{seed}" if config.out and config.train_subset else folder
         device = self.session.backbone.device
-        sweep = Sweep(heads, dims, labels, len(train_images.classes), epochs=config.epochs, batch=batch, seed=SEED, device=device)
+        settings = SweepSettings(epochs=config.epochs, batch_size=batch, seed=SEED, device=device)
+        sweep = Sweep(heads, dims, labels, len(train_images.classes), settings)
         train_heads(sweep, source, kept, eval_sets, folder, spec)
         return self._report(sweep, eval_sets, folder, notes)
 
@@ -134,23 +137,18 @@ class LinearProbe:
 
     def _source(self, kept: np.ndarray) -> tuple[FeatureSource, np.ndarray, dict[str, int]]:
         """Return where training features come from, the rows that it has, and the dimensions by readout."""
-        from dinoeval.training.probe.sweep import Augmented, Cached
+        from dinoeval.training.probe.sources import Augmented, AugmentedSettings, Cached
 
         session, train_images = self.session, self.train_images
         if self.config.features == "augmented":
             dims = {name: readout.row_shape(session.backbone.dim, (0, 0))[0] for name, readout in self.readouts.items()}
-            settings = session.config
-            source = Augmented(
-                session.backbone,
-                train_images,
-                list(self.readouts.values()),
-                session.transform,
+            settings = AugmentedSettings(
                 seed=SEED,
-                bad_images=settings.bad_images,
-                batch_size=settings.batch_size,
-                workers=settings.workers,
+                bad_images=session.config.bad_images,
+                batch_size=session.config.batch_size,
+                workers=session.config.workers,
             )
-            return source, kept, dims
+            return Augmented(session.backbone, train_images, list(self.readouts.values()), session.transform, settings), kept, dims
         features = {name: session.features(train_images, readout, kept) for name, readout in self.readouts.items()}
         first = next(iter(features.values()))
         part = first.entry.num_rows != len(train_images)  # extracted for these rows alone, not taken from the whole split

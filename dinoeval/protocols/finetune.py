@@ -116,17 +116,18 @@ def _check(config: Config, session: Session) -> None:
 def _train(config: Config, session: Session, recipe: FinetuneRecipe, train: ImageSet, val: ImageSet) -> Outcome:
     import torch
 
-    from dinoeval.training.finetune.run import Run, Settings
+    from dinoeval.training.finetune.run import FinetuneRun, FinetuneSettings
 
-    settings = Settings(
+    settings = FinetuneSettings(
         out=config.out,
         seed=config.seed,
+        precision=session.config.precision,
         save_every=config.save_every,
         workers=session.config.workers,
         forward_images=session.config.batch_size,
     )
     try:
-        return Run(session.backbone, train, val, recipe, session.transform, settings, session.config.precision).finish()
+        return FinetuneRun(session.backbone, train, val, recipe, session.transform, settings).finish()
     except torch.cuda.OutOfMemoryError as error:
         raise DinoevalError(
             "out of GPU memory: reduce --batch-size, for example to 32 (the batch of a step stays the same), or pass --precision bf16. "

@@ -1,1 +1,1 @@
-"""DINO's self-distillation as the released code does it: two networks, many crops, one centre."""
+"""Training: self-supervised pretraining, linear probes on frozen features, and fine-tuning."""

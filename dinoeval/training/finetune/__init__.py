@@ -1,1 +1,1 @@
-"""Supervised fine-tuning of the whole network with the DeiT recipe."""
+"""Supervised fine-tuning of the whole network with DeiT's recipe."""

@@ -1,28 +1,21 @@
-"""Fine-tuning by DeiT's recipe: steps, a log line and a checkpoint an epoch, and the way back after a stop.
+"""The fine-tuning run: epochs of steps, an evaluation and a checkpoint per epoch, and resumption.
 
-Under torchrun every process takes its share of each batch and of the evaluation; gradients are averaged.
+Under torchrun each process takes its shard of every batch and of the evaluation images; gradients are averaged.
+
+Q evaluation images, C classes.
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 import logging
-import math
 import time
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from safetensors.torch import save_file
-from timm.loss.cross_entropy import SoftTargetCrossEntropy
-from timm.optim import param_groups_weight_decay  # pyright: ignore[reportPrivateImportUsage]
-from timm.scheduler.cosine_lr import CosineLRScheduler
-from timm.utils.model_ema import ModelEmaV3
-from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
@@ -30,209 +23,133 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from dinoeval import distributed
 from dinoeval.data.images import ImageSet
 from dinoeval.data.transforms import CenterCrop, normalize_images
-from dinoeval.errors import ConfigError, DataError, DinoevalError, join_names
-from dinoeval.files import expand, write_whole
-from dinoeval.models.backbone import Backbone, load
-from dinoeval.models.build import build_network
-from dinoeval.models.checkpoints import read_pickle, save_backbone, tensor_digest
-from dinoeval.models.vit import init_linear
-from dinoeval.training.finetune.batches import AugmentedImages, CenterCroppedImages, Mixing, RepeatedOrder, collate, deal
+from dinoeval.errors import ConfigError, DataError, join_names
+from dinoeval.files import write_whole
+from dinoeval.models.backbone import Backbone
+from dinoeval.models.checkpoints import save_backbone, tensor_digest
+from dinoeval.training.checkpointing import RunFolder
+from dinoeval.training.finetune.batches import Mixing, RepeatedOrder, assign_mixup_groups, augmented_images, collate, cropped_images
+from dinoeval.training.finetune.classifier import Classifier, trainable_copy
 from dinoeval.training.finetune.recipes import FinetuneRecipe
+from dinoeval.training.finetune.trainer import FinetuneTrainer
+from dinoeval.training.loading import derive_seed, raise_error
+from dinoeval.training.precision import Precision
 
-CHECKPOINT, LOG, BACKBONE, HEAD = "checkpoint.pth", "log.txt", "backbone.safetensors", "head.safetensors"
-# DeiT's; the class token and positions by the names that they have in our networks and in timm's.
-NOT_DECAYED = ("cls_token", "dist_token", "reg_token", "pos_embed")
+BACKBONE, HEAD = "backbone.safetensors", "head.safetensors"
 _log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Settings:
-    """How a run is carried out. The seed apart, numbers change by rounding and by what stochastic depth and BatchNorm see at a time."""
+class FinetuneSettings:
+    """How a fine-tuning run is executed; its training is defined by `FinetuneRecipe`.
+
+    Apart from seed and precision, the settings change results only by rounding, by the draws of stochastic depth, and by
+    the batches that BatchNorm sees.
+    """
 
     out: str | None = None
-    """Folder of the run; None to keep nothing."""
+    """Folder of the run; None saves nothing."""
     seed: int = 0
+    """Random seed of the head, order, augmentation, mixing and stochastic depth."""
+    precision: Precision = "fp32"
+    """Precision of the forward passes."""
     save_every: int = 0
-    """Epochs between checkpoints that are kept beside the last; 0 for none."""
+    """Epochs between checkpoints that are kept; 0 keeps only the last one."""
     workers: int | None = None
-    """Processes that decode, for each training process; None for one a core."""
+    """Data-loading processes per training process (default: one per core)."""
     forward_images: int | None = None
-    """Images a forward pass; gradients are summed up to the batch. None for as many as are fast and fit most GPUs."""
+    """Images per forward pass; gradients are summed over the passes of a step (default: chosen for the device)."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """What a finished run says of the evaluation half, of Q images."""
+    """The result of a finished run on Q evaluation images."""
 
     predictions: np.ndarray
-    """(Q, up to 5) int64 classes, the likeliest first, after the last epoch."""
+    """Class indices after the last epoch, (Q, min(5, C)) int64, in descending order of their logits."""
     history: list[dict[str, Any]]
-    """The log: one row an epoch."""
+    """One row per epoch: what log.txt contains."""
 
 
-class Classifier(nn.Module):
-    """A backbone and a linear head: images (N, 3, H, W) -> logits (N, classes)."""
+class FinetuneRun:
+    """One fine-tuning run: its batches, its classifier and its folder.
 
-    def __init__(self, backbone: nn.Module, dim: int, classes: int, head_scale: float) -> None:
-        super().__init__()
-        self.backbone, self.head = backbone, nn.Linear(dim, classes)
-        init_linear(self.head)
-        with torch.no_grad():
-            self.head.weight.mul_(head_scale)
+    Args:
+        backbone: The frozen backbone whose weights the run starts from; it does not change.
+        train: Training images.
+        val: Evaluation images.
+        recipe: All values of the training.
+        transform: The transform of the evaluation.
+        settings: Folder, seed, precision and batches.
 
-    def forward(self, images: Tensor) -> Tensor:
-        return self.head(self.backbone(images))
-
-
-def trainable_copy(backbone: Backbone, drop_path: float) -> nn.Module:
-    """Build the backbone's network anew, trainable and in float32; raises ConfigError where its weights are lost to rounding."""
-    network = build_network(backbone.arch, drop_path=drop_path)
-    source = backbone
-    if tensor_digest(backbone.network.state_dict()) != backbone.digest:  # its matrices were rounded to a shorter precision
-        _log.info("the float32 weights are read once more: training begins from those")
-        key = "student" if backbone.provenance.key == "student" else "teacher"
-        source = load(backbone.arch, weights=backbone.provenance.name, key=key, device="cpu")
-        if source.digest != backbone.digest:
-            raise ConfigError(f"the float32 weights of {backbone!r} are not in {backbone.provenance.name}: load it with precision fp32")
-    network.load_state_dict(source.network.state_dict())
-    return network.requires_grad_(True)
-
-
-class FinetuneTrainer:
-    """A classifier, its optimizer, schedule and average; `step` does one iteration."""
-
-    def __init__(self, model: Classifier, recipe: FinetuneRecipe, device: torch.device, precision: str, forward_images: int) -> None:
-        self.model, self.recipe, self.device, self.forward_images = model.to(device), recipe, device, forward_images
-        kept = {name for name, _ in model.named_parameters() if name.rsplit(".", 1)[-1] in NOT_DECAYED}
-        groups = param_groups_weight_decay(model, recipe.weight_decay, no_weight_decay_list=kept)
-        match recipe.optimizer:
-            case "adamw":
-                self.optimizer: torch.optim.Optimizer = torch.optim.AdamW(groups, lr=recipe.peak_lr)
-            case "sgd":
-                self.optimizer = torch.optim.SGD(groups, lr=recipe.peak_lr, momentum=0.9, nesterov=True)
-        self.schedule = CosineLRScheduler(
-            self.optimizer, t_initial=recipe.epochs, lr_min=recipe.min_lr, warmup_t=recipe.warmup_epochs, warmup_lr_init=recipe.warmup_lr
-        )  # fmt: skip
-        self.dtype = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
-        self.scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
-        self.loss = SoftTargetCrossEntropy()
-        self.average = ModelEmaV3(self.model, decay=recipe.ema_decay)
-        self.parallel = _in_parallel(self.model, device)
-
-    def begin(self, epoch: int) -> float:
-        """Set the learning rate of an epoch and return it.
-
-        The rate lags by one epoch: DeiT's loop moves the schedule after an epoch by that epoch's number (main.py), so the
-        first two epochs have the warm-up's first rate.
-        """
-        self.schedule.step(max(0, epoch - 1))
-        self.model.train()
-        return self.optimizer.param_groups[0]["lr"]
-
-    def step(self, images: Tensor, targets: Tensor) -> float:
-        """One iteration on this process's share of a batch: images (B, 3, s, s), targets (B, classes); returns its loss."""
-        chunks = list(zip(images.split(self.forward_images), targets.split(self.forward_images), strict=True))
-        total = 0.0
-        for number, (some_images, some_targets) in enumerate(chunks, 1):
-            # Processes exchange gradients once, when they are complete.
-            waits = isinstance(self.parallel, DistributedDataParallel) and number < len(chunks)
-            with self.parallel.no_sync() if waits else contextlib.nullcontext():  # type: ignore[union-attr]
-                with self._autocast():
-                    logits = self.parallel(some_images)
-                loss = self.loss(logits.float(), some_targets) * (len(some_images) / len(images))
-                self.scaler.scale(loss).backward()
-            total += loss.item()
-        if not math.isfinite(total):
-            raise DinoevalError(
-                f"training diverged: the loss became {total}. Lower --lr, or raise --warmup-epochs, or say --precision fp32."
-            )
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        self.optimizer.zero_grad(set_to_none=True)
-        self.average.update(self.model)
-        return total
-
-    @torch.inference_mode()
-    def predict(self, images: Tensor) -> np.ndarray:
-        """The five likeliest classes, the likeliest first, (N, up to 5); the model must be in eval mode."""
-        with self._autocast():
-            logits = self.model(images)
-        if not torch.isfinite(logits).all():
-            raise DinoevalError("training diverged: the network's output is no number. Lower --lr, or say --precision fp32.")
-        return logits.topk(min(5, logits.shape[1])).indices.cpu().numpy()
-
-    def _autocast(self) -> torch.autocast:
-        return torch.autocast(self.device.type, self.dtype or torch.bfloat16, enabled=self.dtype is not None)
-
-    def state(self) -> dict[str, Any]:
-        """What a run goes on from; `model` opens like any checkpoint."""
-        return {
-            "model": self.model.state_dict(),
-            "model_ema": self.average.module.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "scaler": self.scaler.state_dict(),
-        }
-
-    def restore(self, state: dict[str, Any]) -> None:
-        """Go back to what `state` returned."""
-        self.model.load_state_dict(state["model"])
-        self.average.module.load_state_dict(state["model_ema"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.scaler.load_state_dict(state["scaler"])
-
-
-def _in_parallel(model: nn.Module, device: torch.device) -> nn.Module:
-    if distributed.world_size() == 1:
-        return model
-    distributed.barrier()  # joins the processes
-    if device.type != "cuda":
-        return DistributedDataParallel(model)
-    return DistributedDataParallel(model, device_ids=[device], process_group=torch.distributed.new_group(backend="nccl"))
-
-
-class Run:
-    """One fine-tuning run: its batches, its folder, its log."""
+    Raises:
+        ConfigError: If the batch does not fit the images or the processes.
+        DataError: If the labels cannot be learned.
+    """
 
     def __init__(
-        self, backbone: Backbone, train: ImageSet, val: ImageSet, recipe: FinetuneRecipe, transform: CenterCrop, settings: Settings,
-        precision: str,
-    ) -> None:  # fmt: skip
+        self,
+        backbone: Backbone,
+        train: ImageSet,
+        val: ImageSet,
+        recipe: FinetuneRecipe,
+        transform: CenterCrop,
+        settings: FinetuneSettings,
+    ) -> None:
         check_fits(train, val, recipe)
-        self.recipe, self.transform, self.settings, self.device, self.val = recipe, transform, settings, backbone.device, val
-        self.arch, self.classes, self.out = backbone.arch, train.classes, expand(settings.out) if settings.out else None
+        self.recipe, self.transform, self.settings, self.val = recipe, transform, settings, val
+        self.arch, self.device, self.classes = backbone.arch, backbone.device, train.classes
         torch.manual_seed(settings.seed)
         network = trainable_copy(backbone, recipe.drop_path)
-        parts = deal(recipe.train_batch_size, recipe.mixed_together, distributed.rank(), distributed.world_size())
-        positions = np.concatenate([part for _, part in parts])
+        parts = assign_mixup_groups(recipe.train_batch_size, recipe.mixed_together, distributed.rank(), distributed.world_size())
         forward_images = settings.forward_images or backbone.fast_batch(transform.crop, training=True)
-        self.trainer = FinetuneTrainer(
-            Classifier(network, backbone.dim, len(train.classes), recipe.head_scale), recipe, self.device, precision, forward_images
-        )
-        self.order = RepeatedOrder(len(train), recipe, positions, settings.seed)
+        model = Classifier(network, backbone.dim, len(train.classes), recipe.head_scale)
+        self.trainer = FinetuneTrainer(model, recipe, self.device, settings.precision, forward_images)
+        self.order = RepeatedOrder(len(train), recipe, np.concatenate([positions for _, positions in parts]), settings.seed)
         self.mixing = Mixing(recipe, len(train.classes), parts, settings.seed)
         workers = distributed.num_workers(settings.workers, len(train), train.small)
         options: dict[str, Any] = {
-            "collate_fn": collate, "num_workers": workers, "pin_memory": self.device.type == "cuda",
-            "generator": torch.Generator(),  # its own: starting workers would otherwise draw from stochastic depth's
-        }  # fmt: skip
-        pictures = AugmentedImages(train, recipe, transform, settings.seed)
-        self.loader = DataLoader(pictures, batch_sampler=self.order, persistent_workers=workers > 0, **options)
-        mine = list(distributed.shard(len(val)))
-        # 4 times the images: nothing is kept for a gradient.
-        self.val_loader = DataLoader(CenterCroppedImages(val, transform), sampler=mine, batch_size=4 * forward_images, **options)
-        self.facts = {
-            "arch": backbone.arch, "weights": backbone.digest, "precision": precision, "seed": settings.seed, "transform": transform.id,
-            "train images": train.fingerprint(), "val images": val.fingerprint(), "place and times of the files": [train.stamp, val.stamp],
+            "collate_fn": collate,
+            "num_workers": workers,
+            "pin_memory": self.device.type == "cuda",
+            "generator": torch.Generator(),  # Starting workers would otherwise draw from the generator of stochastic depth.
+        }
+        images = augmented_images(train, recipe, transform, settings.seed)
+        self.loader = DataLoader(images, batch_sampler=self.order, persistent_workers=workers > 0, **options)
+        shard = list(distributed.shard(len(val)))
+        # No gradients are kept in the evaluation, so four times as many images fit.
+        self.val_loader = DataLoader(cropped_images(val, transform), sampler=shard, batch_size=4 * forward_images, **options)
+        identity = {
+            "arch": backbone.arch,
+            "weights": backbone.digest,
+            "precision": settings.precision,
+            "seed": settings.seed,
+            "transform": transform.id,
+            "train images": train.fingerprint(),
+            "val images": val.fingerprint(),
+            "place and times of the files": [train.stamp, val.stamp],
             "recipe": recipe.record(),
-        }  # fmt: skip
+        }
+        self.folder = RunFolder(settings.out, identity, keep_every=settings.save_every) if settings.out else None
         self.history: list[dict[str, Any]] = []
 
     def finish(self) -> Outcome:
-        """Train from where the folder says the run is to its end, and return the last epoch's predictions."""
+        """Train to the last epoch, or resume the run in the folder, and save the results.
+
+        Returns:
+            The predictions of the last epoch, and the history.
+
+        Raises:
+            ConfigError: If the folder belongs to a different run.
+            DataError: If an image cannot be read.
+            DinoevalError: If training diverges or the folder cannot be written.
+        """
         self._resume()
         epochs, steps = self.recipe.epochs, len(self.order)
-        _log.info("fine-tuning %s on %d images: %d epochs of %d steps, batch %d, peak lr %.3g, on %s", self.arch, self.order.count,
-                  epochs, steps, self.recipe.train_batch_size, self.recipe.peak_lr, self.device)  # fmt: skip
+        _log.info(
+            "fine-tuning %s on %d images: %d epochs of %d steps, batch %d, peak lr %.3g, on %s",
+            *(self.arch, self.order.count, epochs, steps, self.recipe.train_batch_size, self.recipe.peak_lr, self.device),
+        )
         done, predictions = len(self.history), None
         hidden = None if distributed.rank() == 0 else True
         with (
@@ -241,128 +158,113 @@ class Run:
         ):
             for epoch in range(done, epochs):
                 bar.set_description(f"epoch {epoch + 1} of {epochs}")
-                row = {"epoch": epoch, **self._train(epoch, bar)}
+                row = {"epoch": epoch, **self._train_epoch(epoch, bar)}
                 predictions = self.evaluate()
-                row |= scores(predictions, self.val)
+                row |= topk_scores(predictions, self.val)
                 self.history.append(row)
                 self._save()
-                said = ", ".join(f"{name} {value:.4g}" for name, value in row.items() if name != "epoch")
-                _log.info("epoch %d of %d: %s", epoch + 1, epochs, said)
+                values = ", ".join(f"{name} {value:.4g}" for name, value in row.items() if name != "epoch")
+                _log.info("epoch %d of %d: %s", epoch + 1, epochs, values)
         predictions = self.evaluate() if predictions is None else predictions
-        self._write_results()
+        self._save_results()
         return Outcome(predictions, self.history)
 
-    def _train(self, epoch: int, bar: tqdm) -> dict[str, float]:
-        began = time.monotonic()
+    def evaluate(self) -> np.ndarray:
+        """Predict the classes of all evaluation images; each process predicts its shard.
+
+        Returns:
+            Class indices, (Q, min(5, C)) int64, in descending order of their logits.
+
+        Raises:
+            DataError: If an image cannot be read.
+        """
+        model = self.trainer.model.eval()
+        for buffer in model.buffers() if distributed.world_size() > 1 else ():  # All use BatchNorm's statistics of the first process.
+            torch.distributed.broadcast(buffer, 0)
+        width = min(5, len(self.classes))
+        parts = [np.empty((0, width), np.int64)]
+        for batch in self.val_loader:
+            images, _ = raise_error(batch)
+            parts.append(self.trainer.predict(normalize_images(images.to(self.device), self.transform.mean, self.transform.std)))
+        predictions = np.empty((len(self.val), width), np.int64)
+        for rank, shard in enumerate(distributed.all_gather(np.concatenate(parts))):
+            predictions[rank :: distributed.world_size()] = shard
+        return predictions
+
+    def _train_epoch(self, epoch: int, bar: tqdm) -> dict[str, float]:
+        started = time.monotonic()
         self.order.epoch = epoch
         rate = self.trainer.begin(epoch)
-        torch.manual_seed(int(np.random.SeedSequence((self.settings.seed, epoch, distributed.rank())).generate_state(1)[0]))  # drop path
+        torch.manual_seed(derive_seed(self.settings.seed, epoch, distributed.rank()))  # of stochastic depth
         total = 0.0
         for step, batch in enumerate(self.loader):
-            images, labels = (part.to(self.device, non_blocking=True) for part in _sound(batch))
+            images, labels = (part.to(self.device, non_blocking=True) for part in raise_error(batch))
             total += self.trainer.step(*self.mixing(images, labels, epoch, step))
             bar.set_postfix(loss=f"{total / (step + 1):.3f}", refresh=False)
             bar.update()
         loss = float(np.mean(distributed.all_gather(total))) / len(self.order)
-        speed = len(self.order) * self.recipe.train_batch_size / (time.monotonic() - began)
+        speed = len(self.order) * self.recipe.train_batch_size / (time.monotonic() - started)
         return {"train_loss": loss, "train_lr": rate, "images_per_second": speed}
 
-    def evaluate(self) -> np.ndarray:
-        """Predict for all images of the evaluation half, each process for its share: (Q, up to 5)."""
-        model = self.trainer.model.eval()
-        for buffer in model.buffers() if distributed.world_size() > 1 else ():  # BatchNorm's statistics: those of the first process
-            torch.distributed.broadcast(buffer, 0)
-        share = []
-        for batch in self.val_loader:
-            images, _ = _sound(batch)
-            share.append(self.trainer.predict(normalize_images(images.to(self.device), self.transform.mean, self.transform.std)))
-        width = min(5, len(self.classes))
-        predictions = np.empty((len(self.val), width), np.int64)
-        for rank, part in enumerate(distributed.all_gather(np.concatenate(share) if share else np.empty((0, width), np.int64))):
-            predictions[rank :: distributed.world_size()] = part
-        return predictions
-
-    def _save(self) -> None:
-        if self.out is None or distributed.rank() != 0:
-            return
-        state = {**self.trainer.state(), "epoch": len(self.history), "history": self.history, "args": self.facts}
-        every = self.settings.save_every
-        if every and len(self.history) % every == 0:
-            write_whole(self.out / f"checkpoint{len(self.history):04}.pth", lambda path: torch.save(state, path))
-        write_whole(self.out / CHECKPOINT, lambda path: torch.save(state, path))
-        self._write_log()
-
-    def _write_log(self) -> None:
-        assert self.out is not None
-        lines = "".join(json.dumps(row) + "\n" for row in self.history)
-        write_whole(self.out / LOG, lambda path: path.write_text(lines))
-
-    def _write_results(self) -> None:
-        if self.out is None or distributed.rank() != 0:
-            return
-        self._write_log()  # once more, for a run that was killed between the checkpoint and the log
-        model = self.trainer.model
-        save_backbone(self.out / BACKBONE, model.backbone.state_dict(), arch=self.arch)
-        head = {name: tensor.detach().cpu() for name, tensor in model.head.state_dict().items()}
-        notes = {"format": "pt", "classes": json.dumps(self.classes), "backbone": tensor_digest(model.backbone.state_dict())}
-        write_whole(self.out / HEAD, lambda path: save_file(head, path, notes))
-
     def _resume(self) -> None:
-        """Go back to the last whole epoch in the folder; raises ConfigError where it is of another run."""
-        if self.out is None:
-            _log.info("no --out: nothing is kept, and a run that is stopped starts anew")
-            return
-        try:
-            self.out.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise DinoevalError(f"{self.out} cannot be written: {error.strerror}") from error
-        path = self.out / CHECKPOINT
-        if path.exists():
-            state = read_pickle(path)
-            _check_same(path, state, self.facts)
+        if self.folder is None:
+            _log.info("--out is not set: no checkpoint is saved and the run cannot be resumed")
+        elif state := self.folder.resume(self.recipe.epochs):
             self.trainer.restore(state)
             self.history = list(state["history"])
-            _log.info("going on from %s after %d of %d epochs", path, len(self.history), self.recipe.epochs)
-        if len(set(distributed.all_gather(len(self.history)))) > 1:
-            raise ConfigError(f"the processes do not see the same {path}: put --out on a disk that they share")
+
+    def _save(self) -> None:
+        if self.folder is not None:
+            epochs = len(self.history)
+            self.folder.save({**self.trainer.state(), "epoch": epochs, "history": self.history}, number=epochs)
+            self.folder.write_log(self.history)
+
+    def _save_results(self) -> None:
+        if self.folder is None or distributed.rank() != 0:
+            return
+        self.folder.write_log(self.history)  # Needed if the run was killed between the last checkpoint and its log line.
+        model = self.trainer.model
+        save_backbone(self.folder.path / BACKBONE, model.backbone.state_dict(), arch=self.arch)
+        head = {name: tensor.detach().cpu() for name, tensor in model.head.state_dict().items()}
+        metadata = {"format": "pt", "classes": json.dumps(self.classes), "backbone": tensor_digest(model.backbone.state_dict())}
+        write_whole(self.folder.path / HEAD, lambda file: save_file(head, file, metadata))
 
 
 def check_fits(train: ImageSet, val: ImageSet, recipe: FinetuneRecipe) -> None:
-    """Raise DataError or ConfigError where these images cannot be learned from."""
-    for half in (train, val):
-        if half.labels is None or half.multi_label:
-            raise DataError(f"{half.name} ({half.split}) has {'several' if half.multi_label else 'no'} labels an image; finetune takes one")
+    """Check that a recipe can be trained on a dataset.
+
+    Args:
+        train: Training images.
+        val: Evaluation images.
+        recipe: All values of the training.
+
+    Raises:
+        DataError: If the images do not have one label each, or there are fewer than two classes.
+        ConfigError: If the images are fewer than one batch.
+    """
+    for images in (train, val):
+        if images.labels is None or images.multi_label:
+            found = "is multi-label" if images.multi_label else "has no labels"
+            raise DataError(f"{images.name} ({images.split}) {found}: finetune requires one label per image")
     if len(train.classes) < 2:
-        raise DataError(f"{train.name} has one class only, {join_names(train.classes)}: there is nothing to tell apart")
+        raise DataError(f"{train.name} has one class ({join_names(train.classes)}); classification needs at least 2")
     if len(train) < recipe.train_batch_size:
         raise ConfigError(
-            f"the {len(train):,} training images make no batch of {recipe.train_batch_size}: lower --train-batch-size, "
-            "or take --preset short"
+            f"{len(train):,} training images are fewer than one batch of {recipe.train_batch_size}: reduce --train-batch-size, "
+            "or pass --preset short"
         )
 
 
-def scores(predictions: np.ndarray, val: ImageSet) -> dict[str, float]:
-    """top1 and top5 in percent of predictions (Q, up to 5)."""
+def topk_scores(predictions: np.ndarray, val: ImageSet) -> dict[str, float]:
+    """Compute top-1 and top-5 accuracy.
+
+    Args:
+        predictions: Class indices, (Q, min(5, C)) int64, best first.
+        val: Evaluation images with labels.
+
+    Returns:
+        top1 and top5, in percent.
+    """
     assert val.labels is not None
-    right = predictions == val.labels[:, None]
-    return {"top1": 100 * float(right[:, 0].mean()), "top5": 100 * float(right.any(1).mean())}
-
-
-def _check_same(path: Path, state: Any, facts: dict[str, Any]) -> None:
-    saved = state.get("args") if isinstance(state, dict) else None
-    if not isinstance(saved, dict) or "train images" not in saved or "history" not in state:
-        raise ConfigError(f"{path} was not written by finetune: choose another --out")
-    differences = [
-        f"{name} was {old.get(name)} and is {new[name]}"
-        for old, new in ((saved, facts), (saved["recipe"], facts["recipe"]))
-        for name in new
-        if name != "recipe" and old.get(name) != new[name]
-    ]
-    if differences:
-        raise ConfigError(f"{path} is of another run ({'; '.join(differences)}): choose another --out, or delete it to start anew")
-
-
-def _sound(batch: tuple[Tensor, Tensor] | DataError) -> tuple[Tensor, Tensor]:
-    if isinstance(batch, DataError):
-        raise batch
-    return batch
+    hits = predictions == val.labels[:, None]
+    return {"top1": 100 * float(hits[:, 0].mean()), "top5": 100 * float(hits.any(1).mean())}

@@ -1,24 +1,31 @@
-"""Multi-crop augmentation, in the released order and with its probabilities (DataAugmentationDINO in main_dino.py)."""
+"""Multi-crop augmentation, in the released order and with the released probabilities (DataAugmentationDINO in main_dino.py).
+
+B images, V views (crops of one image), s pixels of a crop's side.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import random
 
 import numpy as np
 import torch
 from PIL import Image, ImageFilter, ImageOps
 from torch import Tensor
-from torch.utils.data import Dataset
 from torchvision.transforms import ColorJitter, RandomApply, RandomGrayscale, RandomHorizontalFlip, RandomResizedCrop
 from torchvision.transforms.functional import InterpolationMode
 
-from dinoeval.data.images import ImageSet
-from dinoeval.errors import BadImage, DataError
+from dinoeval.errors import DataError
+from dinoeval.training.loading import derive_seed, find_error, seeded
 from dinoeval.training.pretrain.presets import Recipe
 
 
 class MultiCropAugmentation:
-    """PIL image -> list of uint8 crops: two global ones, then the local ones."""
+    """Random crops of an image: two global ones, then the local ones.
+
+    Args:
+        recipe: Its crop sizes, scales and probabilities are used.
+    """
 
     def __init__(self, recipe: Recipe) -> None:
         self.recipe = recipe
@@ -27,9 +34,17 @@ class MultiCropAugmentation:
         self.local_crop = RandomResizedCrop(recipe.local_crop, scale=recipe.local_scale, interpolation=bicubic)
         self.flip = RandomHorizontalFlip(0.5)
         self.jitter = RandomApply([ColorJitter(0.4, 0.4, 0.2, 0.1)], p=recipe.jitter)
-        self.grey = RandomGrayscale(0.2)
+        self.gray = RandomGrayscale(0.2)
 
     def __call__(self, image: Image.Image) -> list[Tensor]:
+        """Draw the crops of an image with the generators of Python and PyTorch.
+
+        Args:
+            image: An RGB image.
+
+        Returns:
+            V crops, each uint8 (3, s, s).
+        """
         crops = [
             self._view(self.global_crop(image), blur=1.0, solarize=0.0),
             self._view(self.global_crop(image), blur=0.1, solarize=0.2 if self.recipe.solarize else 0.0),
@@ -39,7 +54,7 @@ class MultiCropAugmentation:
     def _view(self, crop: Image.Image, blur: float, solarize: float) -> Tensor:
         if self.recipe.flip:
             crop = self.flip(crop)
-        crop = self.grey(self.jitter(crop))
+        crop = self.gray(self.jitter(crop))
         if random.random() <= blur:
             crop = crop.filter(ImageFilter.GaussianBlur(random.uniform(*self.recipe.blur_radius)))
         if random.random() < solarize:
@@ -47,39 +62,39 @@ class MultiCropAugmentation:
         return torch.from_numpy(np.array(crop)).permute(2, 0, 1)
 
 
-class Crops(Dataset):
-    """The crops of an image set. What is drawn for a picture depends on seed, epoch and row alone.
+@dataclasses.dataclass(frozen=True)
+class SeededCrops:
+    """Transform of an `ImageDataset` that draws the crops of an image.
 
-    So neither the number of workers nor a resumed run changes the pictures (the released code leaves Python's generator,
-    which draws blur and solarisation, without a seed).
+    The crops depend only on seed, epoch and row. The released code leaves Python's generator, which draws blur and
+    solarization, without a seed.
     """
 
-    def __init__(self, images: ImageSet, augmentation: MultiCropAugmentation, seed: int) -> None:
-        self.images, self.augmentation, self.seed = images, augmentation, seed
-        self.epoch = 0
+    augmentation: MultiCropAugmentation
+    seed: int
+    epoch: int
 
-    def __len__(self) -> int:
-        return len(self.images)
+    def __call__(self, image: Image.Image, row: int) -> list[Tensor]:
+        """Draw the crops of an image.
 
-    def __getitem__(self, row: int) -> list[Tensor] | DataError:
-        """The crops, or what is wrong with the picture: as a value, for PyTorch would wrap a worker's exception in its traceback."""
-        try:
-            image = self.images.open(row)
-        except (BadImage, DataError) as fault:
-            return DataError(f"{self.images.paths[row]} cannot be read: {fault}. Put it right, and the same command goes on.")
-        seed = int(np.random.SeedSequence((self.seed, self.epoch, row)).generate_state(1)[0])
-        random.seed(seed)
-        # Drawn on a fork where this is the main process, whose generator stochastic depth uses.
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(seed)  # this one only, not the GPU's
+        Args:
+            image: An RGB image.
+            row: Its row in the image set.
+
+        Returns:
+            V crops, each uint8 (3, s, s).
+        """
+        with seeded(derive_seed(self.seed, self.epoch, row)):
             return self.augmentation(image)
 
 
-def collate(samples: list[list[Tensor] | DataError]) -> list[Tensor] | DataError:
-    """Stack the crops of a batch view by view, V of (B, 3, s, s); one picture that cannot be read stands for the batch."""
-    views = []
-    for sample in samples:
-        if isinstance(sample, DataError):
-            return sample
-        views.append(sample)
-    return [torch.stack(view) for view in zip(*views, strict=True)]
+def collate(samples: list[list[Tensor]]) -> list[Tensor] | DataError:
+    """Stack the crops of a batch, view by view.
+
+    Args:
+        samples: Crops of B images, each V of uint8 (3, s, s).
+
+    Returns:
+        V tensors (B, 3, s, s), or an error that names the images that cannot be read.
+    """
+    return find_error(samples) or [torch.stack(view) for view in zip(*samples, strict=True)]

@@ -1,4 +1,4 @@
-"""The projection head, with the released state-dict keys. B rows, D dims, K prototypes."""
+"""The projection head, with the state-dict keys of released checkpoints. B images, D dims, K prototypes."""
 
 from __future__ import annotations
 
@@ -8,27 +8,46 @@ from torch import Tensor, nn
 
 from dinoeval.models.vit import init_linear
 
-BOTTLENECK = 256
+BOTTLENECK = 256  # dims of the normalized output (DINOHead in vision_transformer.py)
 
 
 class Prototypes(nn.Module):
-    """A linear layer without bias whose rows are directions `weight_v` times lengths `weight_g`.
+    """A linear layer without bias, as directions `weight_v` times lengths `weight_g`.
 
-    The names are those of PyTorch's old weight_norm, which released checkpoints use, but this one can be copied.
+    Released checkpoints use these names, those of PyTorch's old weight_norm. Unlike that one, this module can be copied.
+
+    Args:
+        out_dim: Number of prototypes, K.
+        trainable_length: Whether `weight_g` is trained; if not, all lengths stay 1.
     """
 
     def __init__(self, out_dim: int, trainable_length: bool) -> None:
         super().__init__()
         self.weight_g = nn.Parameter(torch.ones(out_dim, 1), requires_grad=trainable_length)
-        # nn.Linear's own uniform draw: the released head makes this layer after its weights were initialised.
+        # nn.Linear's own uniform draw: the released head makes this layer after it has initialized its weights.
         self.weight_v = nn.Parameter(nn.Linear(BOTTLENECK, out_dim, bias=False).weight.detach())
 
     def forward(self, x: Tensor) -> Tensor:
+        """Multiply features by the prototypes.
+
+        Args:
+            x: Normalized features, (B, 256).
+
+        Returns:
+            Logits, (B, K).
+        """
         return F.linear(x, self.weight_v * (self.weight_g / self.weight_v.norm(dim=1, keepdim=True)))
 
 
 class DinoHead(nn.Module):
-    """Three linear layers with GELU between them, L2 normalisation, then the prototypes: (B, D) -> (B, K) logits."""
+    """Three linear layers with GELU, L2 normalization, then the prototypes.
+
+    Args:
+        in_dim: Width of the backbone, D.
+        out_dim: Number of prototypes, K.
+        hidden_dim: Width of the two hidden layers.
+        norm_last_layer: Whether the prototypes keep length 1, so that logits are cosines.
+    """
 
     def __init__(self, in_dim: int, out_dim: int, *, hidden_dim: int = 2048, norm_last_layer: bool = True) -> None:
         super().__init__()
@@ -43,4 +62,12 @@ class DinoHead(nn.Module):
         self.last_layer = Prototypes(out_dim, trainable_length=not norm_last_layer)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Project backbone features to logits.
+
+        Args:
+            x: Features, (B, D).
+
+        Returns:
+            Logits, (B, K).
+        """
         return self.last_layer(F.normalize(self.mlp(x), dim=-1))

@@ -1,108 +1,155 @@
-"""Recipe: every number of a training run, with the released code's defaults; and recipes that have a name."""
+"""Recipe, all values of a pretraining run with the defaults of the released code; and named recipes."""
 
 from __future__ import annotations
 
 import dataclasses
 
 from dinoeval.errors import ConfigError, unknown
+from dinoeval.training.checks import AREA_FRACTIONS, check_fields, is_area_range
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """The defaults are those of main_dino.py at 7c446df, which are not all the paper's; see PRESETS."""
+    """A pretraining recipe.
+
+    The defaults are those of main_dino.py at 7c446df. Some of them differ from the paper; see `PRESETS`.
+    """
 
     epochs: int = 100
+    """Passes over the training images."""
     batch_size: int = 64
-    """Images a step. The released default is 64 on each of 8 GPUs."""
+    """Images per step. The released default is 64 on each of 8 GPUs."""
     lr: float = 0.0005
     """Peak learning rate for a batch of 256; scaled by batch / 256."""
     min_lr: float = 1e-6
+    """Learning rate at the end of the cosine; not scaled."""
     warmup_epochs: int = 10
+    """Epochs in which the learning rate rises from 0 to its peak."""
     weight_decay: float = 0.04
+    """Weight decay at the start."""
     weight_decay_end: float = 0.4
+    """Weight decay at the end; it follows a cosine in between."""
     clip_grad: float = 3.0
-    """Largest norm of each parameter tensor's gradient; 0 for none. The author's ViT-S runs used 0."""
+    """Largest L2 norm of each parameter tensor's gradient; 0 turns clipping off. The author's ViT-S runs used 0."""
     freeze_last_layer: int = 1
-    """Epochs in which the head's last layer stays as it is."""
+    """Epochs in which the last layer of the head is not trained."""
     drop_path: float = 0.1
-    """Stochastic depth of the student."""
+    """Stochastic depth of the student: the rate of the last block."""
 
     out_dim: int = 65536
-    """Prototypes, K."""
+    """Number of prototypes, K."""
     hidden_dim: int = 2048
-    """Width of the head."""
+    """Width of the head's hidden layers."""
     norm_last_layer: bool = True
     """Keep the prototypes at length 1. The released ViT-S were trained without, ViT-B with."""
     momentum_teacher: float = 0.996
-    """Raised to 1 by a cosine. Small batches want more: 0.9995 for 256."""
+    """Momentum of the teacher at the start; a cosine raises it to 1. The authors recommend 0.9995 for a batch of 256."""
     student_temp: float = 0.1
+    """Softmax temperature of the student."""
     warmup_teacher_temp: float = 0.04
+    """Softmax temperature of the teacher at the start."""
     teacher_temp: float = 0.04
-    """The paper says 0.07 after 30 epochs."""
+    """Softmax temperature of the teacher after its warm-up. The paper uses 0.07 after 30 epochs."""
     warmup_teacher_temp_epochs: int = 0
+    """Epochs in which the teacher's temperature rises."""
     center_momentum: float = 0.9
+    """Momentum of the center of the teacher's output."""
 
     global_crop: int = 224
-    """Pixels."""
+    """Side of the global crops, in pixels."""
     local_crop: int = 96
+    """Side of the local crops, in pixels."""
     local_crops: int = 8
-    """How many; 0 for no multi-crop."""
+    """Local crops per image; 0 turns multi-crop off."""
     global_scale: tuple[float, float] = (0.4, 1.0)
-    """Share of the image's area."""
+    """Area of a global crop as a fraction of the image."""
     local_scale: tuple[float, float] = (0.05, 0.4)
+    """Area of a local crop as a fraction of the image."""
     flip: bool = True
-    """Mirror half of the crops; off for writing and digits."""
+    """Flip half of the crops horizontally. Turn it off for digits and text."""
     jitter: float = 0.8
-    """Chance that a crop's brightness, contrast, saturation and hue are changed."""
+    """Probability that brightness, contrast, saturation and hue of a crop are changed."""
     solarize: bool = True
-    """Invert the bright pixels of a fifth of the second global crops."""
+    """Solarize one fifth of the second global crops."""
     blur_radius: tuple[float, float] = (0.1, 2.0)
-    """Range of the Gaussian blur, in pixels of the crop."""
+    """Range of the Gaussian blur's radius, in pixels of the crop."""
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "out_dim", "hidden_dim", "global_crop", "local_crop"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} must be 1 or more: {getattr(self, name)}")
-        for name in ("clip_grad", "local_crops", "freeze_last_layer", "weight_decay", "weight_decay_end", "lr", "min_lr"):
-            if getattr(self, name) < 0:
-                raise ConfigError(f"{name} must be 0 or more: {getattr(self, name)}")
-        for name in ("student_temp", "warmup_teacher_temp", "teacher_temp"):
-            if not getattr(self, name) > 0:
-                raise ConfigError(f"{name} must be above 0: {getattr(self, name)}")
-        for name in ("drop_path", "momentum_teacher", "center_momentum", "jitter"):
-            if not 0 <= getattr(self, name) <= 1 or (name == "drop_path" and self.drop_path == 1):
-                raise ConfigError(f"{name} must lie between 0 and 1: {getattr(self, name)}")
-        if not 0 <= self.blur_radius[0] <= self.blur_radius[1]:
-            raise ConfigError(f"blur_radius must be two lengths, small before large: {self.blur_radius}")
-        for name in ("warmup_epochs", "warmup_teacher_temp_epochs"):
-            if not 0 <= getattr(self, name) <= self.epochs:
-                raise ConfigError(f"{name} = {getattr(self, name)} does not fit into {self.epochs} epochs")
-        for name in ("global_scale", "local_scale"):
-            low, high = getattr(self, name)
-            if not 0 < low <= high <= 1:
-                raise ConfigError(f"{name} must be two shares of the area, low before high: {low} {high}")
+        counts = ("epochs", "batch_size", "out_dim", "hidden_dim", "global_crop", "local_crop")
+        check_fields(self, counts, lambda value: value >= 1, "at least 1")
+        amounts = ("clip_grad", "local_crops", "freeze_last_layer", "weight_decay", "weight_decay_end", "lr", "min_lr")
+        check_fields(self, amounts, lambda value: value >= 0, "at least 0")
+        temperatures = ("student_temp", "warmup_teacher_temp", "teacher_temp")
+        check_fields(self, temperatures, lambda value: value > 0, "above 0")
+        check_fields(self, ("momentum_teacher", "center_momentum", "jitter"), lambda value: 0 <= value <= 1, "from 0 to 1")
+        check_fields(self, ("drop_path",), lambda value: 0 <= value < 1, "at least 0 and below 1")
+        check_fields(self, ("blur_radius",), lambda value: 0 <= value[0] <= value[1], "two radii in pixels, 0 <= MIN <= MAX")
+        warmups = ("warmup_epochs", "warmup_teacher_temp_epochs")
+        check_fields(self, warmups, lambda value: 0 <= value <= self.epochs, f"from 0 to --epochs {self.epochs}")
+        check_fields(self, ("global_scale", "local_scale"), is_area_range, AREA_FRACTIONS)
 
 
 PRESETS = {
     "released": Recipe(),
-    # README of the released code, "boosted" run, 16 GPUs of 64 images.
+    # The "boosted" run in the README of the released code: 16 GPUs with 64 images each.
     "boosted": Recipe(epochs=300, batch_size=1024, teacher_temp=0.07, warmup_teacher_temp_epochs=30, norm_last_layer=False),
-    # Ours, for small pictures on a processor. Two gentle views of the whole picture: a net this small, on so few images,
-    # finds nothing that small local crops have in common, and its output becomes uniform.
+    # Not from the paper: for small images on a CPU. Two global crops that keep most of the image: with small local crops,
+    # a network this small on so few images finds nothing in common between the views, and its output becomes uniform.
     "cifar10": Recipe(
-        epochs=20, batch_size=64, lr=0.004, warmup_epochs=2, out_dim=1024, hidden_dim=512, drop_path=0.0, clip_grad=0.0,
-        weight_decay_end=0.1, momentum_teacher=0.99, global_crop=32, local_crop=16, local_crops=0, global_scale=(0.3, 1.0),
+        epochs=20,
+        batch_size=64,
+        lr=0.004,
+        warmup_epochs=2,
+        out_dim=1024,
+        hidden_dim=512,
+        drop_path=0.0,
+        clip_grad=0.0,
+        weight_decay_end=0.1,
+        momentum_teacher=0.99,
+        global_crop=32,
+        local_crop=16,
+        local_crops=0,
+        global_scale=(0.3, 1.0),
         blur_radius=(0.1, 0.6),
     ),
     "digits": Recipe(
-        epochs=300, batch_size=64, lr=0.004, warmup_epochs=10, out_dim=512, hidden_dim=256, drop_path=0.0, clip_grad=0.0,
-        weight_decay_end=0.04, momentum_teacher=0.99, global_crop=16, local_crop=8, local_crops=0, global_scale=(0.5, 1.0),
-        blur_radius=(0.1, 0.5), flip=False, solarize=False,
+        epochs=300,
+        batch_size=64,
+        lr=0.004,
+        warmup_epochs=10,
+        out_dim=512,
+        hidden_dim=256,
+        drop_path=0.0,
+        clip_grad=0.0,
+        weight_decay_end=0.04,
+        momentum_teacher=0.99,
+        global_crop=16,
+        local_crop=8,
+        local_crops=0,
+        global_scale=(0.5, 1.0),
+        blur_radius=(0.1, 0.5),
+        flip=False,
+        solarize=False,
     ),
-}  # fmt: skip
+}
 
 
 def get_recipe(name: str) -> Recipe:
+    """Look up a preset.
+
+    Args:
+        name: A key of `PRESETS`.
+
+    Returns:
+        The recipe.
+
+    Raises:
+        ConfigError: If no preset has this name.
+
+    Examples:
+        >>> get_recipe("boosted").teacher_temp
+        0.07
+    """
     if name not in PRESETS:
         raise ConfigError(unknown("preset", name, PRESETS))
     return PRESETS[name]

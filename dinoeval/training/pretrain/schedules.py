@@ -1,4 +1,4 @@
-"""Values that change from step to step, as whole tables. n steps an epoch."""
+"""Schedules as tables: one value per step, or per epoch."""
 
 from __future__ import annotations
 
@@ -6,15 +6,42 @@ import numpy as np
 
 
 def cosine(base: float, final: float, epochs: int, steps: int, warmup_epochs: int = 0) -> np.ndarray:
-    """(epochs * steps,): a linear warm-up from 0, then half a cosine from `base` towards `final`.
+    """Make a table of a linear warm-up followed by half a cosine.
 
-    As released: the warm-up includes both 0 and the peak, so the peak comes twice, and `final` is never quite reached.
+    As in the released code, the warm-up includes both 0 and the peak, so the peak occurs twice, and the last value is
+    slightly above `final` (cosine_scheduler in utils.py).
+
+    Args:
+        base: Value after the warm-up.
+        final: Value that the cosine approaches.
+        epochs: Number of epochs.
+        steps: Steps per epoch.
+        warmup_epochs: Epochs of the warm-up from 0, at most `epochs`.
+
+    Returns:
+        One value per step, (epochs * steps,) float64.
+
+    Examples:
+        >>> cosine(1.0, 0.0, epochs=3, steps=2, warmup_epochs=1).tolist()
+        [0.0, 1.0, 1.0, 0.8535533905932737, 0.5, 0.14644660940672627]
     """
     warmup = np.linspace(0, base, warmup_epochs * steps)
-    rest = np.arange(epochs * steps - len(warmup))
-    return np.concatenate((warmup, final + 0.5 * (base - final) * (1 + np.cos(np.pi * rest / max(1, len(rest))))))
+    remainder = np.arange(epochs * steps - len(warmup))
+    return np.concatenate((warmup, final + 0.5 * (base - final) * (1 + np.cos(np.pi * remainder / max(1, len(remainder))))))
 
 
 def teacher_temperature(start: float, end: float, warmup_epochs: int, epochs: int) -> np.ndarray:
-    """(epochs,): linear, both ends included, then constant. It moves by the epoch, not by the step."""
+    """Make a table of the teacher's temperature.
+
+    As in the released code, it changes per epoch and not per step.
+
+    Args:
+        start: First temperature.
+        end: Temperature at the end of the warm-up and afterwards.
+        warmup_epochs: Epochs of the linear warm-up, both ends included.
+        epochs: Number of epochs.
+
+    Returns:
+        One value per epoch, (epochs,) float64.
+    """
     return np.concatenate((np.linspace(start, end, warmup_epochs), np.full(epochs - warmup_epochs, end)))

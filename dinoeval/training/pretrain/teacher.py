@@ -1,4 +1,7 @@
-"""Student and teacher: one backbone and head each, and how the second follows the first."""
+"""Student and teacher: a backbone and a head each, and the moving average that updates the teacher.
+
+B images, K prototypes, V views (crops of one image).
+"""
 
 from __future__ import annotations
 
@@ -13,20 +16,43 @@ from dinoeval.training.pretrain.presets import Recipe
 
 
 class MultiCrop(nn.Module):
-    """A backbone and a head. Neighbouring crops of one size pass the backbone as one batch, all crops the head as one."""
+    """A backbone and a head that take crops of several sizes.
+
+    Adjacent crops of one size pass the backbone as one batch; all crops pass the head as one (MultiCropWrapper in
+    utils.py).
+
+    Args:
+        backbone: Maps images (N, 3, s, s) to features (N, D).
+        head: Maps features (N, D) to logits (N, K).
+    """
 
     def __init__(self, backbone: VisionTransformer, head: DinoHead) -> None:
         super().__init__()
         self.backbone, self.head = backbone, head
 
     def forward(self, crops: list[Tensor]) -> Tensor:
-        """V crops, each (B, 3, s, s) of its own size s -> logits (V*B, K) in the order of the crops."""
+        """Compute the logits of all crops.
+
+        Args:
+            crops: V normalized crops, each (B, 3, s, s) with its own size s in pixels.
+
+        Returns:
+            Logits, (V*B, K), in the order of the crops.
+        """
         groups = (list(group) for _, group in itertools.groupby(crops, key=lambda crop: crop.shape[-1]))
         return self.head(torch.cat([self.backbone(torch.cat(group)) for group in groups]))
 
 
 def build_pair(config: VitConfig, recipe: Recipe) -> tuple[MultiCrop, MultiCrop]:
-    """A student and a teacher of equal weights. Only the student has stochastic depth; the teacher takes no gradient."""
+    """Build a student and a teacher with equal weights.
+
+    Args:
+        config: Architecture of the backbones.
+        recipe: Its head options and stochastic depth are used.
+
+    Returns:
+        The student, which alone has stochastic depth, and the teacher, which takes no gradient.
+    """
 
     def build(drop_path: float) -> MultiCrop:
         head = DinoHead(config.dim, recipe.out_dim, hidden_dim=recipe.hidden_dim, norm_last_layer=recipe.norm_last_layer)
@@ -39,13 +65,31 @@ def build_pair(config: VitConfig, recipe: Recipe) -> tuple[MultiCrop, MultiCrop]
 
 @torch.no_grad()
 def update_ema(teacher: nn.Module, student: nn.Module, momentum: float) -> None:
-    """Move every parameter of the teacher, head and prototype lengths included: m * teacher + (1 - m) * student."""
+    """Move every parameter of the teacher towards the student, in place.
+
+    This includes the head and the prototype lengths; the buffers stay.
+
+    Args:
+        teacher: Module that becomes momentum * teacher + (1 - momentum) * student.
+        student: Module with the same parameters in the same order.
+        momentum: Between 0 and 1.
+    """
     for slow, fast in zip(teacher.parameters(), student.parameters(), strict=True):
         slow.mul_(momentum).add_((1 - momentum) * fast)
 
 
 def parameter_groups(student: nn.Module) -> list[dict]:
-    """Two groups: decayed, and not. Biases and vectors are not; [CLS], positions and prototype lengths ARE, as released."""
+    """Split the trainable parameters by weight decay.
+
+    Biases and vectors are not decayed. [CLS], positions and prototype lengths ARE, as in the released code
+    (get_params_groups in utils.py).
+
+    Args:
+        student: The network to optimize.
+
+    Returns:
+        Two groups for an optimizer: with weight decay, and with a weight decay of 0.
+    """
     decayed, plain = [], []
     for name, parameter in student.named_parameters():
         if parameter.requires_grad:
@@ -55,7 +99,14 @@ def parameter_groups(student: nn.Module) -> list[dict]:
 
 @torch.no_grad()
 def clip_grad_per_tensor(student: nn.Module, limit: float) -> None:
-    """Scale down each parameter tensor's gradient, by itself, to norm `limit`; not the global norm."""
+    """Scale each gradient tensor down to a norm, in place.
+
+    Each tensor is clipped by itself; `torch.nn.utils.clip_grad_norm_` uses the global norm (clip_gradients in utils.py).
+
+    Args:
+        student: The network whose gradients are clipped.
+        limit: Largest L2 norm of one tensor's gradient.
+    """
     for parameter in student.parameters():
         if parameter.grad is not None:
             factor = limit / (parameter.grad.norm(2) + 1e-6)

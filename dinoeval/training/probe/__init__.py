@@ -1,1 +1,1 @@
-"""Training of linear classifiers on frozen features."""
+"""Linear classifiers on the features of a frozen backbone."""
