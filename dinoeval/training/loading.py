@@ -46,6 +46,9 @@ def seeded(seed: int) -> Iterator[None]:
     Args:
         seed: At least 0 and below 2**32.
 
+    Returns:
+        A context manager.
+
     Examples:
         >>> with seeded(3):
         ...     first = (random.random(), np.random.rand(), torch.rand(1).item())
