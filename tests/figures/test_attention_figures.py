@@ -209,7 +209,7 @@ def test_the_command_writes_nothing_after_a_mistake_and_skips_bad_images_when_as
     assert "'5' is no point" in call(capsys, *words, tmp_path / "out", "--points", 5)[2]
     assert "that is a file" in call(capsys, *words, folder / "x.png")[2]
     code, out, err = call(capsys, *words, tmp_path / "out", "--bad-images", "skip")
-    assert (code, out.count("heads"), "y.png is left out: no image" in err) == (0, 1, True)
+    assert (code, out.count("heads"), "y.png is left out: unsupported" in err) == (0, 1, True)
     (folder / "x.png").write_text("text")
     code, _, err = call(capsys, *words, tmp_path / "out", "--bad-images", "skip")
     assert (code, "none of the images can be read" in err) == (2, True)

@@ -63,7 +63,7 @@ def test_one_query_and_one_bank_row_a_class(backbone, tmp_path):
 
 
 def test_one_class_alone_is_no_question(backbone, tmp_path):
-    with pytest.raises(DataError, match="too few classes: class0; 2 are needed"):
+    with pytest.raises(DataError, match="at least 2 needed, found class0"):
         dinoeval.evaluate("knn", backbone, data=str(class_folders(tmp_path, classes=1)))
 
 
