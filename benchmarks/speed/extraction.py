@@ -33,7 +33,7 @@ from dinoeval.data.opening import open_images  # noqa: E402
 from dinoeval.data.transforms import DINO_TRANSFORM  # noqa: E402
 from dinoeval.environment import describe_machine  # noqa: E402
 from dinoeval.features.cache import FeatureCache  # noqa: E402
-from dinoeval.features.extract import extract  # noqa: E402
+from dinoeval.features.extract import ExtractOptions, extract  # noqa: E402
 from dinoeval.features.readout import Cls  # noqa: E402
 from dinoeval.models.vit import parse_architecture  # noqa: E402
 

@@ -125,7 +125,7 @@ def main() -> None:
         make(folder)
         cache = FeatureCache(folder / "cache")
         with cache.locked(KEY):
-            partial = cache.begin(KEY, recipe={}, num_rows=ROWS, row_shape=(DIM,), chunk_rows=10_000)
+            partial = cache.begin(KEY, spec={}, num_rows=ROWS, feature_shape=(DIM,), chunk_rows=10_000)
             rows = np.load(folder / "train.npy", mmap_mode="r")
             for chunk in range(partial.num_chunks):
                 partial.write(chunk, np.array(rows[chunk * 10_000 : (chunk + 1) * 10_000]), [])

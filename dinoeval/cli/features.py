@@ -71,7 +71,7 @@ def cache_list(cache: CacheFolder) -> int:
             continue
         total += entry.num_bytes
         about, recipe = entry.manifest["about"], entry.manifest["recipe"]
-        shape = " x ".join(map(str, (entry.num_rows, *entry.row_shape)))
+        shape = " x ".join(map(str, (entry.num_rows, *entry.feature_shape)))
         print(
             f"{key}  {shape:<14} {entry.num_bytes / 1e6:9.1f} MB  {about['arch']} {recipe['readout']} {recipe['precision']} "
             f"{recipe['transform']}  {about['weights']}  {about['data']} ({about['split']})"

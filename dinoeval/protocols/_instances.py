@@ -27,7 +27,7 @@ from dinoeval.results import Scores
 if TYPE_CHECKING:
     from dinoeval.data.images import ImageSet
     from dinoeval.data.transforms import Transform
-    from dinoeval.features.extract import Features
+    from dinoeval.features.features import Features
     from dinoeval.features.readout import Readout
     from dinoeval.session import RunRecord
 

@@ -181,7 +181,7 @@ def _score_head(record: RunRecord, name: str, train: ImageSet, val: ImageSet) ->
     wanted = head.says.get("readout", "auto") if config.readouts == ("auto",) else config.readouts[0]
     readout = parse_readout(default_readout(session.backbone.arch) if wanted == "auto" else wanted)
     session.backbone.check_offers(readout.layers, readout.patches)
-    width = readout.row_shape(session.backbone.dim, (0, 0))[0]
+    width = readout.feature_shape(session.backbone.dim, (0, 0))[0]
     classes, dim = head.weight.shape
     if (classes, dim) != (len(train.classes), width):
         raise ConfigError(

@@ -19,7 +19,7 @@ from dinoeval import distributed
 from dinoeval.data.images import ImageSet
 from dinoeval.data.opening import open_images
 from dinoeval.errors import BadImage, ConfigError, DataError, join_names, unknown
-from dinoeval.features.extract import Features
+from dinoeval.features.features import Features
 from dinoeval.features.readout import Readout, parse_readout
 from dinoeval.maths.neighbors import l2_normalize
 from dinoeval.models.backbone import Backbone

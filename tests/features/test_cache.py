@@ -23,7 +23,8 @@ from dinoeval.data.transforms import CenterCrop
 from dinoeval.errors import CacheError, ConfigError, DataError
 from dinoeval.features.cache import FeatureCache
 from dinoeval.features.entry import INDEX, MANIFEST
-from dinoeval.features.extract import Features, extract
+from dinoeval.features.extract import extract
+from dinoeval.features.features import Features
 from dinoeval.features.readout import Cls, ClsAvg, LastCls, Patches
 from dinoeval.maths.neighbors import load_faiss
 from dinoeval.session import Session, SessionConfig

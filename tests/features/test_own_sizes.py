@@ -14,7 +14,8 @@ from dinoeval.data.opening import open_images
 from dinoeval.data.transforms import MULTISCALE, Thumbnail, normalize_images
 from dinoeval.errors import DataError
 from dinoeval.features.cache import FeatureCache
-from dinoeval.features.extract import extract, forward, forward_readable
+from dinoeval.features.extract import extract
+from dinoeval.features.forward import forward, forward_readable
 from dinoeval.features.readout import Cls
 
 SIZES = [(90, 60), (60, 90), (90, 60), (64, 64), (90, 60), (40, 33), (60, 90)]

@@ -26,11 +26,11 @@ TOKENS = Tokens(cls=LAST[:, 0], patches=LAST[:, 1:].reshape(1, 1, 2, 2), layers=
 )
 def test_by_hand(readout, expected):
     torch.testing.assert_close(readout(TOKENS), torch.tensor([expected], dtype=torch.float32))
-    assert readout.row_shape(2, (1, 2)) == (len(expected),)
+    assert readout.feature_shape(2, (1, 2)) == (len(expected),)
 
 
 def test_patches_keep_their_places():
-    assert Patches()(TOKENS).shape == (1, *Patches().row_shape(2, (1, 2))) == (1, 1, 2, 2)
+    assert Patches()(TOKENS).shape == (1, *Patches().feature_shape(2, (1, 2))) == (1, 1, 2, 2)
 
 
 def test_names_go_both_ways():

@@ -281,7 +281,7 @@ def test_two_processes_end_with_the_numbers_of_one(features, tiny_weights, image
         ({"held_out": 1.0}, "--held-out"),
         ({"head": "vit_s16"}, "is no linear head"),
         ({"head": "nowhere.pth"}, "no file nowhere.pth"),
-        ({"head": __file__}, "is truncated or no checkpoint"),
+        ({"head": __file__}, "is truncated or not a checkpoint"),
         ({"lrs": (3e38,), "epochs": 3, "train_batch_size": 4}, "every head diverged"),
     ],
 )

@@ -32,9 +32,10 @@ from dinoeval.data.images import ImageSet
 from dinoeval.data.transforms import CenterCrop, normalize_images
 from dinoeval.errors import ConfigError, DataError, DinoevalError, join_names
 from dinoeval.files import expand, write_whole
-from dinoeval.models.backbone import Backbone, load
+from dinoeval.models.backbone import Backbone
 from dinoeval.models.build import build_network
 from dinoeval.models.checkpoints import read_pickle, save_backbone, tensor_digest
+from dinoeval.models.loading import load
 from dinoeval.models.vit import init_linear
 from dinoeval.training.finetune.batches import AugmentedImages, CenterCroppedImages, Mixing, RepeatedOrder, collate, deal
 from dinoeval.training.finetune.recipes import FinetuneRecipe
