@@ -279,7 +279,7 @@ def test_two_processes_end_with_the_numbers_of_one(features, tiny_weights, image
         ({"readouts": ("patches",)}, "--readouts patches"),
         ({"epochs": 0}, "--epochs"),
         ({"held_out": 1.0}, "--held-out"),
-        ({"head": "vit_s16"}, "is no linear head"),
+        ({"head": "vit_s16"}, "vit_s16' is not a linear head"),
         ({"head": "nowhere.pth"}, "no file nowhere.pth"),
         ({"head": __file__}, "is truncated or not a checkpoint"),
         ({"lrs": (3e38,), "epochs": 3, "train_batch_size": 4}, "every head diverged"),
