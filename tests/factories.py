@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from dinoeval.models.vit import VisionTransformer, VitConfig, parse_architecture
+from dinoeval.models.architectures import VitConfig, parse_architecture
+from dinoeval.models.vit import VisionTransformer
 
 TINY = "vit_xs4_16"
 """The smallest useful architecture: 17 tokens of 96 dimensions for images of 16 pixels."""

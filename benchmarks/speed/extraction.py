@@ -35,7 +35,7 @@ from dinoeval.environment import describe_machine  # noqa: E402
 from dinoeval.features.cache import FeatureCache  # noqa: E402
 from dinoeval.features.extract import ExtractOptions, extract  # noqa: E402
 from dinoeval.features.readout import Cls  # noqa: E402
-from dinoeval.models.vit import parse_architecture  # noqa: E402
+from dinoeval.models.architectures import parse_architecture  # noqa: E402
 
 
 def multiply_adds(arch: str) -> int:

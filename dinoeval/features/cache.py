@@ -90,7 +90,11 @@ class FeatureCache:
                     yield folder.name, str(error)
 
     def partials(self) -> list[Path]:
-        """Return the folders of incomplete entries."""
+        """Find incomplete entries.
+
+        Returns:
+            Their folders.
+        """
         return [folder for folder in self._folders() if folder.suffix == _PARTIAL]
 
     def partial_folder(self, key: str) -> Path:
@@ -105,7 +109,11 @@ class FeatureCache:
         return self.root / f"{key}{_PARTIAL}"
 
     def runs(self) -> list[tuple[Path, bool]]:
-        """Return the folders of runs without --out, each with whether the run is finished."""
+        """Find the linear-probe and DAVIS runs without --out.
+
+        Returns:
+            The folder of each run, and whether the run is finished.
+        """
         inside = sorted((self.root / RUNS).iterdir()) if (self.root / RUNS).is_dir() else []
         folders = [folder for folder in inside if _RUN_NAME.fullmatch(folder.name) and folder.is_dir()]
         return [(folder, (folder / FINISHED).exists() or any(folder.glob("head_*.pth"))) for folder in folders]
@@ -140,6 +148,9 @@ class FeatureCache:
         Args:
             key: Key of the entry.
             wait: Whether to wait if another process holds the lock.
+
+        Yields:
+            None, while the lock is held.
 
         Raises:
             CacheError: If another process holds the lock and `wait` is false, or the cache cannot be written.

@@ -61,7 +61,9 @@ class Entry:
         return (self.folder / INDEX).stat().st_size
 
     def open(self) -> BinaryIO:
-        """Open the index file. An open file stays readable if the entry is deleted or replaced.
+        """Open the index file.
+
+        An open file stays readable if the entry is deleted or replaced.
 
         Returns:
             The file, in binary mode.

@@ -69,7 +69,9 @@ def extract(
     rows: np.ndarray | None = None,
     options: ExtractOptions = ExtractOptions(),
 ) -> Features:
-    """Return the features of images from the cache; compute and store them if they are not there.
+    """Return the features of images from the cache.
+
+    Features that are not cached are computed and stored first.
 
     Args:
         backbone: The network.

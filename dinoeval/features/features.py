@@ -35,7 +35,9 @@ class Features:
         return len(self.rows)
 
     def pick(self, rows: np.ndarray) -> Features:
-        """Select the images whose rows in the entry are given. Unreadable images stay left out.
+        """Select images by their rows in the entry.
+
+        Unreadable images stay left out.
 
         Args:
             rows: (n,) int64, rows of the entry, in any order.

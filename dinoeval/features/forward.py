@@ -32,7 +32,10 @@ _log = logging.getLogger(__name__)
 
 
 class DecodedChunk(NamedTuple):
-    """The decoded images of a chunk. They share one tensor: each tensor would cost a worker process a file descriptor."""
+    """The decoded images of a chunk.
+
+    They share one tensor, because each tensor costs a worker process a file descriptor.
+    """
 
     pixels: Tensor
     """uint8, flattened, images of equal size next to each other."""
@@ -71,13 +74,21 @@ class Extractor:
     """What computes the features of an image set. Nothing here touches the cache."""
 
     backbone: Backbone
+    """The network."""
     images: ImageSet
+    """The image set."""
     readout: Readout
+    """How tokens become vectors."""
     transform: Transform
+    """How images are prepared."""
 
     @property
     def feature_shape(self) -> tuple[int, ...]:
-        """Shape of the feature of one image. Raises ConfigError if images are smaller than a patch."""
+        """Shape of the feature of one image.
+
+        Raises:
+            ConfigError: If images are smaller than a patch.
+        """
         grid = self.backbone.grid(self.transform.side, self.transform.side)
         if self.backbone.patch_size and min(grid) < 1:
             raise ConfigError(f"images of {self.transform.side} pixels are smaller than a patch of {self.backbone.patch_size}")

@@ -22,9 +22,9 @@ _DONE = 1 << 32  # A journal word is 0, or this plus the CRC-32 of the chunk's b
 
 
 def index_header(rows: int, dim: int) -> bytes:
-    """Return the bytes that precede the floats in FAISS's file of a flat inner-product index.
+    """Return the header of a FAISS file with a flat inner-product index.
 
-    They are those that FAISS itself writes for one vector, with the two counts replaced.
+    It precedes the floats. Its bytes are those that FAISS itself writes for one vector, with the two counts replaced.
 
     Args:
         rows: Number of vectors.
@@ -76,7 +76,9 @@ def _intact(folder: Path, plan: dict[str, Any]) -> bool:
 
 
 def create(folder: Path, plan: dict[str, Any]) -> Partial:
-    """Begin an entry: reserve its disk space, write the header of the index and an empty journal.
+    """Begin an entry.
+
+    Its disk space is reserved, and the header of the index and an empty journal are written.
 
     Args:
         folder: Folder of the incomplete entry, which must not exist.
@@ -104,7 +106,9 @@ def create(folder: Path, plan: dict[str, Any]) -> Partial:
 
 
 class Partial:
-    """An incomplete entry. Several processes may write different chunks of it at the same time.
+    """An incomplete entry.
+
+    Several processes may write different chunks of it at the same time.
 
     Args:
         folder: Folder that `create` made.
@@ -138,7 +142,11 @@ class Partial:
         return range(chunk * self.chunk_rows, min((chunk + 1) * self.chunk_rows, self.num_rows))
 
     def todo(self) -> list[int]:
-        """Return the chunks that must be computed: unfinished, changed since, or with unreadable images."""
+        """Find the chunks that must be computed.
+
+        Returns:
+            Numbers of the chunks that are unfinished, were changed on disk, or have unreadable images.
+        """
         words = self._journal()
         words[[int(note.suffix[1:]) for note in self.folder.glob("bad.*")]] = 0  # unreadable images may be readable now
         return [
@@ -173,7 +181,11 @@ class Partial:
             self._abandon(error)
 
     def bad(self) -> list[dict[str, Any]]:
-        """Return the unreadable images of all chunks, in order of their rows."""
+        """Read the notes about unreadable images of all chunks.
+
+        Returns:
+            `row`, `path` and `reason` of each, in order of rows.
+        """
         images = [image for note in self.folder.glob("bad.*") for image in json.loads(note.read_text())]
         return sorted(images, key=lambda image: image["row"])
 

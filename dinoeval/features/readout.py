@@ -1,11 +1,8 @@
-"""Readouts: how the Tokens of an image become one vector. N images, h x w patches, D dims.
-
-Each has an `id`, its name in cache keys and on the command line; `layers`, the number of last blocks that it reads; and
-`patches`, whether it reads patch tokens. Called with Tokens, it returns (N, *feature_shape(D, (h, w))) float32.
-"""
+"""Readouts: how the Tokens of an image become one vector or a map. N images, h x w patches, D dims."""
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 import re
 from typing import TYPE_CHECKING, ClassVar
@@ -18,30 +15,68 @@ if TYPE_CHECKING:
     from dinoeval.models.backbone import Tokens
 
 
-@dataclasses.dataclass(frozen=True)
-class Cls:
-    """The [CLS] token of the last block, (N, D): k-NN, logistic regression, retrieval."""
+class Readout(abc.ABC):
+    """A way to turn Tokens into features.
 
-    id: ClassVar[str] = "cls"
-    layers: ClassVar[int] = 1
+    Calling it with the Tokens of N images returns their features, (N, *feature_shape(D, (h, w))) float32.
+    """
+
     patches: ClassVar[bool] = False
+    """Whether it reads patch tokens."""
+
+    @property
+    @abc.abstractmethod
+    def id(self) -> str:
+        """Name in cache keys and on the command line."""
+
+    @property
+    def layers(self) -> int:
+        """Number of last blocks that it reads."""
+        return 1
+
+    @property
+    def num_vectors(self) -> int:
+        """Number of vectors of D dims that a feature consists of."""
+        return 1
 
     def feature_shape(self, dim: int, grid: tuple[int, int]) -> tuple[int, ...]:
-        """Return the shape of one feature, (D,)."""
-        return (dim,)
+        """Return the shape of the feature of one image.
+
+        Args:
+            dim: D.
+            grid: (h, w).
+
+        Returns:
+            One number for a vector, three for a map.
+        """
+        return (self.num_vectors * dim,)
+
+    @abc.abstractmethod
+    def __call__(self, tokens: Tokens) -> Tensor: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Cls(Readout):
+    """The [CLS] token of the last block, (N, D): k-NN, logistic regression, retrieval."""
+
+    @property
+    def id(self) -> str:
+        """`cls`."""
+        return "cls"
 
     def __call__(self, tokens: Tokens) -> Tensor:
-        """Return features (N, D)."""
         return tokens.cls
 
 
 @dataclasses.dataclass(frozen=True)
-class LastCls:
-    """The [CLS] tokens of the last n blocks, concatenated, earliest first, (N, n*D): linear probe of ViT-S."""
+class LastCls(Readout):
+    """The [CLS] tokens of the last n blocks, (N, n*D): linear probe of ViT-S.
+
+    They are concatenated, earliest first.
+    """
 
     n: int = 4
     """Number of blocks."""
-    patches: ClassVar[bool] = False
 
     @property
     def id(self) -> str:
@@ -50,15 +85,15 @@ class LastCls:
 
     @property
     def layers(self) -> int:
-        """Number of last blocks that it reads."""
+        """n."""
         return self.n
 
-    def feature_shape(self, dim: int, grid: tuple[int, int]) -> tuple[int, ...]:
-        """Return the shape of one feature, (n*D,)."""
-        return (self.n * dim,)
+    @property
+    def num_vectors(self) -> int:
+        """n."""
+        return self.n
 
     def __call__(self, tokens: Tokens) -> Tensor:
-        """Return features (N, n*D)."""
         import torch
 
         layers = tokens.layers or (tokens.cls[:, None],)
@@ -66,22 +101,26 @@ class LastCls:
 
 
 @dataclasses.dataclass(frozen=True)
-class ClsAvg:
-    """[CLS] and the mean patch token INTERLEAVED, (N, 2*D): entry 2j is [CLS] j, entry 2j + 1 is mean j.
+class ClsAvg(Readout):
+    """[CLS] and the mean patch token, INTERLEAVED, (N, 2*D): linear probe of ViT-B.
 
-    The released linear heads of ViT-B expect this order (eval_linear.py since 23 Sep 2021), not a concatenation.
+    Entry 2j is [CLS] j, entry 2j + 1 is mean j. The released linear heads of ViT-B expect this order
+    (eval_linear.py since 23 Sep 2021), not a concatenation.
     """
 
-    id: ClassVar[str] = "clsavg"
-    layers: ClassVar[int] = 1
     patches: ClassVar[bool] = True
 
-    def feature_shape(self, dim: int, grid: tuple[int, int]) -> tuple[int, ...]:
-        """Return the shape of one feature, (2*D,)."""
-        return (2 * dim,)
+    @property
+    def id(self) -> str:
+        """`clsavg`."""
+        return "clsavg"
+
+    @property
+    def num_vectors(self) -> int:
+        """2."""
+        return 2
 
     def __call__(self, tokens: Tokens) -> Tensor:
-        """Return features (N, 2*D)."""
         import torch
 
         assert tokens.patches is not None
@@ -89,7 +128,7 @@ class ClsAvg:
 
 
 @dataclasses.dataclass(frozen=True)
-class ClsGem:
+class ClsGem(Readout):
     """[CLS], then the generalized mean of the patch tokens, (N, 2*D): copy detection.
 
     Patch tokens are clamped at 1e-6 first, so that negative values vanish (eval_copy_detection.py).
@@ -97,7 +136,6 @@ class ClsGem:
 
     p: float = 4.0
     """Power of the mean, positive."""
-    layers: ClassVar[int] = 1
     patches: ClassVar[bool] = True
 
     @property
@@ -105,12 +143,12 @@ class ClsGem:
         """Name, such as `gem4`."""
         return f"gem{int(self.p) if self.p == int(self.p) else repr(self.p)}"
 
-    def feature_shape(self, dim: int, grid: tuple[int, int]) -> tuple[int, ...]:
-        """Return the shape of one feature, (2*D,)."""
-        return (2 * dim,)
+    @property
+    def num_vectors(self) -> int:
+        """2."""
+        return 2
 
     def __call__(self, tokens: Tokens) -> Tensor:
-        """Return features (N, 2*D)."""
         import torch
 
         assert tokens.patches is not None
@@ -119,24 +157,31 @@ class ClsGem:
 
 
 @dataclasses.dataclass(frozen=True)
-class Patches:
+class Patches(Readout):
     """The patch tokens of the last block as a map, (N, h, w, D)."""
 
-    id: ClassVar[str] = "patches"
-    layers: ClassVar[int] = 1
     patches: ClassVar[bool] = True
 
+    @property
+    def id(self) -> str:
+        """`patches`."""
+        return "patches"
+
     def feature_shape(self, dim: int, grid: tuple[int, int]) -> tuple[int, ...]:
-        """Return the shape of one feature, (h, w, D)."""
+        """Return the shape of the map of one image.
+
+        Args:
+            dim: D.
+            grid: (h, w).
+
+        Returns:
+            (h, w, D).
+        """
         return (*grid, dim)
 
     def __call__(self, tokens: Tokens) -> Tensor:
-        """Return features (N, h, w, D)."""
         assert tokens.patches is not None
         return tokens.patches
-
-
-Readout = Cls | LastCls | ClsAvg | ClsGem | Patches
 
 
 def parse_readout(name: str) -> Readout:

@@ -18,7 +18,9 @@ EXTRACTION_VERSION = 1
 
 
 def feature_spec(backbone: Backbone, images: ImageSet, readout: Readout, transform: Transform) -> dict[str, Any]:
-    """Describe everything that determines features. Labels are left out, because features do not depend on them.
+    """Describe everything that determines features.
+
+    Labels are left out, because features do not depend on them.
 
     Args:
         backbone: The network.

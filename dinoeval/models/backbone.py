@@ -105,7 +105,9 @@ class Backbone:
         self._digest_as_built = tensor_digest(self.network.state_dict())
 
     def check_unchanged(self) -> None:
-        """Check that the tensors are still those of `digest`, so that features are cached under the right key.
+        """Check that the tensors are still those of `digest`.
+
+        Otherwise features would be cached under a wrong key.
 
         Raises:
             ConfigError: If the network was changed after it was loaded.

@@ -6,8 +6,9 @@ from torch import Tensor, nn
 
 from dinoeval.errors import ConfigError
 from dinoeval.models import external
+from dinoeval.models.architectures import VitConfig, parse_architecture
 from dinoeval.models.external import ExternalConfig
-from dinoeval.models.vit import VisionTransformer, VitConfig, parse_architecture
+from dinoeval.models.vit import VisionTransformer
 
 Config = VitConfig | ExternalConfig
 

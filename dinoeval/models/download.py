@@ -49,7 +49,7 @@ def sha256_of(path: Path) -> str:
 
 
 def local_path(weights: Weights) -> Path:
-    """Return the path at which released weights are stored, whether or not they are there.
+    """Return the path of released weights, whether or not they are downloaded.
 
     Args:
         weights: An entry of the zoo.

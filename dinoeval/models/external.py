@@ -49,7 +49,7 @@ class Preprocessing:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ExternalConfig:
-    """Description of a torchvision or timm model: its name there, and what can be read from it."""
+    """Description of a torchvision or timm model."""
 
     library: str
     """`torchvision` or `timm`."""
@@ -174,7 +174,9 @@ def _describe(network: Any, name: str, data: dict[str, Any], own_preprocessing: 
 
 
 def whole_patches(network: Any, images: Tensor) -> Tensor:
-    """Cut off the remainder of images on the right and at the bottom, as DINO's own network does.
+    """Cut images to whole patches, as DINO's own network does.
+
+    The remainder on the right and at the bottom is lost.
 
     Args:
         network: A model from `build`. Images for models whose patches overlap are not cut.
@@ -296,7 +298,9 @@ def published_weights(network: Any) -> tuple[dict[str, Tensor], str]:
 
 
 def to_external_names(network: Any, state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Map the tensor names of the released XCiT files to those of timm, by timm's own rule.
+    """Map the tensor names of the released XCiT files to those of timm.
+
+    The rule is timm's own.
 
     Args:
         network: A model from `build`.

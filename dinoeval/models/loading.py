@@ -13,11 +13,11 @@ from torch import nn
 from dinoeval.errors import CheckpointError, ConfigError
 from dinoeval.files import expand
 from dinoeval.models import external
+from dinoeval.models.architectures import parse_architecture
 from dinoeval.models.backbone import DTYPES, RANDOM, Backbone, Precision, Provenance
 from dinoeval.models.build import build_network, same_architecture
 from dinoeval.models.checkpoints import match_state_dict, open_checkpoint
 from dinoeval.models.download import ensure_weights
-from dinoeval.models.vit import parse_architecture
 from dinoeval.models.zoo import BUNDLED, ZOO, Weights, get_weights
 
 Key = Literal["teacher", "student"]

@@ -5,104 +5,23 @@ N images, H x W pixels, h x w patches, T = 1 + h*w tokens, D dims, A heads, d = 
 
 from __future__ import annotations
 
-import dataclasses
 import math
-import re
 from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dinoeval.errors import ConfigError, unknown
+from dinoeval.models.architectures import VitConfig
 
 LAYER_NORM_EPS = 1e-6  # as in the factories; the class default of the released code, 1e-5, is never used
 POSITION_OFFSET = 0.1  # added to the target grid before the scale factor is formed (released code since 13 May 2021)
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class VitConfig:
-    """Complete description of a network: equal configs and equal tensors give equal features."""
-
-    patch_size: int = 16
-    """Side of a patch, in pixels."""
-    image_size: int = 224
-    """Side, in pixels, of the square images for which the position table is stored."""
-    dim: int = 384
-    """D, the width of tokens."""
-    depth: int = 12
-    """Number of blocks."""
-    num_heads: int = 6
-    """A, the number of attention heads per block."""
-    mlp_ratio: float = 4.0
-    """Width of the hidden layer of an MLP, divided by D."""
-
-    @property
-    def grid(self) -> int:
-        """Side of the stored position table, in patches; pixels past the last whole patch are dropped."""
-        return self.image_size // self.patch_size
-
-    @property
-    def readouts(self) -> tuple[str, ...]:
-        """Readouts that the network offers; `lastN` stands for any number."""
-        return ("cls", "lastN", "clsavg", "gem", "patches")
-
-    @property
-    def preprocessing(self) -> None:
-        """None: the images are prepared as in the paper."""
-
-
-# Table 1 of the paper. `xs` is an addition, small enough to train on a laptop CPU.
-_SIZES = {
-    "xs": {"dim": 96, "depth": 4, "num_heads": 3},
-    "ti": {"dim": 192, "depth": 12, "num_heads": 3},
-    "s": {"dim": 384, "depth": 12, "num_heads": 6},
-    "b": {"dim": 768, "depth": 12, "num_heads": 12},
-}
-NAMED_ARCHITECTURES = ("vit_ti16", "vit_s16", "vit_s8", "vit_s5", "vit_b16", "vit_b8", "vit_xs8_16")
-_ARCHITECTURE = re.compile(r"vit_(xs|ti|s|b)([1-9]\d*)(?:_([1-9]\d*))?(?:_h([1-9]\d*))?")
-
-
-def parse_architecture(name: str) -> VitConfig:
-    """Parse the name of a vision transformer.
-
-    Args:
-        name: `vit_<size><patch>[_<image size>][_h<heads>]`. Sizes are xs, ti, s and b. The image size is 224 pixels by
-            default; the number of heads follows from the size.
-
-    Returns:
-        The configuration of the network.
-
-    Raises:
-        ConfigError: If the name does not parse, or no such network can be built. The message suggests a similar name.
-
-    Examples:
-        >>> parse_architecture("vit_s8")
-        VitConfig(patch_size=8, image_size=224, dim=384, depth=12, num_heads=6, mlp_ratio=4.0)
-        >>> parse_architecture("vit_ti4_32").grid
-        8
-        >>> parse_architecture("vit_s16_h12").num_heads
-        12
-    """
-    match = _ARCHITECTURE.fullmatch(name)
-    if match is None:
-        grammar = "Other patch sizes, image sizes and numbers of heads: vit_ti4_32 (32-pixel images), vit_s16_h12 (12 heads)."
-        raise ConfigError(f"{unknown('architecture', name, NAMED_ARCHITECTURES)} {grammar}")
-    size, patch, image, heads = match.groups()
-    config = VitConfig(patch_size=int(patch), **_SIZES[size])
-    if image:
-        config = dataclasses.replace(config, image_size=int(image))
-    if heads:
-        config = dataclasses.replace(config, num_heads=int(heads))
-    if config.dim % config.num_heads:
-        raise ConfigError(f"architecture '{name}': {config.dim} dims are not divisible by {config.num_heads} heads")
-    if config.grid < 1:
-        raise ConfigError(f"architecture '{name}': a patch of {patch} pixels is larger than an image of {config.image_size}")
-    return config
-
-
 class DropPath(nn.Module):
-    """Stochastic depth: drops a residual branch for whole samples, and divides kept ones by the probability to keep.
+    """Stochastic depth: drops a residual branch for whole samples.
+
+    Kept branches are divided by the probability to keep them.
 
     Args:
         rate: Probability to drop, in [0, 1).
@@ -113,7 +32,14 @@ class DropPath(nn.Module):
         self.rate = rate
 
     def forward(self, branch: Tensor) -> Tensor:
-        """Map a branch (N, T, D) to one of the same shape; the identity in eval mode."""
+        """Drop the branch of some samples in training mode.
+
+        Args:
+            branch: (N, T, D).
+
+        Returns:
+            (N, T, D); `branch` itself in eval mode.
+        """
         if self.rate == 0.0 or not self.training:
             return branch
         keep = 1.0 - self.rate
@@ -159,7 +85,15 @@ class Attention(nn.Module):
         return self._split(q), self._split(k), self._split(v)
 
     def forward(self, x: Tensor, queries: int | None = None) -> Tensor:
-        """Let the first `queries` tokens (by default all) attend to all: (N, T, D) -> (N, queries, D)."""
+        """Let tokens attend to all tokens.
+
+        Args:
+            x: Tokens, (N, T, D).
+            queries: Number of tokens, from the first, that attend; by default all.
+
+        Returns:
+            (N, queries, D).
+        """
         x = x.to(self.qkv.weight.dtype)
         q, k, v = self.project(x, queries)
         return self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
@@ -179,12 +113,21 @@ class Mlp(nn.Module):
         self.fc2 = nn.Linear(hidden_dim, dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map tokens (N, T, D) to (N, T, D)."""
+        """Apply both layers.
+
+        Args:
+            x: Tokens, (N, T, D).
+
+        Returns:
+            (N, T, D).
+        """
         return self.fc2(F.gelu(self.fc1(x.to(self.fc1.weight.dtype))))
 
 
 class Block(nn.Module):
-    """A pre-norm block. The residual stream keeps its precision; branches run in the precision of their weights.
+    """A pre-norm transformer block.
+
+    The residual stream keeps its precision. Branches run in the precision of their weights.
 
     Args:
         config: Description of the network.
@@ -200,13 +143,23 @@ class Block(nn.Module):
         self.drop_path = DropPath(drop_path)
 
     def forward(self, x: Tensor, queries: int | None = None) -> Tensor:
-        """Compute the first `queries` tokens (by default all) of the output: (N, T, D) -> (N, queries, D)."""
+        """Apply attention and MLP.
+
+        Args:
+            x: Tokens, (N, T, D).
+            queries: Number of tokens, from the first, to compute; by default all.
+
+        Returns:
+            (N, queries, D).
+        """
         x = x[:, :queries] + self.drop_path(self.attn(self.norm1(x), queries))
         return x + self.drop_path(self.mlp(self.norm2(x)))
 
 
 class PatchEmbed(nn.Module):
-    """The patch convolution, computed as a matrix product because CUDA runs float32 convolutions in TF32 by default.
+    """The patch convolution, computed as a matrix product.
+
+    CUDA runs float32 convolutions in TF32 by default, which is less precise.
 
     Args:
         config: Description of the network.
@@ -217,7 +170,14 @@ class PatchEmbed(nn.Module):
         self.proj = nn.Conv2d(3, config.dim, kernel_size=config.patch_size, stride=config.patch_size)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Map images (N, 3, H, W) to patch tokens (N, h*w, D); the remainder past the last whole patch is dropped."""
+        """Project patches. Pixels past the last whole patch are ignored.
+
+        Args:
+            images: (N, 3, H, W).
+
+        Returns:
+            Patch tokens, (N, h*w, D), row by row.
+        """
         side = self.proj.kernel_size[0]
         rows, columns = (length // side for length in images.shape[-2:])
         whole = images[..., : rows * side, : columns * side].unflatten(3, (columns, side)).unflatten(2, (rows, side))
@@ -226,7 +186,9 @@ class PatchEmbed(nn.Module):
 
 
 class VisionTransformer(nn.Module):
-    """The network of the released code. Its state dict has exactly the keys of a backbone-only file.
+    """The network of the released code.
+
+    Its state dict has exactly the keys of a backbone-only file.
 
     Args:
         config: Description of the network.
@@ -335,9 +297,10 @@ class VisionTransformer(nn.Module):
 
 
 def init_linear(module: nn.Module) -> None:
-    """Initialize a linear layer as in the released code; leave other modules unchanged.
+    """Initialize a linear layer as in the released code.
 
-    Weights are drawn from a normal distribution of standard deviation 0.02, truncated at -2 and 2 (100 sigma). Biases are 0.
+    Other modules stay unchanged. Weights are drawn from a normal distribution of
+    standard deviation 0.02, truncated at -2 and 2 (100 sigma). Biases are 0.
 
     Args:
         module: Any module; use `network.apply(init_linear)` for a whole network.

@@ -31,7 +31,8 @@ from dinoeval.data.opening import open_splits
 from dinoeval.data.transforms import CenterCrop, normalize_images
 from dinoeval.errors import ConfigError, DataError, DinoevalError
 from dinoeval.models.checkpoints import open_checkpoint, tensor_digest
-from dinoeval.models.vit import VisionTransformer, parse_architecture
+from dinoeval.models.architectures import parse_architecture
+from dinoeval.models.vit import VisionTransformer
 from dinoeval.session import SessionConfig
 from dinoeval.training.finetune import run as finetune_run
 from dinoeval.training.finetune.batches import AugmentedImages, Mixing, RepeatedOrder, augmentation, deal

@@ -115,7 +115,7 @@ def test_the_released_head_has_as_many_parameters_as_counted():
 
 
 def test_groups_clipping_and_following():
-    student, teacher = build_pair(dinoeval.models.vit.parse_architecture(TINY), dataclasses.replace(SMALL, norm_last_layer=False))
+    student, teacher = build_pair(dinoeval.models.architectures.parse_architecture(TINY), dataclasses.replace(SMALL, norm_last_layer=False))
     names = {id(parameter): name for name, parameter in student.named_parameters()}
     decayed, plain = ({names[id(parameter)] for parameter in group["params"]} for group in parameter_groups(student))
     assert {"backbone.cls_token", "backbone.pos_embed", "head.last_layer.weight_g", "head.mlp.0.weight"} <= decayed

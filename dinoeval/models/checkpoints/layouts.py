@@ -94,7 +94,7 @@ class NamedTensors:
 
 
 def to_released_names(content: Any, key: str, path: Path) -> NamedTensors:
-    """Find one network in the content of a file, and map its tensor names to the released ones.
+    """Select a network and map its tensor names to the released ones.
 
     Args:
         content: What the file contains, usually nested mappings.

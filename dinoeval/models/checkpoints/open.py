@@ -44,9 +44,10 @@ _LOAD_ERRORS = (RuntimeError, EOFError, ValueError, OSError, LookupError, Attrib
 
 @dataclasses.dataclass(frozen=True)
 class Checkpoint:
-    """The backbone of a file: float32 tensors under the released names, and how they were found."""
+    """The backbone of a file under the released names, and its layout."""
 
     state: dict[str, Tensor]
+    """Tensors by name; floating-point ones are float32."""
     ignored: dict[str, Tensor]
     """Tensors that their names mark as parts of a head; some timm models have a part of such a name."""
     layout: str

@@ -20,9 +20,10 @@ from dinoeval.data.images import ImageSet
 from dinoeval.data.transforms import normalize_images
 from dinoeval.errors import ConfigError, DataError, DinoevalError
 from dinoeval.files import expand, write_whole
+from dinoeval.models.architectures import parse_architecture
 from dinoeval.models.checkpoints import read_pickle, save_backbone
 from dinoeval.models.loading import choose_device
-from dinoeval.models.vit import VisionTransformer, parse_architecture
+from dinoeval.models.vit import VisionTransformer
 from dinoeval.training.pretrain import schedules
 from dinoeval.training.pretrain.augment import Crops, MultiCropAugmentation, collate
 from dinoeval.training.pretrain.objectives import GLOBAL_VIEWS, DinoLoss
