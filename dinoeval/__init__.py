@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 __version__ = "0.1.0"
 
 _DEFINED_IN = {
-    "load": "dinoeval.models.backbone",
+    "load": "dinoeval.models.loading",
     "Backbone": "dinoeval.models.backbone",
     "Tokens": "dinoeval.models.backbone",
     "embed": "dinoeval.api",

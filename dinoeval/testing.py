@@ -50,7 +50,8 @@ def tiny_state(arch: str = TINY_ARCH, seed: int = 0, spread: float = 0.05) -> di
     """
     import torch
 
-    from dinoeval.models.vit import VisionTransformer, parse_architecture
+    from dinoeval.models.architectures import parse_architecture
+    from dinoeval.models.vit import VisionTransformer
 
     random = np.random.default_rng(seed)
     state = {}

@@ -45,7 +45,7 @@ def peak_megabytes() -> float:
 def ours(folder: Path, _checkout: Path) -> dict:
     from dinoeval.data.images import in_memory  # the imports of the command, so that they are in the baseline
     from dinoeval.features.cache import FeatureCache
-    from dinoeval.features.extract import Features
+    from dinoeval.features.features import Features
     from dinoeval.maths.neighbors import load_faiss, nearest, vote
 
     load_faiss()

@@ -88,8 +88,12 @@ class Entry:
         shape = (self.num_rows, int(np.prod(self.feature_shape)))
         return np.memmap(file, np.float32, "r", offset=self.manifest["header_bytes"], shape=shape)
 
-    def index(self):
-        """The same as a FAISS index, memory-mapped."""
+    def index(self) -> Any:
+        """Open the features as a FAISS index.
+
+        Returns:
+            A memory-mapped flat inner-product index of N vectors.
+        """
         library = load_faiss()
         return library.read_index(str(self.folder / INDEX), library.IO_FLAG_MMAP_IFC)
 

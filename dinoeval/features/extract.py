@@ -165,19 +165,12 @@ def _fill(partial: Partial, extractor: Extractor, workers: int | None) -> None:
     images = extractor.images
     todo = partial.todo()
     mine = [todo[number] for number in distributed.shard(len(todo))]
-    distributed.barrier()  # everyone has read the journal before anyone writes to it
-    done = len(images) - sum(len(partial.rows_of(chunk)) for chunk in todo)
-    if done:
-        _log.info("%s (%s): %d of %d rows were made by an earlier run", images.name, images.split, done, len(images))
-    loader = DataLoader(
-        _Chunks(pixels, partial.chunk_rows),
-        sampler=mine,
-        batch_size=None,
-        num_workers=distributed.num_workers(workers, len(mine), images.small),
-        pin_memory=backbone.device.type == "cuda",
-    )
-    total = sum(len(partial.rows_of(chunk)) for chunk in mine)
-    most = partial.chunk_rows // (1 if transform.one_size else _PASSES)  # of the plan: this run's batch size may be another
+    distributed.barrier()  # All processes read the journal before one of them writes to it.
+    if done := len(images) - sum(len(partial.rows_of(chunk)) for chunk in todo):
+        _log.info("%s (%s): resuming; %d of %d images are done", images.name, images.split, done, len(images))
+    spans = [partial.rows_of(chunk) for chunk in mine]
+    decoded = extractor.decode(spans, distributed.num_workers(workers, len(mine), images.small))
+    batch_size = partial.chunk_rows // extractor.passes_per_chunk  # that of the run that began, not of this one
     warned = False
     with tqdm(
         total=sum(map(len, spans)),

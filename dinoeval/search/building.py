@@ -162,7 +162,7 @@ def _locked(folder: Path) -> Iterator[None]:
 
 
 def _vector_dim(readout: Readout, session: Session) -> int:
-    dim, *grid = readout.row_shape(session.backbone.dim, (1, 1))
+    dim, *grid = readout.feature_shape(session.backbone.dim, (1, 1))
     if grid:
         raise ConfigError(f"--readout {readout.id} is a map per image; a search needs one vector: pass cls, lastN, clsavg or gem")
     return dim

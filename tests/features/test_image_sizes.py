@@ -37,7 +37,7 @@ def backbone(tiny_weights):
     return dinoeval.load(weights=tiny_weights)
 
 
-def test_a_thumbnail_is_that_of_pillow_and_never_larger():
+def test_thumbnail_equals_pillow_and_never_enlarges():
     large, small = synthetic_images(2, (400, 300))[0], synthetic_images(1, (50, 40))[0]
     pixels = Thumbnail(64)(large)
     assert pixels.shape == (3, 48, 64)
@@ -103,7 +103,7 @@ def test_interrupted_run_resumes_to_identical_features(folder, backbone, tmp_pat
     np.testing.assert_array_equal(resumed.numpy(), uninterrupted.numpy())
 
 
-def test_pictures_too_flat_for_a_patch_are_named_once_they_are_resized(folder, backbone):
+def test_images_smaller_than_a_patch_are_unreadable(folder, backbone):
     synthetic_images(1, (320, 20))[0].save(folder / "flat.png")  # 80 x 5 when resized: one row of patches
     images = open_images(folder)
     assert len(extract(backbone, images, Cls(), Thumbnail(80), FeatureCache(), options=ExtractOptions(batch_size=2))) == 8

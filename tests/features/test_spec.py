@@ -5,16 +5,16 @@ from __future__ import annotations
 import dataclasses
 
 import dinoeval
-from dinoeval.data.images import open_images
-from dinoeval.data.transforms import PAPER
+from dinoeval.data.opening import open_images
+from dinoeval.data.transforms import DINO_TRANSFORM
 from dinoeval.features.readout import LastCls
 from dinoeval.features.spec import feature_spec, key_of
 
 
-def test_feature_spec_lists_everything_that_determines_features(tiny_weights, pictures):
+def test_feature_spec_lists_everything_that_determines_features(tiny_weights, image_folder):
     backbone = dinoeval.load(weights=tiny_weights, device="cpu", precision="bf16")
-    images = dataclasses.replace(open_images(pictures), stamp="stamp")
-    assert feature_spec(backbone, images, LastCls(4), PAPER) == {
+    images = dataclasses.replace(open_images(image_folder), stamp="stamp")
+    assert feature_spec(backbone, images, LastCls(4), DINO_TRANSFORM) == {
         "extraction": 1,
         "weights": backbone.digest,
         "network": {"patch_size": 4, "image_size": 16, "dim": 96, "depth": 4, "num_heads": 3, "mlp_ratio": 4.0},

@@ -41,8 +41,8 @@ def slow_attention(backbone: dinoeval.Backbone, images: torch.Tensor) -> np.ndar
     return weights
 
 
-def test_all_rows_and_some_rows_equal_the_formula(tmp_path, images):
-    state = synthetic_state(TINY, spread=0.3)  # attention far from uniform
+def test_attention_equals_formula(tmp_path, images):
+    state = synthetic_state(TINY, spread=0.3)  # makes attention far from uniform
     save_backbone(tmp_path / "w.safetensors", state, arch=TINY)
     backbone = dinoeval.load(weights=tmp_path / "w.safetensors", device="cpu")
     with torch.inference_mode():

@@ -134,9 +134,9 @@ def test_timm_file_keeps_parts_named_like_a_head(tmp_path):
 @pytest.mark.parametrize(
     ("arch", "readout"), [("resnet50", "clsavg"), ("resnet50", "last4"), ("xcit_small_12_p16", "last4"), ("timm/resnet18", "patches")]
 )
-def test_a_readout_that_does_not_exist_names_those_that_do(arch, readout, image_folder):
+def test_missing_readout_error_lists_readouts(arch, readout, image_folder):
     backbone = dinoeval.load(arch, weights="random", device="cpu")
-    with pytest.raises(ConfigError, match=rf"{arch} has no .* Its readouts: cls"):
+    with pytest.raises(ConfigError, match=rf"{arch} .*readouts: cls"):
         dinoeval.embed(backbone, image_folder / "val", readout=readout)
     assert parse_readout(readout).id == readout
 

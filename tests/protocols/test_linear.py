@@ -252,7 +252,7 @@ def test_features_that_are_no_numbers_name_the_image_and_not_the_rate(image_fold
     backbone = dinoeval.load("vit_xs4_16", weights="random", device="cpu")
     backbone.network.norm.bias[0] = float("nan")
     source = Augmented(backbone, open_splits(str(image_folder))[0], [Cls()], CenterCrop(16, 16), seed=0)
-    with pytest.raises(DataError, match=r"features of class0/0.png by vit_xs4_16 are NaN"):
+    with pytest.raises(DataError, match=r"features of class0/0.png by vit_xs4_16 contain NaN"):
         list(source.batches(0, [np.arange(4)]))
 
 
