@@ -40,7 +40,7 @@ class FeatureCache:
     """A folder of cached features.
 
     Args:
-        root: The folder; by default $DINOEVAL_CACHE, else one in the user cache directory. It is made when it is first used.
+        root: The folder; by default $DINOEVAL_CACHE, else one in the user cache directory. It is created on first use.
     """
 
     def __init__(self, root: str | Path | None = None) -> None:
@@ -179,7 +179,7 @@ class FeatureCache:
 
         Args:
             key: Key of the entry.
-            spec: What the key is made of.
+            spec: The spec that the key is the hash of.
             num_rows: Number of images. Disk space for their features is reserved.
             feature_shape: Shape of the feature of one image.
             chunk_rows: Number of images per chunk; a resumed entry keeps its own.

@@ -1,4 +1,4 @@
-"""Extract features through the cache: return those that are stored, compute and store the others.
+"""Extract features through the cache: return stored features, compute and store missing ones.
 
 Under torchrun, every process computes a shard of the chunks. An interrupted extraction resumes.
 """
@@ -170,7 +170,7 @@ def _fill(partial: Partial, extractor: Extractor, workers: int | None) -> None:
         _log.info("%s (%s): resuming; %d of %d images are done", images.name, images.split, done, len(images))
     spans = [partial.rows_of(chunk) for chunk in mine]
     decoded = extractor.decode(spans, distributed.num_workers(workers, len(mine), images.small))
-    batch_size = partial.chunk_rows // extractor.passes_per_chunk  # that of the run that began, not of this one
+    batch_size = partial.chunk_rows // extractor.passes_per_chunk  # the batch size of the run that began the entry
     warned = False
     with tqdm(
         total=sum(map(len, spans)),

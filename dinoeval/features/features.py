@@ -19,7 +19,7 @@ class Features:
     """The features of one image set under one readout, memory-mapped from the cache."""
 
     entry: Entry
-    """The cache entry that stores them, possibly with those of more images."""
+    """The cache entry that stores them; it may contain more images."""
     images: ImageSet
     """The N images in order, without the unreadable ones."""
     rows: np.ndarray

@@ -1,4 +1,4 @@
-"""Compute features: decode images, batch those of equal size, run the backbone, apply the readout.
+"""Compute features: decode images, batch images of equal size, run the backbone, apply the readout.
 
 Images are processed in chunks with fixed bounds, so that a resumed run, or another number of processes, multiplies the
 same batches and gives the same bits. A chunk is one forward pass. If images keep sizes of their own, a chunk is larger,
@@ -71,7 +71,7 @@ class DecodedChunk(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Extractor:
-    """What computes the features of an image set. Nothing here touches the cache."""
+    """The computation of the features of an image set, without the cache."""
 
     backbone: Backbone
     """The network."""
@@ -245,7 +245,7 @@ def forward(backbone: Backbone, images: ImageSet, readout: Readout, transform: T
         batch_size: Images per forward pass; by default as many as are fast on the device.
 
     Returns:
-        (N, *feature_shape) float32, equal to those of `extract` bit by bit.
+        (N, *feature_shape) float32, bit for bit equal to the features of `extract`.
 
     Raises:
         ConfigError: If the network does not offer the readout or the image size.

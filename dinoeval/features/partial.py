@@ -24,7 +24,7 @@ _DONE = 1 << 32  # A journal word is 0, or this plus the CRC-32 of the chunk's b
 def index_header(rows: int, dim: int) -> bytes:
     """Return the header of a FAISS file with a flat inner-product index.
 
-    It precedes the floats. Its bytes are those that FAISS itself writes for one vector, with the two counts replaced.
+    It precedes the floats. FAISS itself writes it, for one vector; then the two counts in it are replaced.
 
     Args:
         rows: Number of vectors.
@@ -47,7 +47,7 @@ def resume(folder: Path, plan: dict[str, Any]) -> Partial | None:
 
     Args:
         folder: Folder of the incomplete entry.
-        plan: What the entry will contain. The size of chunks may differ from that of the incomplete entry, which is kept.
+        plan: What the entry will contain. Its size of chunks is ignored: a resumed entry keeps its own.
 
     Returns:
         The incomplete entry, or None if there is none with this plan and with intact files.
@@ -101,7 +101,7 @@ def create(folder: Path, plan: dict[str, Any]) -> Partial:
             file.truncate(len(header) + 4 * rows * dim)
         file.write(header)
     (folder / JOURNAL).write_bytes(bytes(8 * chunks))
-    (folder / PLAN).write_text(json.dumps(plan))  # last: a folder without it is made again
+    (folder / PLAN).write_text(json.dumps(plan))  # last: a folder without it cannot be resumed
     return Partial(folder)
 
 

@@ -85,12 +85,12 @@ class LastCls(Readout):
 
     @property
     def layers(self) -> int:
-        """n."""
+        """Number of last blocks, n."""
         return self.n
 
     @property
     def num_vectors(self) -> int:
-        """n."""
+        """One vector per block, n."""
         return self.n
 
     def __call__(self, tokens: Tokens) -> Tensor:
@@ -117,7 +117,7 @@ class ClsAvg(Readout):
 
     @property
     def num_vectors(self) -> int:
-        """2."""
+        """Two: [CLS] and the mean."""
         return 2
 
     def __call__(self, tokens: Tokens) -> Tensor:
@@ -145,7 +145,7 @@ class ClsGem(Readout):
 
     @property
     def num_vectors(self) -> int:
-        """2."""
+        """Two: [CLS] and the mean."""
         return 2
 
     def __call__(self, tokens: Tokens) -> Tensor:

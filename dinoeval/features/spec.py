@@ -1,4 +1,4 @@
-"""What a cache key is made of: everything that determines the features of an image set."""
+"""Specs and cache keys: everything that determines the features of an image set."""
 
 from __future__ import annotations
 

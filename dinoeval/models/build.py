@@ -68,7 +68,7 @@ def same_architecture(one: str, other: str) -> bool:
         True if the networks are the same except for their weights.
 
     Raises:
-        ConfigError: If a name is not that of an architecture.
+        ConfigError: If there is no such architecture.
     """
     if external.is_external(one) or external.is_external(other):
         return one == other

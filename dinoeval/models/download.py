@@ -1,4 +1,4 @@
-"""Files of released weights: where they are stored, how they are downloaded, and how their hashes are checked.
+"""Files of released weights: their place on this machine, downloads, and checks of hashes.
 
 The weights directory is `$DINOEVAL_WEIGHTS`, else a folder of the user cache directory. The hash of a file whose hash is
 not published is recorded in `weights.lock` on its first use and checked on every load.

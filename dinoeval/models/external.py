@@ -62,11 +62,11 @@ class ExternalConfig:
     image_size: int
     """Side of its training images, in pixels."""
     depth: int
-    """Number of blocks whose tokens can be read; 1 if only those of the last one can."""
+    """Number of blocks whose tokens can be read; 1 if only the last one can be read."""
     readouts: tuple[str, ...]
     """Readouts that it offers; `lastN` stands for any number."""
     preprocessing: Preprocessing | None = None
-    """Its own preprocessing; None for that of the paper."""
+    """Its own preprocessing; None if images are prepared as in the paper."""
 
 
 def is_external(arch: str) -> bool:

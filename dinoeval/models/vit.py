@@ -180,8 +180,8 @@ class PatchEmbed(nn.Module):
         """
         side = self.proj.kernel_size[0]
         rows, columns = (length // side for length in images.shape[-2:])
-        whole = images[..., : rows * side, : columns * side].unflatten(3, (columns, side)).unflatten(2, (rows, side))
-        patches = whole.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)  # (N, h*w, 3*side*side)
+        cut = images[..., : rows * side, : columns * side].unflatten(3, (columns, side)).unflatten(2, (rows, side))
+        patches = cut.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)  # (N, h*w, 3*side*side)
         return F.linear(patches.to(self.proj.weight.dtype), self.proj.weight.flatten(1), self.proj.bias)  # (N, h*w, D)
 
 

@@ -1,4 +1,4 @@
-"""Layouts of checkpoints: where a file stores a network, and how its tensor names map to the released ones.
+"""Layouts of checkpoints: the place of a network in a file, and the mapping of its tensor names to the released ones.
 
 | layout | recognized by | mapping |
 |---|---|---|
@@ -152,7 +152,7 @@ def _select_network(content: Any, key: str, path: Path) -> tuple[dict[str, Tenso
 
 
 def _remove_prefixes(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], str]:
-    """Remove the prefixes of wrappers, in any nesting, and return those that were removed."""
+    """Remove the prefixes of wrappers, in any nesting, and return the removed ones."""
     removed: dict[str, None] = {}
     plain: dict[str, Tensor] = {}
     for name, tensor in state.items():
@@ -175,8 +175,8 @@ def _rename(state: dict[str, Tensor], naming: Naming, path: Path) -> dict[str, T
             block, part, kind = match.groups()
             separate.setdefault(f"blocks.{block}.attn.qkv.{kind}", {})[_QKV_PARTS.get(part, part)] = tensor
             continue
-        for theirs, ours in naming.renames.items():
-            name = re.sub(rf"(^|(?<=\.)){re.escape(theirs)}(?=\.|$)", ours, name)
+        for old, new in naming.renames.items():
+            name = re.sub(rf"(^|(?<=\.)){re.escape(old)}(?=\.|$)", new, name)
         renamed[name] = tensor
     for name, parts in separate.items():
         if missing := {"query", "key", "value"} - parts.keys():
