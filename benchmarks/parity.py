@@ -22,7 +22,8 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 import released as released_code  # noqa: E402
 from factories import synthetic_state  # noqa: E402
 
-from dinoeval.models.vit import VisionTransformer, parse_architecture  # noqa: E402
+from dinoeval.models.architectures import parse_architecture  # noqa: E402
+from dinoeval.models.vit import VisionTransformer  # noqa: E402
 from dinoeval.training.pretrain.presets import Recipe  # noqa: E402
 from dinoeval.training.pretrain.trainer import DinoTrainer  # noqa: E402
 

@@ -35,7 +35,7 @@ import dinoeval  # noqa: E402
 from dinoeval.data.opening import open_splits  # noqa: E402
 from dinoeval.data.transforms import DINO_TRANSFORM  # noqa: E402
 from dinoeval.environment import describe_machine  # noqa: E402
-from dinoeval.features.extract import forward  # noqa: E402
+from dinoeval.features.forward import forward  # noqa: E402
 from dinoeval.features.readout import parse_readout  # noqa: E402
 from dinoeval.protocols import linear  # noqa: E402
 from dinoeval.session import Session, SessionConfig  # noqa: E402

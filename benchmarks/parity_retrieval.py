@@ -39,7 +39,7 @@ import dinoeval  # noqa: E402
 from dinoeval.data.images import from_files  # noqa: E402
 from dinoeval.data.transforms import MULTISCALE, Thumbnail  # noqa: E402
 from dinoeval.environment import describe_machine  # noqa: E402
-from dinoeval.features.extract import forward  # noqa: E402
+from dinoeval.features.forward import forward  # noqa: E402
 from dinoeval.features.readout import Cls, ClsGem  # noqa: E402
 from dinoeval.maths.ranks import positive_ranks, score_ranks, trapezoid_precision  # noqa: E402
 from dinoeval.maths.whitening import learn_whitening  # noqa: E402

@@ -62,7 +62,7 @@ def main() -> None:
             journals = list(cache.glob("*.partial/journal"))
             moments.append(int((np.fromfile(journals[0], "<u8") > 0).sum()) if journals else -1)
             done = subprocess.run([*command, str(cache)], check=True, capture_output=True, text=True, env=environment)
-            resumed += "were made by an earlier run" in done.stderr
+            resumed += "resuming" in done.stderr
             identical += entry(cache) == entry(work / "whole")
             print(f"{number}: killed after {moments[-1]} rows; identical so far: {identical} of {number + 1}", flush=True)
     facts = {"runs": args.runs, "bit-identical": identical, "resumed from rows of the killed run": resumed,

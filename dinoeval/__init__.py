@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING
 __version__ = "0.1.0"
 
 _DEFINED_IN = {
-    "load": "dinoeval.models.backbone",
+    "load": "dinoeval.models.loading",
     "Backbone": "dinoeval.models.backbone",
     "Tokens": "dinoeval.models.backbone",
     "embed": "dinoeval.api",
     "evaluate": "dinoeval.api",
-    "Features": "dinoeval.features.extract",
+    "Features": "dinoeval.features.features",
     "Result": "dinoeval.results",
     "DinoevalError": "dinoeval.errors",
 }
@@ -29,8 +29,9 @@ if TYPE_CHECKING:
     from dinoeval import figures, search
     from dinoeval.api import embed, evaluate
     from dinoeval.errors import DinoevalError
-    from dinoeval.features.extract import Features
-    from dinoeval.models.backbone import Backbone, Tokens, load
+    from dinoeval.features.features import Features
+    from dinoeval.models.backbone import Backbone, Tokens
+    from dinoeval.models.loading import load
     from dinoeval.results import Result
 
 

@@ -15,7 +15,8 @@ from dinoeval.data.opening import open_images
 from dinoeval.data.transforms import parse_transform
 from dinoeval.errors import BadImage, ConfigError, DataError, unknown
 from dinoeval.features.cache import FeatureCache
-from dinoeval.features.extract import extract, forward
+from dinoeval.features.extract import extract
+from dinoeval.features.forward import forward
 from dinoeval.features.readout import Readout, parse_readout
 from dinoeval.models.backbone import Backbone
 from dinoeval.results import Result

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from dinoeval.data.images import ImageSet
     from dinoeval.data.transforms import CenterCrop, Transform
     from dinoeval.features.cache import FeatureCache
-    from dinoeval.features.extract import Features
+    from dinoeval.features.features import Features
     from dinoeval.features.readout import Readout
     from dinoeval.models.backbone import Backbone
 
@@ -73,7 +73,7 @@ class Session:
     def __init__(self, config: SessionConfig, backbone: Backbone | None = None) -> None:
         from dinoeval.data.transforms import parse_transform
         from dinoeval.features.cache import FeatureCache
-        from dinoeval.models.backbone import load
+        from dinoeval.models.loading import load
 
         self.config = config
         self.backbone: Backbone = backbone or load(
@@ -100,24 +100,15 @@ class Session:
         Raises:
             DataError: If an image cannot be read and --bad-images is `error`.
         """
-        from dinoeval.features.extract import extract, is_cached
+        from dinoeval.features.extract import ExtractOptions, extract, is_cached
 
         transform = transform or self.transform
         if rows is not None:
             cached = distributed.rank() == 0 and is_cached(self.backbone, images, readout, transform, self.cache)
             if not distributed.broadcast(cached):
                 images, rows = images.subset(rows), None
-        return extract(
-            self.backbone,
-            images,
-            readout,
-            transform,
-            self.cache,
-            rows,
-            bad_images=self.config.bad_images,
-            batch_size=self.config.batch_size,
-            workers=self.config.workers,
-        )
+        options = ExtractOptions(bad_images=self.config.bad_images, batch_size=self.config.batch_size, workers=self.config.workers)
+        return extract(self.backbone, images, readout, transform, self.cache, rows, options)
 
     def normalization(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """Return the mean and standard deviation of the session's transform, for protocols that resize in their own way.

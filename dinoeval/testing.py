@@ -28,8 +28,8 @@ from dinoeval.results import Result
 if TYPE_CHECKING:
     import torch
 
+    from dinoeval.models.architectures import VitConfig
     from dinoeval.models.backbone import Backbone
-    from dinoeval.models.vit import VitConfig
 
 TINY_ARCH = "vit_xs4_16"
 """Architecture of 17 tokens of 96 dims for images of 16 x 16 pixels: the smallest network that is useful."""
@@ -51,7 +51,8 @@ def tiny_state(arch: VitConfig | str = TINY_ARCH, seed: int = 0, spread: float =
     """
     import torch
 
-    from dinoeval.models.vit import VisionTransformer, parse_architecture
+    from dinoeval.models.architectures import parse_architecture
+    from dinoeval.models.vit import VisionTransformer
 
     config = parse_architecture(arch) if isinstance(arch, str) else arch
     random = np.random.default_rng(seed)

@@ -27,10 +27,11 @@ from dinoeval.data.opening import open_images
 from dinoeval.data.transforms import parse_transform
 from dinoeval.errors import ConfigError
 from dinoeval.features.cache import FeatureCache
-from dinoeval.features.extract import extract
+from dinoeval.features.extract import ExtractOptions, extract
 from dinoeval.features.readout import Cls
-from dinoeval.models.backbone import RANDOM, Backbone, Precision, load
+from dinoeval.models.backbone import RANDOM, Backbone, Precision
 from dinoeval.models.build import build_network
+from dinoeval.models.loading import load
 
 PUBLISHED = {
     "resnet50": 1237, "vit_s16": 1007, "vit_s8": 180, "vit_b16": 312, "vit_b8": 63,  # Table 1
@@ -132,7 +133,7 @@ def _from_files(backbone: Backbone, images: ImageSet, rounds: int, workers: int 
     rates = []
     for _ in range(min(rounds, 3)):
         with tempfile.TemporaryDirectory(dir=folder) as cache:
-            features = extract(backbone, images, Cls(), transform, FeatureCache(cache), workers=workers)
+            features = extract(backbone, images, Cls(), transform, FeatureCache(cache), options=ExtractOptions(workers=workers))
             rates.append(len(images) / features.seconds)
     return statistics.median(rates)
 

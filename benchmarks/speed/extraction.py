@@ -33,9 +33,9 @@ from dinoeval.data.opening import open_images  # noqa: E402
 from dinoeval.data.transforms import DINO_TRANSFORM  # noqa: E402
 from dinoeval.environment import describe_machine  # noqa: E402
 from dinoeval.features.cache import FeatureCache  # noqa: E402
-from dinoeval.features.extract import extract  # noqa: E402
+from dinoeval.features.extract import ExtractOptions, extract  # noqa: E402
 from dinoeval.features.readout import Cls  # noqa: E402
-from dinoeval.models.vit import parse_architecture  # noqa: E402
+from dinoeval.models.architectures import parse_architecture  # noqa: E402
 
 
 def multiply_adds(arch: str) -> int:
@@ -84,7 +84,8 @@ def main() -> None:
         def ours(precision: str) -> np.ndarray:
             backbone = dinoeval.load("vit_s16", weights=work / "weights.pth", precision=precision)
             with tempfile.TemporaryDirectory() as cache:
-                return extract(backbone, open_images(work / "data"), Cls(), DINO_TRANSFORM, FeatureCache(cache), workers=workers).numpy()
+                options = ExtractOptions(workers=workers)
+                return extract(backbone, open_images(work / "data"), Cls(), DINO_TRANSFORM, FeatureCache(cache), options=options).numpy()
 
         flags = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
         has_bf16 = "avx512_bf16" in flags or "amx_bf16" in flags

@@ -45,7 +45,7 @@ def peak_megabytes() -> float:
 def ours(folder: Path, _checkout: Path) -> dict:
     from dinoeval.data.images import in_memory  # the imports of the command, so that they are in the baseline
     from dinoeval.features.cache import FeatureCache
-    from dinoeval.features.extract import Features
+    from dinoeval.features.features import Features
     from dinoeval.maths.neighbors import load_faiss, nearest, vote
 
     load_faiss()
@@ -125,7 +125,7 @@ def main() -> None:
         make(folder)
         cache = FeatureCache(folder / "cache")
         with cache.locked(KEY):
-            partial = cache.begin(KEY, recipe={}, num_rows=ROWS, row_shape=(DIM,), chunk_rows=10_000)
+            partial = cache.begin(KEY, spec={}, num_rows=ROWS, feature_shape=(DIM,), chunk_rows=10_000)
             rows = np.load(folder / "train.npy", mmap_mode="r")
             for chunk in range(partial.num_chunks):
                 partial.write(chunk, np.array(rows[chunk * 10_000 : (chunk + 1) * 10_000]), [])

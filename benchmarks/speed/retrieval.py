@@ -37,7 +37,7 @@ from dinoeval.data.retrieval import PUBLISHED_COUNTS, open_retrieval  # noqa: E4
 from dinoeval.data.transforms import Thumbnail  # noqa: E402
 from dinoeval.environment import describe_machine  # noqa: E402
 from dinoeval.features.cache import FeatureCache  # noqa: E402
-from dinoeval.features.extract import extract  # noqa: E402
+from dinoeval.features.extract import ExtractOptions, extract  # noqa: E402
 from dinoeval.features.readout import Cls  # noqa: E402
 from dinoeval.maths.neighbors import l2_normalize  # noqa: E402
 from dinoeval.maths.ranks import count_closer_distractors  # noqa: E402
@@ -58,7 +58,7 @@ def batches(work: Path, root: Path, count: int, rounds: int) -> dict:
         for name, batch_size in (("batches of equal size", None), ("one by one", 1)):
             cache = FeatureCache(work / f"cache {name} {number}")
             began = time.monotonic()
-            rows[name] = extract(backbone, images, Cls(), Thumbnail(224), cache, batch_size=batch_size).numpy()
+            rows[name] = extract(backbone, images, Cls(), Thumbnail(224), cache, options=ExtractOptions(batch_size=batch_size)).numpy()
             speeds[name].append(count / (time.monotonic() - began))
     gap = np.abs(np.subtract(*rows.values())).max()
     ratios = [batched / single for batched, single in zip(*speeds.values(), strict=True)]

@@ -71,7 +71,7 @@ def cache_list(cache: CacheFolder) -> int:
             continue
         total += entry.num_bytes
         about, recipe = entry.manifest["about"], entry.manifest["recipe"]
-        shape = " x ".join(map(str, (entry.num_rows, *entry.row_shape)))
+        shape = " x ".join(map(str, (entry.num_rows, *entry.feature_shape)))
         print(
             f"{key}  {shape:<14} {entry.num_bytes / 1e6:9.1f} MB  {about['arch']} {recipe['readout']} {recipe['precision']} "
             f"{recipe['transform']}  {about['weights']}  {about['data']} ({about['split']})"
@@ -98,7 +98,7 @@ def cache_verify(cache: CacheFolder) -> int:
 
     corrupted = 0
     for key, entry in FeatureCache(cache.cache).entries():
-        error = entry if isinstance(entry, str) else entry.fault()
+        error = entry if isinstance(entry, str) else entry.verify()
         corrupted += error is not None
         print(f"{key}  {f'corrupted: {error}' if error else 'intact'}")
     return 1 if corrupted else 0
@@ -126,7 +126,7 @@ def cache_prune(keys: tuple[str, ...] = (), /, *, all: bool = False, runs: bool 
         raise ConfigError(f"no entry or run {join_names(unknown)} in {store.root}: run `dinoeval cache list` for the names")
     wanted = [key for key in entries if all or key.startswith(tuple(keys))]
     for folder in [*store.partials(), *(store.root / key for key in entries)]:
-        if message := store.remove(folder, only_if_damaged=not (folder.suffix or folder.name in wanted)):
+        if message := store.remove(folder, only_if_corrupted=not (folder.suffix or folder.name in wanted)):
             print(message)
     for folder, finished in stored_runs:
         if (runs and finished) or folder.name.startswith(tuple(keys)):

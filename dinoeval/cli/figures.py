@@ -247,7 +247,7 @@ def tsne(
     check_figure(out)
     output_folders.check_apart(out, images)
     chosen = parse_readout(readout)
-    if len(chosen.row_shape(1, (2, 2))) > 1:
+    if len(chosen.feature_shape(1, (2, 2))) > 1:
         raise ConfigError("t-SNE wants one vector an image; the readout patches gives a map")
     loaded = Session(session)
     opened = _labelled(data, split, loaded) if not images else _unlabelled(images)

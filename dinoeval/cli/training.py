@@ -16,11 +16,12 @@ from dinoeval.data.opening import open_images, open_splits
 from dinoeval.data.transforms import parse_transform
 from dinoeval.distributed import world_size
 from dinoeval.errors import ConfigError
-from dinoeval.features.extract import forward
+from dinoeval.features.forward import forward
 from dinoeval.features.readout import Cls
 from dinoeval.files import expand
 from dinoeval.maths.neighbors import nearest, vote
-from dinoeval.models.backbone import Backbone, Provenance, choose_device
+from dinoeval.models.backbone import Backbone, Provenance
+from dinoeval.models.loading import choose_device
 from dinoeval.models.vit import VisionTransformer
 from dinoeval.training.pretrain import loop
 from dinoeval.training.pretrain.presets import PRESETS, get_recipe

@@ -62,8 +62,9 @@ def convert(source: str, target: str, /, *, arch: str | None = None, key: Litera
     Raises:
         DinoevalError: If the checkpoint cannot be loaded or the file cannot be written.
     """
-    from dinoeval.models.backbone import RANDOM, load
+    from dinoeval.models.backbone import RANDOM
     from dinoeval.models.checkpoints import save_backbone
+    from dinoeval.models.loading import load
 
     if not target.endswith(".safetensors"):
         raise ConfigError(f"TARGET must end in .safetensors, got {target}")

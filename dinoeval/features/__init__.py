@@ -1,1 +1,1 @@
-"""From tokens to vectors, and the cache that keeps them."""
+"""From tokens to feature vectors, and the cache that stores them."""

@@ -1,16 +1,14 @@
-"""The feature cache: one FAISS flat index on disk for each (weights, readout, transform, precision, images).
+"""The feature cache: one FAISS flat index on disk per (weights, readout, transform, precision, images).
 
-An entry is a folder named by the hash of its whole recipe. It holds `features.faiss` (raw rows, inner product) and
-`manifest.json`, which is written last and carries a checksum of every piece; the folder appears by one rename, so an
-entry is complete or absent. While rows are being made the entry lies inside `<key>.partial`, beside a journal that says
-which chunks are done, with their checksums: a run that was killed goes on there. Every use of an entry verifies it.
+An entry is a folder named by the hash of its spec. It contains `features.faiss` (features that are not normalized, inner
+product) and `manifest.json`, which is written last and has a checksum of every part. The folder appears by one rename, so
+that an entry is complete or absent. While features are extracted, the entry is inside `<key>.partial`, with a journal of
+the finished chunks and their checksums: an interrupted extraction resumes. An entry is verified on every use.
 """
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import json
 import logging
 import re
 import shutil
@@ -28,71 +26,115 @@ from dinoeval.features.partial import Partial, create, delete, reason, resume
 from dinoeval.files import expand
 
 RUNS = "runs"
+"""Folder inside the cache for linear-probe and DAVIS runs without --out."""
 FINISHED = "finished"
-"""A file by this name in a run's folder says that the run came to its end; of a linear probe its heads do."""
-_NAME = re.compile(r"[0-9a-f]{32}(\.partial)?")  # nothing else in the folder is ours
-_RUN = re.compile(r"[a-z]+-[0-9a-f]{32}")
+"""Name of a file that marks a run as finished. A linear-probe run is marked by its heads instead."""
+_PARTIAL = ".partial"
+# Files that do not match belong to the user.
+_ENTRY_NAME = re.compile(r"[0-9a-f]{32}(\.partial)?")
+_RUN_NAME = re.compile(r"[a-z]+-[0-9a-f]{32}")
 _log = logging.getLogger(__name__)
 
 
-def key_of(recipe: Mapping[str, Any]) -> str:
-    """The name of the entry that a recipe makes, 32 hex digits."""
-    return hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:32]
-
-
 class FeatureCache:
-    """A folder of entries."""
+    """A folder of cached features.
+
+    Args:
+        root: The folder; by default $DINOEVAL_CACHE, else one in the user cache directory. It is created on first use.
+    """
 
     def __init__(self, root: str | Path | None = None) -> None:
         self.root = expand(root) if root else cache_folder()
 
     def find(self, key: str, report: bool = True) -> Entry | None:
-        """Return the entry if it is there and whole. For a damaged one return None, and report it: it will be redone."""
+        """Return an entry if it is complete and intact.
+
+        Args:
+            key: Key of the entry.
+            report: Whether to log a corrupted entry.
+
+        Returns:
+            The entry, or None if it is absent or corrupted.
+
+        Raises:
+            CacheError: If the cache cannot be read.
+        """
         try:
             entry = read_entry(self.root / key)
             if entry is None:
                 return None
-            fault = entry.fault()
+            problem = entry.verify()
         except FileNotFoundError:
-            return None  # another process is making it anew
+            return None  # Another process is replacing it.
         except OSError as error:
             raise CacheError(f"the feature cache {self.root} cannot be read: {error}") from error
-        except CorruptedEntry as damage:
-            fault = str(damage)
-        if fault:
+        except CorruptedEntry as error:
+            problem = str(error)
+        if problem:
             if report:
-                _log.warning("cache entry %s is damaged (%s): its features are computed again", key, fault)
+                _log.warning("cache entry %s is corrupted (%s); recomputing it", key, problem)
             return None
         return entry
 
     def entries(self) -> Iterator[tuple[str, Entry | str]]:
-        """Yield every entry by its key; one that cannot be read comes as the reason."""
+        """Yield all entries, without verifying their features.
+
+        Yields:
+            The key, and the entry or the reason why it cannot be read.
+        """
         for folder in self._folders():
-            if folder.suffix != ".partial":
+            if folder.suffix != _PARTIAL:
                 try:
                     yield folder.name, read_entry(folder) or f"{MANIFEST} is missing"
                 except (CorruptedEntry, OSError) as error:
                     yield folder.name, str(error)
 
     def partials(self) -> list[Path]:
-        """The folders of unfinished entries."""
-        return [folder for folder in self._folders() if folder.suffix == ".partial"]
+        """Find incomplete entries.
+
+        Returns:
+            Their folders.
+        """
+        return [folder for folder in self._folders() if folder.suffix == _PARTIAL]
+
+    def partial_folder(self, key: str) -> Path:
+        """Return the folder of an entry while it is incomplete.
+
+        Args:
+            key: Key of the entry.
+
+        Returns:
+            A path, whether or not it exists.
+        """
+        return self.root / f"{key}{_PARTIAL}"
 
     def runs(self) -> list[tuple[Path, bool]]:
-        """The folders of runs that were given no other place, each with whether its run came to its end."""
+        """Find the linear-probe and DAVIS runs without --out.
+
+        Returns:
+            The folder of each run, and whether the run is finished.
+        """
         inside = sorted((self.root / RUNS).iterdir()) if (self.root / RUNS).is_dir() else []
-        folders = [folder for folder in inside if _RUN.fullmatch(folder.name) and folder.is_dir()]
+        folders = [folder for folder in inside if _RUN_NAME.fullmatch(folder.name) and folder.is_dir()]
         return [(folder, (folder / FINISHED).exists() or any(folder.glob("head_*.pth"))) for folder in folders]
 
     def _folders(self) -> list[Path]:
         inside = sorted(self.root.iterdir()) if self.root.is_dir() else []
-        return [folder for folder in inside if _NAME.fullmatch(folder.name) and folder.is_dir()]
+        return [folder for folder in inside if _ENTRY_NAME.fullmatch(folder.name) and folder.is_dir()]
 
-    def remove(self, folder: Path, only_if_damaged: bool = False) -> str | None:
-        """Delete an entry or an unfinished one and say so; leave it where another process is at work on it."""
+    def remove(self, folder: Path, only_if_corrupted: bool = False) -> str | None:
+        """Delete an entry, complete or not, unless another process uses it.
+
+        Args:
+            folder: The entry's folder.
+            only_if_corrupted: Whether to keep a complete and intact entry.
+
+        Returns:
+            One line to print, or None if an intact entry was kept.
+        """
         try:
-            with self.locked(folder.name.removesuffix(".partial"), wait=False):
-                if only_if_damaged and self.find(folder.name, report=False):
+            with self.locked(folder.name.removesuffix(_PARTIAL), wait=False):
+                if only_if_corrupted and self.find(folder.name, report=False):
                     return None
                 delete(folder)
                 return f"deleted {folder.name}"
@@ -101,7 +143,18 @@ class FeatureCache:
 
     @contextlib.contextmanager
     def locked(self, key: str, wait: bool = True) -> Iterator[None]:
-        """Hold the entry's lock; whoever comes second waits, then finds the entry complete."""
+        """Hold the lock of an entry.
+
+        Args:
+            key: Key of the entry.
+            wait: Whether to wait if another process holds the lock.
+
+        Yields:
+            None, while the lock is held.
+
+        Raises:
+            CacheError: If another process holds the lock and `wait` is false, or the cache cannot be written.
+        """
         lock = filelock.FileLock(self.root / f"{key}.lock")
         try:
             self.root.mkdir(parents=True, exist_ok=True)
@@ -110,31 +163,45 @@ class FeatureCache:
             except filelock.Timeout:
                 if not wait:
                     raise CacheError(f"entry {key} is in use by another process") from None
-                _log.info("another process makes the same features; waiting for it")
+                _log.info("waiting for another process that is extracting the same features")
                 lock.acquire()
         except (OSError, NotImplementedError) as error:
             raise CacheError(
-                f"the feature cache {self.root} cannot be written: {reason(error)}. Set DINOEVAL_CACHE, or --cache, to a folder that can."
+                f"the feature cache {self.root} cannot be written: {reason(error)}. Pass a writable folder with --cache or DINOEVAL_CACHE."
             ) from error
         try:
             yield
         finally:
             lock.release()
 
-    def begin(self, key: str, *, recipe: Mapping[str, Any], num_rows: int, row_shape: tuple[int, ...], chunk_rows: int) -> Partial:
-        """Start, or go on with, the making of an entry; hold its lock. Reserves the disk space first."""
-        folder = self.root / f"{key}.partial"
-        plan = {"recipe": dict(recipe), "rows": num_rows, "row_shape": list(row_shape), "chunk_rows": chunk_rows}
-        size = 4 * num_rows * int(np.prod(row_shape))
-        if unfinished := resume(folder, plan):
-            return unfinished
+    def begin(self, key: str, *, spec: Mapping[str, Any], num_rows: int, feature_shape: tuple[int, ...], chunk_rows: int) -> Partial:
+        """Start an entry, or resume an incomplete one. The caller holds its lock.
+
+        Args:
+            key: Key of the entry.
+            spec: The spec that the key is the hash of.
+            num_rows: Number of images. Disk space for their features is reserved.
+            feature_shape: Shape of the feature of one image.
+            chunk_rows: Number of images per chunk; a resumed entry keeps its own.
+
+        Returns:
+            The incomplete entry.
+
+        Raises:
+            CacheError: If the features cannot be written, for example because the disk is full.
+        """
+        folder = self.partial_folder(key)
+        plan = {"recipe": dict(spec), "rows": num_rows, "row_shape": list(feature_shape), "chunk_rows": chunk_rows}
+        if incomplete := resume(folder, plan):
+            return incomplete
         try:
             delete(folder)
             return create(folder, plan)
         except OSError as error:
             delete(folder)
+            size = 4 * num_rows * int(np.prod(feature_shape))
             free = shutil.disk_usage(self.root).free
             raise CacheError(
                 f"{size / 1e6:,.1f} MB of features cannot be written to {self.root}: {reason(error)} ({free / 1e6:,.1f} MB are free). "
-                "Make room (see `dinoeval cache prune`) or set DINOEVAL_CACHE to another disk."
+                "Free some space, for example with `dinoeval cache prune`, or set DINOEVAL_CACHE to a folder on another disk."
             ) from error

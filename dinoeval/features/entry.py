@@ -1,4 +1,7 @@
-"""A complete entry of the feature cache: a folder with a FAISS flat index and a manifest that can vouch for it."""
+"""A complete entry of the feature cache: a folder with a FAISS flat index and a manifest with its checksums.
+
+N images, D dims.
+"""
 
 from __future__ import annotations
 
@@ -17,11 +20,11 @@ from dinoeval.errors import CacheError
 from dinoeval.maths.neighbors import load_faiss
 
 INDEX, MANIFEST = "features.faiss", "manifest.json"
-_PIECE = 4 << 20
+_PIECE_BYTES = 4 << 20
 
 
 class CorruptedEntry(Exception):  # noqa: N818
-    """An entry whose bytes are not what they were; str() says which."""
+    """An entry whose bytes were changed; str() is the reason."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,81 +33,130 @@ class Entry:
 
     folder: Path
     manifest: dict[str, Any]
+    """Content of the manifest: `recipe` (the spec), `rows`, `row_shape`, checksums, `bad`, `about`, `created`."""
 
     @property
     def key(self) -> str:
+        """Name of the entry, the hash of its spec."""
         return self.folder.name
 
     @property
     def num_rows(self) -> int:
+        """N, with unreadable images."""
         return self.manifest["rows"]
 
     @property
-    def row_shape(self) -> tuple[int, ...]:
+    def feature_shape(self) -> tuple[int, ...]:
+        """Shape of the feature of one image; D is its product."""
         return tuple(self.manifest["row_shape"])
 
     @property
     def bad(self) -> list[dict[str, Any]]:
-        """The images that did not decode: `row`, `path`, `reason`. Their rows are zeros."""
+        """The unreadable images: `row`, `path`, `reason`. Their features are zeros."""
         return self.manifest["bad"]
 
     @property
     def num_bytes(self) -> int:
+        """Size of the index file."""
         return (self.folder / INDEX).stat().st_size
 
     def open(self) -> BinaryIO:
-        """The index file; what was opened stays readable when the entry is deleted or made anew."""
+        """Open the index file.
+
+        An open file stays readable if the entry is deleted or replaced.
+
+        Returns:
+            The file, in binary mode.
+
+        Raises:
+            CacheError: If the entry was deleted.
+        """
         try:
             return (self.folder / INDEX).open("rb")
         except OSError as error:
-            raise CacheError(f"cache entry {self.key} went away while it was in use: run the command again") from error
+            raise CacheError(f"cache entry {self.key} was deleted while in use: rerun the command") from error
 
     def matrix(self, file: BinaryIO) -> np.ndarray:
-        """The rows, (N, D) float32, memory-mapped and read-only; `file` is what `open` gave."""
-        shape = (self.num_rows, int(np.prod(self.row_shape)))
+        """Map the features into memory.
+
+        Args:
+            file: The file that `open` returned.
+
+        Returns:
+            (N, D) float32, memory-mapped and read-only.
+        """
+        shape = (self.num_rows, int(np.prod(self.feature_shape)))
         return np.memmap(file, np.float32, "r", offset=self.manifest["header_bytes"], shape=shape)
 
-    def index(self):
-        """The same as a FAISS index, memory-mapped."""
+    def index(self) -> Any:
+        """Open the features as a FAISS index.
+
+        Returns:
+            A memory-mapped flat inner-product index of N vectors.
+        """
         library = load_faiss()
         return library.read_index(str(self.folder / INDEX), library.IO_FLAG_MMAP_IFC)
 
-    def fault(self) -> str | None:
-        """Say what is wrong with the entry's bytes, or None where every checksum holds."""
+    def verify(self) -> str | None:
+        """Compare all bytes of the index file with their checksums.
+
+        Returns:
+            What is wrong, or None if the entry is intact.
+        """
         path = self.folder / INDEX
-        chunk_bytes = 4 * int(np.prod(self.row_shape)) * self.manifest["chunk_rows"]
+        dim = int(np.prod(self.feature_shape))
+        chunk_bytes = 4 * dim * self.manifest["chunk_rows"]
         header_bytes = self.manifest["header_bytes"]
-        expected = self.manifest["crc32"]
-        total = header_bytes + 4 * int(np.prod(self.row_shape)) * self.num_rows
+        checksums = self.manifest["crc32"]
+        total = header_bytes + 4 * dim * self.num_rows
         if not path.is_file() or path.stat().st_size != total:
             return f"{INDEX} is missing or not {total:,} bytes long"
 
-        def check(number: int) -> bool:
-            if number < 0:
+        def intact(chunk: int) -> bool:
+            if chunk < 0:
                 return crc32_of(path, 0, header_bytes) == self.manifest["header_crc32"]
-            start = header_bytes + number * chunk_bytes
-            return crc32_of(path, start, min(chunk_bytes, total - start)) == expected[number]
+            start = header_bytes + chunk * chunk_bytes
+            return crc32_of(path, start, min(chunk_bytes, total - start)) == checksums[chunk]
 
+        chunks = range(-1, len(checksums))  # -1 is the header
         with concurrent.futures.ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-            for number, good in zip(range(-1, len(expected)), pool.map(check, range(-1, len(expected))), strict=True):
+            for chunk, good in zip(chunks, pool.map(intact, chunks), strict=True):
                 if not good:
-                    return f"bytes of {INDEX} changed ({'its header' if number < 0 else f'chunk {number}'})"
+                    return f"bytes of {INDEX} changed ({'header' if chunk < 0 else f'chunk {chunk}'})"
         return None
 
 
 def read_entry(folder: Path) -> Entry | None:
-    """Open the entry in `folder`, or None where there is none. Raises Damaged where the manifest changed."""
+    """Open the entry in a folder without verifying its features.
+
+    Args:
+        folder: The entry's folder.
+
+    Returns:
+        The entry, or None if the folder has no manifest.
+
+    Raises:
+        CorruptedEntry: If the manifest was changed.
+    """
     path = folder / MANIFEST
     if not path.exists():
         return None
-    body, _, seal = path.read_bytes().rpartition(b"\n")
-    if hashlib.sha256(body).hexdigest().encode() != seal:
+    body, _, digest = path.read_bytes().rpartition(b"\n")
+    if hashlib.sha256(body).hexdigest().encode() != digest:
         raise CorruptedEntry(f"{MANIFEST} changed")
     return Entry(folder, json.loads(body))
 
 
 def seal(folder: Path, manifest: dict[str, Any]) -> None:
-    """Write the manifest of an entry with a hash of itself, and see that it is on the disk."""
+    """Write the manifest of an entry with its own hash, and flush the entry to disk.
+
+    Args:
+        folder: The entry's folder, with the index file.
+        manifest: Content of the manifest.
+
+    Raises:
+        OSError: If the files cannot be written.
+    """
     body = json.dumps(manifest, sort_keys=True).encode()
     (folder / MANIFEST).write_bytes(body + b"\n" + hashlib.sha256(body).hexdigest().encode())
     for name in (INDEX, MANIFEST):
@@ -113,11 +165,23 @@ def seal(folder: Path, manifest: dict[str, Any]) -> None:
 
 
 def crc32_of(path: Path, start: int, length: int) -> int:
-    """Checksum of `length` bytes from `start`, read in pieces."""
+    """Compute the CRC-32 checksum of a part of a file, reading 4 MiB at a time.
+
+    Args:
+        path: The file.
+        start: Offset of the part, in bytes.
+        length: Length of the part, in bytes; it may exceed the file.
+
+    Returns:
+        The checksum.
+
+    Raises:
+        OSError: If the file cannot be read.
+    """
     value = 0
     with path.open("rb") as file:
         file.seek(start)
-        while length > 0 and (piece := file.read(min(length, _PIECE))):
+        while length > 0 and (piece := file.read(min(length, _PIECE_BYTES))):
             value = zlib.crc32(piece, value)
             length -= len(piece)
     return value

@@ -1,4 +1,4 @@
-"""An entry of the feature cache in the making: a journal says which chunks are done, so that a killed run is gone on with."""
+"""An incomplete entry of the feature cache, with a journal of the finished chunks, so that an interrupted run resumes."""
 
 from __future__ import annotations
 
@@ -18,41 +18,56 @@ from dinoeval.features.entry import INDEX, Entry, crc32_of, seal
 from dinoeval.maths.neighbors import load_faiss
 
 ENTRY, JOURNAL, PLAN = "entry", "journal", "plan.json"
-_DONE = 1 << 32  # a journal word is 0, or this plus the crc32 of the chunk's bytes
+_DONE = 1 << 32  # A journal word is 0, or this plus the CRC-32 of the chunk's bytes.
 
 
 def index_header(rows: int, dim: int) -> bytes:
-    """The bytes that stand before the floats in FAISS's file of a flat inner-product index of `rows` x `dim`.
+    """Return the header of a FAISS file with a flat inner-product index.
 
-    Taken from what FAISS itself writes for one row; the two counts in it are then set. `Entry.index` reads it back.
+    It precedes the floats. FAISS itself writes it, for one vector; then the two counts in it are replaced.
+
+    Args:
+        rows: Number of vectors.
+        dim: Length of a vector.
+
+    Returns:
+        The header.
     """
     library = load_faiss()
     one = library.IndexFlatIP(dim)
     one.add(np.zeros((1, dim), np.float32))
     header = bytearray(library.serialize_index(one).tobytes()[: -4 * dim])
-    header[8:16] = rows.to_bytes(8, "little")  # after the four letters and the 32-bit dimension
+    header[8:16] = rows.to_bytes(8, "little")  # after four letters and the 32-bit dimension
     header[-8:] = (rows * dim).to_bytes(8, "little")
     return bytes(header)
 
 
 def resume(folder: Path, plan: dict[str, Any]) -> Partial | None:
-    """The unfinished entry in `folder`, if it is of this plan (but for the size of chunks, which it keeps) and sound."""
+    """Open an incomplete entry to resume it.
+
+    Args:
+        folder: Folder of the incomplete entry.
+        plan: What the entry will contain. Its size of chunks is ignored: a resumed entry keeps its own.
+
+    Returns:
+        The incomplete entry, or None if there is none with this plan and with intact files.
+    """
     found = _read_plan(folder)
-    if found is None or {**found, "chunk_rows": plan["chunk_rows"]} != plan or not _sound(folder, found):
+    if found is None or {**found, "chunk_rows": plan["chunk_rows"]} != plan or not _intact(folder, found):
         return None
     return Partial(folder)
 
 
 def _read_plan(folder: Path) -> dict[str, Any] | None:
-    """The plan of an unfinished entry, or None where it cannot be gone on with."""
+    """Return the plan of an incomplete entry, or None if it cannot be resumed."""
     try:
         return json.loads((folder / PLAN).read_text()) if (folder / ENTRY / INDEX).exists() else None
     except (OSError, ValueError):
         return None
 
 
-def _sound(folder: Path, plan: dict[str, Any]) -> bool:
-    """Whether the files of an unfinished entry have the right lengths, and the index its header."""
+def _intact(folder: Path, plan: dict[str, Any]) -> bool:
+    """Return whether the files of an incomplete entry have the right lengths, and the index its header."""
     rows, dim = plan["rows"], int(np.prod(plan["row_shape"]))
     header, index, journal = index_header(rows, dim), folder / ENTRY / INDEX, folder / JOURNAL
     if not journal.exists() or journal.stat().st_size != 8 * -(-rows // plan["chunk_rows"]):
@@ -61,7 +76,20 @@ def _sound(folder: Path, plan: dict[str, Any]) -> bool:
 
 
 def create(folder: Path, plan: dict[str, Any]) -> Partial:
-    """Begin an entry: reserve its disk space, write the index's header and an empty journal."""
+    """Begin an entry.
+
+    Its disk space is reserved, and the header of the index and an empty journal are written.
+
+    Args:
+        folder: Folder of the incomplete entry, which must not exist.
+        plan: `recipe` (the spec), `rows`, `row_shape` and `chunk_rows`.
+
+    Returns:
+        The incomplete entry.
+
+    Raises:
+        OSError: If the files cannot be written.
+    """
     rows, dim = plan["rows"], int(np.prod(plan["row_shape"]))
     chunks = -(-rows // plan["chunk_rows"])
     header = index_header(rows, dim)
@@ -73,17 +101,26 @@ def create(folder: Path, plan: dict[str, Any]) -> Partial:
             file.truncate(len(header) + 4 * rows * dim)
         file.write(header)
     (folder / JOURNAL).write_bytes(bytes(8 * chunks))
-    (folder / PLAN).write_text(json.dumps(plan))  # last: without it the folder is made anew
+    (folder / PLAN).write_text(json.dumps(plan))  # last: a folder without it cannot be resumed
     return Partial(folder)
 
 
 class Partial:
-    """An entry in the making. Several processes may write different chunks of it at once."""
+    """An incomplete entry.
+
+    Several processes may write different chunks of it at the same time.
+
+    Args:
+        folder: Folder that `create` made.
+
+    Raises:
+        CacheError: If it does not exist, for example because the processes of a run do not share a disk.
+    """
 
     def __init__(self, folder: Path) -> None:
         plan = _read_plan(folder)
         if plan is None:
-            raise CacheError(f"{folder} is not there: all processes of one run must share the feature cache, on one disk")
+            raise CacheError(f"{folder} does not exist: all processes of a run must share one feature cache")
         self.folder = folder
         self.index = folder / ENTRY / INDEX
         self.plan = plan
@@ -94,12 +131,24 @@ class Partial:
         self._header_bytes = self.index.stat().st_size - 4 * self.num_rows * self.dim
 
     def rows_of(self, chunk: int) -> range:
+        """Return the rows of a chunk.
+
+        Args:
+            chunk: Number of the chunk, from 0.
+
+        Returns:
+            Consecutive rows.
+        """
         return range(chunk * self.chunk_rows, min((chunk + 1) * self.chunk_rows, self.num_rows))
 
     def todo(self) -> list[int]:
-        """The chunks not yet done, whose bytes do not match what the journal says of them, or that lack an image."""
+        """Find the chunks that must be computed.
+
+        Returns:
+            Numbers of the chunks that are unfinished, were changed on disk, or have unreadable images.
+        """
         words = self._journal()
-        words[[int(note.suffix[1:]) for note in self.folder.glob("bad.*")]] = 0  # what could not be read may be readable now
+        words[[int(note.suffix[1:]) for note in self.folder.glob("bad.*")]] = 0  # unreadable images may be readable now
         return [
             chunk
             for chunk in range(self.num_chunks)
@@ -107,10 +156,19 @@ class Partial:
             or words[chunk] != _DONE + crc32_of(self.index, self._start(chunk), 4 * self.dim * len(self.rows_of(chunk)))
         ]
 
-    def write(self, chunk: int, rows: np.ndarray, bad: list[dict[str, Any]]) -> None:
-        """Write the rows of a chunk, (n, D) float32, and then that it is done."""
-        assert (rows.dtype, rows.shape) == (np.float32, (len(self.rows_of(chunk)), self.dim))
-        content = rows.tobytes()
+    def write(self, chunk: int, features: np.ndarray, bad: list[dict[str, Any]]) -> None:
+        """Write the features of a chunk, then note in the journal that it is done.
+
+        Args:
+            chunk: Number of the chunk.
+            features: (n, D) float32.
+            bad: Its unreadable images: `row`, `path`, `reason`.
+
+        Raises:
+            CacheError: If they cannot be written. The incomplete entry is then removed.
+        """
+        assert (features.dtype, features.shape) == (np.float32, (len(self.rows_of(chunk)), self.dim))
+        content = features.tobytes()
         try:
             _write_at(self.index, self._start(chunk), content)
             note = self.folder / f"bad.{chunk}"
@@ -120,16 +178,31 @@ class Partial:
                 note.unlink(missing_ok=True)
             _write_at(self.folder / JOURNAL, 8 * chunk, (_DONE + zlib.crc32(content)).to_bytes(8, "little"))
         except OSError as error:
-            self._give_up(error)
+            self._abandon(error)
 
     def bad(self) -> list[dict[str, Any]]:
-        """What was passed to `write`, of all chunks, in order of row."""
-        return sorted((one for note in self.folder.glob("bad.*") for one in json.loads(note.read_text())), key=lambda one: one["row"])
+        """Read the notes about unreadable images of all chunks.
+
+        Returns:
+            `row`, `path` and `reason` of each, in order of rows.
+        """
+        images = [image for note in self.folder.glob("bad.*") for image in json.loads(note.read_text())]
+        return sorted(images, key=lambda image: image["row"])
 
     def finish(self, about: Mapping[str, Any]) -> Entry:
-        """Seal the entry: manifest last, then one rename. `about` is for people to read; it is no part of the key."""
+        """Complete the entry: write the manifest, then rename its folder.
+
+        Args:
+            about: Information for people. It is not part of the key.
+
+        Returns:
+            The complete entry.
+
+        Raises:
+            CacheError: If it cannot be written. The incomplete entry is then removed.
+        """
         words = self._journal()
-        assert all(words >= _DONE), "an entry was sealed before all chunks were done"
+        assert all(words >= _DONE), "an entry was completed before all its chunks were done"
         manifest = {
             **self.plan,
             "header_bytes": self._header_bytes,
@@ -146,13 +219,15 @@ class Partial:
             (self.folder / ENTRY).replace(final)
             delete(self.folder)
         except OSError as error:
-            self._give_up(error)
+            self._abandon(error)
         return Entry(final, manifest)
 
-    def _give_up(self, error: OSError) -> NoReturn:
+    def _abandon(self, error: OSError) -> NoReturn:
+        """Remove the incomplete entry, which would keep a full disk full."""
         delete(self.folder)
-        place = self.folder.parent
-        raise CacheError(f"features cannot be written to {place}: {reason(error)}. What was half written is removed.") from error
+        raise CacheError(
+            f"features cannot be written to {self.folder.parent}: {reason(error)}. The incomplete entry was removed."
+        ) from error
 
     def _start(self, chunk: int) -> int:
         return self._header_bytes + 4 * self.dim * self.chunk_rows * chunk
@@ -168,11 +243,25 @@ def _write_at(path: Path, start: int, content: bytes) -> None:
 
 
 def delete(folder: Path) -> None:
-    """Remove a folder where it is there."""
+    """Delete a folder with its content, if it exists.
+
+    Args:
+        folder: The folder.
+
+    Raises:
+        OSError: If it cannot be deleted.
+    """
     if folder.exists():
         shutil.rmtree(folder)
 
 
 def reason(error: BaseException) -> str:
-    """What the system says of a failure, without its number."""
+    """Return the system's message of an error, without its number.
+
+    Args:
+        error: Usually an OSError.
+
+    Returns:
+        A short text.
+    """
     return getattr(error, "strerror", None) or str(error)

@@ -1,11 +1,8 @@
-"""Readouts: how the Tokens of an image become one vector. N images, h x w patches, D dims.
-
-Each has an `id`, its name in cache keys and on the command line; `layers`, how many of the last blocks it reads; and
-`patches`, whether it reads patch tokens. Called with Tokens it returns (N, *row_shape(D, (h, w))).
-"""
+"""Readouts: how the Tokens of an image become one vector or a map. N images, h x w patches, D dims."""
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 import re
 from typing import TYPE_CHECKING, ClassVar
@@ -18,38 +15,83 @@ if TYPE_CHECKING:
     from dinoeval.models.backbone import Tokens
 
 
+class Readout(abc.ABC):
+    """A way to turn Tokens into features.
+
+    Calling it with the Tokens of N images returns their features, (N, *feature_shape(D, (h, w))) float32.
+    """
+
+    patches: ClassVar[bool] = False
+    """Whether it reads patch tokens."""
+
+    @property
+    @abc.abstractmethod
+    def id(self) -> str:
+        """Name in cache keys and on the command line."""
+
+    @property
+    def layers(self) -> int:
+        """Number of last blocks that it reads."""
+        return 1
+
+    @property
+    def num_vectors(self) -> int:
+        """Number of vectors of D dims that a feature consists of."""
+        return 1
+
+    def feature_shape(self, dim: int, grid: tuple[int, int]) -> tuple[int, ...]:
+        """Return the shape of the feature of one image.
+
+        Args:
+            dim: D.
+            grid: (h, w).
+
+        Returns:
+            One number for a vector, three for a map.
+        """
+        return (self.num_vectors * dim,)
+
+    @abc.abstractmethod
+    def __call__(self, tokens: Tokens) -> Tensor: ...
+
+
 @dataclasses.dataclass(frozen=True)
-class Cls:
+class Cls(Readout):
     """The [CLS] token of the last block, (N, D): k-NN, logistic regression, retrieval."""
 
-    id: ClassVar[str] = "cls"
-    layers: ClassVar[int] = 1
-    patches: ClassVar[bool] = False
-
-    def row_shape(self, dim: int, grid: tuple[int, int]) -> tuple[int, ...]:
-        return (dim,)
+    @property
+    def id(self) -> str:
+        """`cls`."""
+        return "cls"
 
     def __call__(self, tokens: Tokens) -> Tensor:
         return tokens.cls
 
 
 @dataclasses.dataclass(frozen=True)
-class LastCls:
-    """The [CLS] tokens of the last n blocks side by side, earliest first, (N, n*D): linear probe of ViT-S."""
+class LastCls(Readout):
+    """The [CLS] tokens of the last n blocks, (N, n*D): linear probe of ViT-S.
+
+    They are concatenated, earliest first.
+    """
 
     n: int = 4
-    patches: ClassVar[bool] = False
+    """Number of blocks."""
 
     @property
     def id(self) -> str:
+        """Name, such as `last4`."""
         return f"last{self.n}"
 
     @property
     def layers(self) -> int:
+        """Number of last blocks, n."""
         return self.n
 
-    def row_shape(self, dim: int, grid: tuple[int, int]) -> tuple[int, ...]:
-        return (self.n * dim,)
+    @property
+    def num_vectors(self) -> int:
+        """One vector per block, n."""
+        return self.n
 
     def __call__(self, tokens: Tokens) -> Tensor:
         import torch
@@ -59,18 +101,24 @@ class LastCls:
 
 
 @dataclasses.dataclass(frozen=True)
-class ClsAvg:
-    """[CLS] and the mean patch token INTERLEAVED, (N, 2*D): entry 2j is [CLS] j, entry 2j + 1 is mean j.
+class ClsAvg(Readout):
+    """[CLS] and the mean patch token, INTERLEAVED, (N, 2*D): linear probe of ViT-B.
 
-    The released ViT-B linear heads expect this order (eval_linear.py since 23 Sep 2021), not one after the other.
+    Entry 2j is [CLS] j, entry 2j + 1 is mean j. The released linear heads of ViT-B expect this order
+    (eval_linear.py since 23 Sep 2021), not a concatenation.
     """
 
-    id: ClassVar[str] = "clsavg"
-    layers: ClassVar[int] = 1
     patches: ClassVar[bool] = True
 
-    def row_shape(self, dim: int, grid: tuple[int, int]) -> tuple[int, ...]:
-        return (2 * dim,)
+    @property
+    def id(self) -> str:
+        """`clsavg`."""
+        return "clsavg"
+
+    @property
+    def num_vectors(self) -> int:
+        """Two: [CLS] and the mean."""
+        return 2
 
     def __call__(self, tokens: Tokens) -> Tensor:
         import torch
@@ -80,22 +128,25 @@ class ClsAvg:
 
 
 @dataclasses.dataclass(frozen=True)
-class ClsGem:
-    """[CLS], then the generalised mean of the patch tokens, (N, 2*D): copy detection.
+class ClsGem(Readout):
+    """[CLS], then the generalized mean of the patch tokens, (N, 2*D): copy detection.
 
-    The mean clamps at 1e-6 first, so negative patch features vanish (eval_copy_detection.py).
+    Patch tokens are clamped at 1e-6 first, so that negative values vanish (eval_copy_detection.py).
     """
 
     p: float = 4.0
-    layers: ClassVar[int] = 1
+    """Power of the mean, positive."""
     patches: ClassVar[bool] = True
 
     @property
     def id(self) -> str:
+        """Name, such as `gem4`."""
         return f"gem{int(self.p) if self.p == int(self.p) else repr(self.p)}"
 
-    def row_shape(self, dim: int, grid: tuple[int, int]) -> tuple[int, ...]:
-        return (2 * dim,)
+    @property
+    def num_vectors(self) -> int:
+        """Two: [CLS] and the mean."""
+        return 2
 
     def __call__(self, tokens: Tokens) -> Tensor:
         import torch
@@ -106,14 +157,26 @@ class ClsGem:
 
 
 @dataclasses.dataclass(frozen=True)
-class Patches:
+class Patches(Readout):
     """The patch tokens of the last block as a map, (N, h, w, D)."""
 
-    id: ClassVar[str] = "patches"
-    layers: ClassVar[int] = 1
     patches: ClassVar[bool] = True
 
-    def row_shape(self, dim: int, grid: tuple[int, int]) -> tuple[int, ...]:
+    @property
+    def id(self) -> str:
+        """`patches`."""
+        return "patches"
+
+    def feature_shape(self, dim: int, grid: tuple[int, int]) -> tuple[int, ...]:
+        """Return the shape of the map of one image.
+
+        Args:
+            dim: D.
+            grid: (h, w).
+
+        Returns:
+            (h, w, D).
+        """
         return (*grid, dim)
 
     def __call__(self, tokens: Tokens) -> Tensor:
@@ -121,11 +184,24 @@ class Patches:
         return tokens.patches
 
 
-Readout = Cls | LastCls | ClsAvg | ClsGem | Patches
-
-
 def parse_readout(name: str) -> Readout:
-    """Turn `cls`, `last4`, `clsavg`, `gem` (or `gem3`) or `patches` into a readout."""
+    """Parse the name of a readout.
+
+    Args:
+        name: `cls`, `lastN` such as `last4`, `clsavg`, `gem` (power 4) or `gem3` (power 3), or `patches`.
+
+    Returns:
+        The readout.
+
+    Raises:
+        ConfigError: If there is no such readout.
+
+    Examples:
+        >>> parse_readout("last4")
+        LastCls(n=4)
+        >>> parse_readout("gem").feature_shape(384, (14, 14))
+        (768,)
+    """
     for plain in (Cls(), ClsAvg(), Patches()):
         if name == plain.id:
             return plain
@@ -135,4 +211,4 @@ def parse_readout(name: str) -> Readout:
         power = float(match[1] or 4)
         if power > 0:
             return ClsGem(power)
-    raise ConfigError(f"no readout '{name}'. Known: cls, lastN (as last4), clsavg, gem (or gem3 for another power), patches")
+    raise ConfigError(f"unknown readout '{name}'. Available: cls, lastN such as last4, clsavg, gem (power 4) or gem3 (power 3), patches.")

@@ -1,1 +1,1 @@
-"""The network, the table of released weights, and the way from a file on disk to a frozen Backbone."""
+"""Networks: architectures, released weights, checkpoint files, and the frozen Backbone made of them."""

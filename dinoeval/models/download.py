@@ -1,7 +1,7 @@
-"""Where files of weights lie on this machine, how they get there, and the lock file that remembers their hashes.
+"""Files of released weights: their place on this machine, downloads, and checks of hashes.
 
-The shelf is `$DINOEVAL_WEIGHTS`, else a folder of the user's cache. A file whose hash nobody published is recorded in
-`weights.lock` when it is first seen and checked ever after.
+The weights directory is `$DINOEVAL_WEIGHTS`, else a folder of the user cache directory. The hash of a file whose hash is
+not published is recorded in `weights.lock` on its first use and checked on every load.
 """
 
 from __future__ import annotations
@@ -27,16 +27,36 @@ from dinoeval.models.checkpoints import check_zip
 from dinoeval.models.zoo import Weights
 
 LOCK_FILE = "weights.lock"
+_BLOCK_BYTES = 1 << 20
+_TIMEOUT = 30  # seconds without an answer of the server
 _log = logging.getLogger(__name__)
 
 
 def sha256_of(path: Path) -> str:
+    """Compute the SHA-256 hash of a file.
+
+    Args:
+        path: The file.
+
+    Returns:
+        64 hexadecimal digits.
+
+    Raises:
+        OSError: If the file cannot be read.
+    """
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def local_path(weights: Weights) -> Path:
-    """Say where the file of `weights` lies or would lie. The bundled one: inside the package, or in a source checkout."""
+    """Return the path of released weights, whether or not they are downloaded.
+
+    Args:
+        weights: An entry of the zoo.
+
+    Returns:
+        A path in the weights directory; for the bundled weights, one inside the package or the source checkout.
+    """
     if weights.url is not None:
         return weights_folder() / weights.filename
     package = Path(str(importlib.resources.files("dinoeval")))
@@ -45,14 +65,21 @@ def local_path(weights: Weights) -> Path:
 
 
 def ensure_weights(weights: Weights) -> Path:
-    """Return the verified file of `weights`, downloading it first where it is not here.
+    """Return the verified file of released weights; download it if it is missing.
 
-    Raises CheckpointError where it cannot be had or its hash is not the known or recorded one.
+    Args:
+        weights: An entry of the zoo.
+
+    Returns:
+        Path of the file.
+
+    Raises:
+        CheckpointError: If the file cannot be downloaded or read, or its hash differs from the known or recorded one.
     """
     path = local_path(weights)
     if not path.exists():
         if weights.url is None:
-            raise CheckpointError(f"the bundled checkpoint is missing: {path}. Install dinoeval again.")
+            raise CheckpointError(f"the bundled checkpoint {path} is missing: reinstall dinoeval")
         _download(weights, path)
     try:
         _verify(weights, path, path)
@@ -62,23 +89,24 @@ def ensure_weights(weights: Weights) -> Path:
 
 
 def _download(weights: Weights, path: Path) -> None:
-    by_hand = f"Get {weights.url} where there is a network and put it at {path}"
+    by_hand = f"Save {weights.url} as {path}"
     if offline():
-        raise CheckpointError(f"weights '{weights.name}' are not on this machine and DINOEVAL_OFFLINE is set. {by_hand}.")
+        raise CheckpointError(f"weights '{weights.name}' are not downloaded and DINOEVAL_OFFLINE is set. {by_hand}.")
     assert weights.url is not None
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with urllib.request.urlopen(weights.url, timeout=30) as answer:
+        with urllib.request.urlopen(weights.url, timeout=_TIMEOUT) as answer:
             size = int(answer.headers.get("Content-Length") or 0)
             megabytes = f"{size / 1e6:.1f} MB" if size else "size unknown"
             _log.info("downloading %s (%s) from %s to %s", weights.name, megabytes, weights.url, path)
             with partial.open("wb") as file, tqdm(total=size or None, unit="B", unit_scale=True, disable=None) as bar:
-                while block := answer.read(1 << 20):
+                while block := answer.read(_BLOCK_BYTES):
                     file.write(block)
                     bar.update(len(block))
-        if size and partial.stat().st_size != size:
-            raise CheckpointError(f"the download of {weights.url} broke off at {partial.stat().st_size:,} of {size:,} bytes. Try again.")
+        received = partial.stat().st_size
+        if size and received != size:
+            raise CheckpointError(f"the download of {weights.url} stopped at {received:,} of {size:,} bytes: try again")
         _verify(weights, partial, path)
         partial.replace(path)
     except (OSError, ValueError, http.client.HTTPException) as error:  # URLError is an OSError
@@ -88,48 +116,50 @@ def _download(weights: Weights, path: Path) -> None:
         partial.unlink(missing_ok=True)
 
 
-def _known(path: Path) -> dict[str, dict[str, Any]]:
+def _read_lock(path: Path) -> dict[str, dict[str, Any]]:
+    """Read the recorded hashes, by model name."""
     try:
         entries = json.loads(path.read_text()) if path.exists() else {}
         return {name: entry for name, entry in entries.items() if re.fullmatch("[0-9a-f]{64}", entry["sha256"])}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{path} is damaged: {error!r}. Delete it: hashes are then recorded anew.") from error
+        raise CheckpointError(f"{path} is corrupted ({error!r}). Delete it; hashes are then recorded again.") from error
 
 
 def _verify(weights: Weights, path: Path, final: Path) -> None:
-    """Check the hash of `path`, which is or will be `final`; record it where none is known yet."""
+    """Check the hash of `path`, which is or becomes `final`; record the hash if it is not known yet."""
     found, lock = sha256_of(path), weights_folder() / LOCK_FILE
-    expected, origin = weights.sha256, "the known"
+    expected, origin, remedy = weights.sha256, "known", ""
     if expected is None:
-        entry = _known(lock).get(weights.name)
+        entry = _read_lock(lock).get(weights.name)
         if entry is None:
             _check_container(path, final)
             _record(weights, path, found, lock)
             return
-        expected, origin = entry["sha256"], "the one recorded when it was first seen"
+        expected, origin = entry["sha256"], "recorded"
+        remedy = f" If the recorded file was the wrong one, delete the entry '{weights.name}' from {lock}."
     if found != expected:
-        remedy = f" If the recorded file was the bad one, delete the entry '{weights.name}' from {lock}." if weights.sha256 is None else ""
+        source = f" from {weights.url}" if weights.url else ""
         raise CheckpointError(
-            f"{final} is not the file '{weights.name}' should be: its sha256 is {found}, {origin} is {expected}. "
-            f"Delete it and fetch it again{f' from {weights.url}' if weights.url else ''}.{remedy}"
+            f"{final} is not the file of '{weights.name}': its sha256 is {found}, the {origin} one is {expected}. "
+            f"Delete it and download it again{source}.{remedy}"
         )
 
 
 def _check_container(path: Path, final: Path) -> None:
-    """Refuse to trust what is plainly no checkpoint, such as the login page of a network, or a file that was cut."""
+    """Reject what is not a complete checkpoint, such as the login page of a network or a truncated file."""
     with path.open("rb") as file:
         head = file.read(2)
     if head == b"PK":
         check_zip(path)
     elif head != b"\x80\x02":  # the older pickle, which has no checksum
-        raise CheckpointError(f"what came for {final.name} is no checkpoint: it begins with {head!r}. A network's login page?")
+        raise CheckpointError(f"the download of {final.name} is not a checkpoint: it begins with {head!r}. It may be a login page.")
 
 
 def _record(weights: Weights, path: Path, found: str, lock: Path) -> None:
     try:
         with filelock.FileLock(f"{lock}.lock", timeout=60):
-            entries = {**_known(lock), weights.name: {"url": weights.url, "sha256": found, "size": path.stat().st_size}}
+            entries = {**_read_lock(lock), weights.name: {"url": weights.url, "sha256": found, "size": path.stat().st_size}}
             write_whole(lock, lambda target: target.write_text(json.dumps(entries, indent=1, sort_keys=True) + "\n"))
         _log.info("%s: no hash is published; recorded sha256 %s in %s", weights.name, found, lock)
-    except (OSError, filelock.Timeout) as error:  # a shared shelf that only others may write
+    except (OSError, filelock.Timeout) as error:  # a shared weights directory may be read-only
         _log.warning("%s: sha256 %s could not be recorded in %s: %s", weights.name, found, lock, error)

@@ -1,7 +1,7 @@
-"""Networks that are not DINO's own ViT: ResNet-50 (torchvision's), XCiT and everything else by name (timm's).
+"""Networks other than DINO's own ViT: ResNet-50 of torchvision, XCiT and any other model of timm.
 
-Each is the library's module as it is, with its own state-dict keys and without a classifier: called with images it gives
-the pooled feature or [CLS], (N, D). N images, h x w patches, D dims.
+Each is the unchanged torchvision or timm module, with its own state-dict keys and without a classifier. Called with
+images, it returns the pooled feature or [CLS], (N, D). N images, h x w patches, D dims, T tokens.
 """
 
 from __future__ import annotations
@@ -20,93 +20,132 @@ from dinoeval.environment import offline
 from dinoeval.errors import CheckpointError, ConfigError
 
 TIMM = "timm/"
-_NO_DROP_PATH = "{} has no stochastic depth: say --drop-path 0"
+"""Prefix of the architectures that timm builds by name."""
 _log = logging.getLogger(__name__)
 # The released code takes these from torch.hub's facebookresearch/xcit; timm has them as <name>_224.
 _XCIT = ("xcit_small_12_p16", "xcit_small_12_p8", "xcit_medium_24_p16", "xcit_medium_24_p8")
 _POOLED, _PATCHES = ("cls",), ("clsavg", "gem", "patches")
 RELEASED = {"resnet50": _POOLED, **{name: (*_POOLED, *_PATCHES) for name in _XCIT}}
-"""Networks with released weights, and their readouts."""
+"""Architectures with released DINO weights, and their readouts."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Preprocessing:
-    """How the pictures a network was trained on were prepared."""
+    """How the training images of a model were prepared."""
 
     resize: int
+    """Of the short side, in pixels."""
     crop: int
+    """Side of the center crop, in pixels."""
     interpolation: str
+    """Name of a PIL filter."""
     mean: tuple[float, ...]
+    """Per channel, of pixels in [0, 1]."""
     std: tuple[float, ...]
+    """Standard deviation per channel, of pixels in [0, 1]."""
     squash: bool
-    """Resize to a square, without regard to the aspect."""
+    """Whether images are resized to a square without keeping the aspect ratio."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ExternalConfig:
-    """Describe a network of a library: its name there, and what can be read from it."""
+    """Description of a torchvision or timm model."""
 
     library: str
+    """`torchvision` or `timm`."""
     name: str
+    """Name of the model in that library."""
     dim: int
+    """D, the width of its features."""
     patch_size: int | None
-    """None where the network has no patches."""
+    """Side of a patch in pixels; None for a network without patches."""
     image_size: int
+    """Side of its training images, in pixels."""
     depth: int
-    """Blocks whose tokens can be read; 1 where only the last one's."""
+    """Number of blocks whose tokens can be read; 1 if only the last one can be read."""
     readouts: tuple[str, ...]
+    """Readouts that it offers; `lastN` stands for any number."""
     preprocessing: Preprocessing | None = None
-    """None for the paper's."""
+    """Its own preprocessing; None if images are prepared as in the paper."""
 
 
 def is_external(arch: str) -> bool:
+    """Return whether torchvision or timm builds an architecture.
+
+    Args:
+        arch: Name of an architecture.
+
+    Returns:
+        False for DINO's own vision transformers and for unknown names.
+    """
     return arch in RELEASED or arch.startswith(TIMM)
 
 
 def build(arch: str, *, drop_path: float = 0.0) -> nn.Module:
-    """Build `resnet50`, a released XCiT or `timm/<name>`, untrained, with its LibraryConfig as `config`."""
-    if arch == "resnet50":
-        import torchvision
+    """Build an untrained torchvision or timm model.
 
-        if drop_path:
-            raise ConfigError(_NO_DROP_PATH.format(arch))
-        network: Any = torchvision.models.resnet50()
-        network.fc = nn.Identity()
-        network.config = ExternalConfig(
-            library="torchvision", name=arch, dim=2048, patch_size=None, image_size=224, depth=1, readouts=_POOLED
-        )  # fmt: skip
-        return network
+    Args:
+        arch: `resnet50`, a released XCiT, or `timm/NAME`.
+        drop_path: Rate of stochastic depth in training.
+
+    Returns:
+        The model without a classifier. Its attribute `config` is an ExternalConfig.
+
+    Raises:
+        ConfigError: If there is no such model, it cannot be built without a classifier, or it has no stochastic depth.
+    """
+    if arch == "resnet50":
+        return _build_resnet50(drop_path)
     import timm
     from timm.data.config import resolve_model_data_config
 
     name = f"{arch}_224" if arch in _XCIT else arch.removeprefix(TIMM)
+    network: Any
     options: dict[str, Any] = {"num_classes": 0} | ({"drop_path_rate": drop_path} if drop_path else {})
     try:
-        try:  # other sizes than the trained one, where the network can resample its positions
+        try:  # Models that resample their positions accept other image sizes.
             network = timm.create_model(name, dynamic_img_size=True, **options)
         except TypeError:
             network = timm.create_model(name, **options)
     except (RuntimeError, ValueError, TypeError) as error:
         if "drop_path_rate" in str(error):
-            raise ConfigError(_NO_DROP_PATH.format(arch)) from error
+            raise _no_drop_path(arch) from error
         if not timm.is_model(name):
             similar = difflib.get_close_matches(name, timm.list_models(), n=5, cutoff=0.4)
-            raise ConfigError(f"timm {timm.__version__} knows no '{name}'. Similar: {', '.join(similar) or 'none'}.") from error
+            raise ConfigError(f"timm {timm.__version__} has no model '{name}'. Similar: {', '.join(similar) or 'none'}.") from error
         raise ConfigError(f"timm cannot build '{name}' without a classifier: {str(error).strip()}") from error
-    network.config = _describe(network, name, resolve_model_data_config(network), own=arch.startswith(TIMM))
+    network.config = _describe(network, name, resolve_model_data_config(network), own_preprocessing=arch.startswith(TIMM))
     return network
 
 
-def _describe(network: Any, name: str, data: dict[str, Any], own: bool) -> ExternalConfig:
+def _build_resnet50(drop_path: float) -> nn.Module:
+    import torchvision
+
+    if drop_path:
+        raise _no_drop_path("resnet50")
+    network: Any = torchvision.models.resnet50()
+    network.fc = nn.Identity()
+    network.config = ExternalConfig(
+        library="torchvision", name="resnet50", dim=2048, patch_size=None, image_size=224, depth=1, readouts=_POOLED
+    )
+    return network
+
+
+def _no_drop_path(arch: str) -> ConfigError:
+    return ConfigError(f"{arch} has no stochastic depth: pass --drop-path 0")
+
+
+def _describe(network: Any, name: str, data: dict[str, Any], own_preprocessing: bool) -> ExternalConfig:
+    """Describe a timm model; `data` is its data config, as timm resolves it."""
     import timm
 
     embed = getattr(network, "patch_embed", None)
     patch = getattr(embed, "patch_size", None)
     patch = patch[0] if isinstance(patch, tuple) else patch
     if embed is not None and hasattr(embed, "feat_ratio"):
-        patch = embed.feat_ratio()  # pixels, also where patches are cut out of what a convolutional stem makes
+        patch = embed.feat_ratio()  # in pixels, also if patches are cut from the output of a convolutional stem
     prefix = getattr(network, "num_prefix_tokens", None)
-    # Networks of one resolution from end to end; of others, the stages differ and "patches" would mean several things.
+    # These have one resolution from end to end. In other models the stages differ, and "patches" would mean several things.
     plain = isinstance(network, (timm.models.vision_transformer.VisionTransformer, timm.models.eva.Eva))
     readouts: tuple[str, ...] = _POOLED
     if plain and prefix and getattr(network, "cls_token", None) is not None:
@@ -115,9 +154,13 @@ def _describe(network: Any, name: str, data: dict[str, Any], own: bool) -> Exter
         readouts = ("cls", *_PATCHES)
     size = data["input_size"][-1]
     preprocessing = Preprocessing(
-        resize=math.floor(size / data["crop_pct"]), crop=size, interpolation=data["interpolation"],
-        mean=tuple(data["mean"]), std=tuple(data["std"]), squash=data["crop_mode"] == "squash",
-    )  # fmt: skip
+        resize=math.floor(size / data["crop_pct"]),
+        crop=size,
+        interpolation=data["interpolation"],
+        mean=tuple(data["mean"]),
+        std=tuple(data["std"]),
+        squash=data["crop_mode"] == "squash",
+    )
     return ExternalConfig(
         library="timm",
         name=name,
@@ -126,14 +169,21 @@ def _describe(network: Any, name: str, data: dict[str, Any], own: bool) -> Exter
         image_size=size,
         depth=len(network.blocks) if "lastN" in readouts else 1,
         readouts=readouts,
-        preprocessing=preprocessing if own else None,
+        preprocessing=preprocessing if own_preprocessing else None,
     )
 
 
 def whole_patches(network: Any, images: Tensor) -> Tensor:
-    """Cut off the right and bottom rest that is no whole patch, as DINO's own network does; timm's ViTs refuse such sizes.
+    """Cut images to whole patches, as DINO's own network does.
 
-    Networks whose patches overlap keep it.
+    The remainder on the right and at the bottom is lost.
+
+    Args:
+        network: A model from `build`. Images for models whose patches overlap are not cut.
+        images: (N, 3, H, W). The ViTs of timm reject sizes that are not multiples of the patch size.
+
+    Returns:
+        Images of whole patches, a view of `images`.
     """
     import timm
 
@@ -145,10 +195,17 @@ def whole_patches(network: Any, images: Tensor) -> Tensor:
 
 
 def tokens(network: Any, images: Tensor, layers: int) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
-    """Return the pooled feature (N, D), the patch tokens (N, h, w, D), and the last blocks' tokens where there are several.
+    """Compute the tokens of a batch.
 
-    The blocks come earliest first, each (N, 1 + h*w, D) through the final norm: [CLS], then patches; registers and
-    distillation tokens are left out.
+    Args:
+        network: A model from `build` that has patches.
+        images: Normalized images of whole patches, (N, 3, H, W).
+        layers: Number of last blocks to return.
+
+    Returns:
+        The pooled feature (N, D), the patch tokens (N, h, w, D), and the last blocks through the final norm, earliest
+        first, each (N, 1 + h*w, D): [CLS], then patches. Registers and distillation tokens are left out. The blocks
+        are empty if the model does not offer `lastN`.
     """
     patch = network.config.patch_size
     grid = [side // patch for side in images.shape[-2:]]
@@ -163,20 +220,34 @@ def tokens(network: Any, images: Tensor, layers: int) -> tuple[Tensor, Tensor, t
 
 
 def has_attention(network: Any) -> bool:
-    """Whether `attention` can read this network: a ViT of timm with [CLS] and plain softmax attention in its last block."""
+    """Return whether `attention` can read a model.
+
+    Args:
+        network: A model from `build`.
+
+    Returns:
+        True for a ViT of timm with [CLS] and plain softmax attention in its last block.
+    """
     import timm
     from timm.layers.attention import Attention
 
     if not isinstance(network, timm.models.vision_transformer.VisionTransformer) or network.cls_token is None:
         return False
-    # Its children (differential attention, rotary positions, ...) compute other things from the same parts.
+    # Subclasses (differential attention, rotary positions, ...) compute other things from the same parts.
     return type(getattr(network.blocks[-1], "attn", None)) is Attention
 
 
 def attention(network: Any, images: Tensor, queries: Sequence[int] | None) -> Tensor:
-    """Return the last block's softmax attention, (N, heads, Q, 1 + h*w) float32; queries are 0 for [CLS], then patches row by row.
+    """Compute the softmax attention of the last block.
 
-    All tokens share the softmax, but the columns of registers and distillation tokens are left out.
+    Args:
+        network: A model that `has_attention`.
+        images: Normalized images of whole patches, (N, 3, H, W).
+        queries: Q tokens, 0 for [CLS], then patches row by row; None for all.
+
+    Returns:
+        Attention, (N, heads, Q, 1 + h*w) float32. All tokens take part in the softmax, but the columns of registers
+        and distillation tokens are left out.
     """
     last = network.blocks[-1].attn
     seen: list[Tensor] = []
@@ -185,30 +256,39 @@ def attention(network: Any, images: Tensor, queries: Sequence[int] | None) -> Te
         network.forward_features(images)
     finally:
         hook.remove()
-    (x,) = seen
-    q, k, _ = last.qkv(x).unflatten(-1, (3, last.num_heads, -1)).permute(2, 0, 3, 1, 4)  # each (N, heads, tokens, d)
+    (x,) = seen  # (N, T, D)
+    q, k, _ = last.qkv(x).unflatten(-1, (3, last.num_heads, -1)).permute(2, 0, 3, 1, 4)  # each (N, heads, T, d)
     kept = [0, *range(network.num_prefix_tokens, x.shape[1])]
-    asked = kept if queries is None else [kept[query] for query in queries]
-    q, k = last.q_norm(q[:, :, asked]), last.k_norm(k)
+    chosen = kept if queries is None else [kept[query] for query in queries]
+    q, k = last.q_norm(q[:, :, chosen]), last.k_norm(k)
     logits = (q * last.scale) @ k.transpose(-2, -1)
     return logits.float().softmax(dim=-1)[..., kept]
 
 
 def published_weights(network: Any) -> tuple[dict[str, Tensor], str]:
-    """Return the weights that timm publishes for a network built by name, and where they come from.
+    """Fetch the weights that timm publishes for a model.
 
-    Raises CheckpointError where there are none, or they cannot be had.
+    Args:
+        network: A timm model from `build`.
+
+    Returns:
+        The state dict, and the address of its source.
+
+    Raises:
+        CheckpointError: If timm publishes no weights for it, or they cannot be fetched.
     """
     import timm
 
     name = network.config.name
-    facts = timm.get_pretrained_cfg(name)
-    source = f"https://huggingface.co/{facts.hf_hub_id}" if facts and facts.hf_hub_id else str(facts.url or "") if facts else ""
+    published = timm.get_pretrained_cfg(name)
+    source = ""
+    if published:
+        source = f"https://huggingface.co/{published.hf_hub_id}" if published.hf_hub_id else str(published.url or "")
     if not source:
-        raise CheckpointError(f"timm publishes no weights for '{name}'. Give a file with --weights, or say --weights random.")
-    by_hand = f"Get the file from {source} where there is a network and name it with --weights"
+        raise CheckpointError(f"timm publishes no weights for '{name}'. Pass --weights FILE or --weights random.")
+    by_hand = f"Download the file from {source} on a machine with network access and pass it with --weights"
     if offline():
-        raise CheckpointError(f"the weights of 'timm/{name}' would be fetched from {source} and DINOEVAL_OFFLINE is set. {by_hand}.")
+        raise CheckpointError(f"the weights of 'timm/{name}' are fetched from {source}, but DINOEVAL_OFFLINE is set. {by_hand}.")
     _log.info("fetching the weights of timm/%s from %s, unless they are in the cache of huggingface_hub or torch", name, source)
     try:
         return timm.create_model(name, pretrained=True, num_classes=0).state_dict(), source
@@ -218,7 +298,17 @@ def published_weights(network: Any) -> tuple[dict[str, Tensor], str]:
 
 
 def to_external_names(network: Any, state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Turn the released XCiT files' names into timm's, by timm's own rule; other files come back as they are."""
+    """Map the tensor names of the released XCiT files to those of timm.
+
+    The rule is timm's own.
+
+    Args:
+        network: A model from `build`.
+        state: Tensors of a file.
+
+    Returns:
+        The renamed tensors for an XCiT; `state` itself for other models.
+    """
     import timm
 
     if isinstance(network, timm.models.xcit.Xcit):

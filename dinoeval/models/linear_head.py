@@ -1,4 +1,4 @@
-"""Files of linear heads: the released layout, and ours, which the released code could open."""
+"""Files of linear heads: the released layout, and ours, which the released code can open. C classes, D dims."""
 
 from __future__ import annotations
 
@@ -20,51 +20,71 @@ from dinoeval.models.zoo import ZOO
 
 @dataclasses.dataclass(frozen=True)
 class LinearHead:
-    """A linear classifier of C classes on D dims."""
+    """A linear classifier."""
 
     weight: Tensor
-    """(C, D)."""
+    """(C, D) float32."""
     bias: Tensor
-    """(C,)."""
+    """(C,) float32."""
     source: str
-    """A name of the zoo, or a path."""
-    says: dict[str, Any]
-    """What the file says of itself; only ours say: readout, lr, weight_decay, arch, backbone (a digest), classes."""
+    """A model name or a path."""
+    metadata: dict[str, Any]
+    """What the file records about itself. Only files of dinoeval do: readout, lr, weight_decay, arch, backbone (a digest), classes."""
 
 
 def open_head(name: str) -> LinearHead:
-    """Read a linear head by its path, or by a name such as vit_b16_linear. Raises CheckpointError where there is none."""
-    row = ZOO.get(name)
-    if row is not None and row.kind != "linear head":
-        raise CheckpointError(f"'{name}' is no linear head. Heads: {', '.join(r.name for r in ZOO.values() if r.kind == 'linear head')}")
-    path = ensure_weights(row) if row else expand(name)
+    """Read a linear head.
+
+    Args:
+        name: A path, or a model name such as `vit_b16_linear`.
+
+    Returns:
+        The head, on the CPU.
+
+    Raises:
+        CheckpointError: If there is no such head, or the file cannot be used.
+    """
+    entry = ZOO.get(name)
+    if entry is not None and entry.kind != "linear head":
+        heads = ", ".join(entry.name for entry in ZOO.values() if entry.kind == "linear head")
+        raise CheckpointError(f"'{name}' is not a linear head. Available: {heads}.")
+    path = ensure_weights(entry) if entry else expand(name)
     if not path.is_file():
-        raise CheckpointError(f"no file {path}. --head takes a file of the released layout, or a name such as vit_b16_linear.")
-    content, _, notes = read_file(path)
+        raise CheckpointError(f"no file {path}. --head takes a file in the released layout, or a model name such as vit_b16_linear.")
+    content, _, header = read_file(path)
     content = content if isinstance(content, Mapping) else {}
     state = content.get("state_dict", content)
     state = state if isinstance(state, Mapping) else {}
     plain = {str(key).removeprefix("module.").removeprefix("linear."): value for key, value in state.items()}
     weight, bias = plain.get("weight"), plain.get("bias")
     if not isinstance(weight, Tensor) or not isinstance(bias, Tensor) or weight.ndim != 2 or bias.shape != weight.shape[:1]:
-        held = join_names(map(str, state)) or "nothing"
-        raise CheckpointError(f"{path} holds no linear head: it must have linear.weight (C, D) and linear.bias (C,), and has {held}")
+        found = join_names(map(str, state)) or "nothing"
+        raise CheckpointError(f"{path} is not a linear head: expected linear.weight (C, D) and linear.bias (C,), found {found}")
     if not (torch.isfinite(weight).all() and torch.isfinite(bias).all()):
-        raise CheckpointError(f"{path} holds NaN or infinite values: its scores would mean nothing")
-    says = content.get("dinoeval", {})
-    if "classes" in notes:  # written by finetune, whose head is on [CLS]
-        says = {"readout": "cls", "backbone": notes.get("backbone"), "classes": json.loads(notes["classes"])}
-    if not isinstance(says, dict) or not isinstance(says.get("readout", ""), str):
-        raise CheckpointError(f"{path} is no sound head: what it says of itself is {says!r:.100}")
-    return LinearHead(weight.float(), bias.float(), row.name if row else str(path), says)
+        raise CheckpointError(f"{path} contains NaN or infinite values: choose another head")
+    metadata = content.get("dinoeval", {})
+    if "classes" in header:  # written by finetune, whose head is on [CLS]
+        metadata = {"readout": "cls", "backbone": header.get("backbone"), "classes": json.loads(header["classes"])}
+    if not isinstance(metadata, dict) or not isinstance(metadata.get("readout", ""), str):
+        raise CheckpointError(f"{path} has invalid metadata: {metadata!r:.100}")
+    return LinearHead(weight.float(), bias.float(), entry.name if entry else str(path), metadata)
 
 
-def save_head(path: Path, head: Mapping[str, Any], says: dict[str, Any]) -> None:
-    """Write a head with its `weight`, `bias`, `epoch` and `score` in the released layout, and beside it what `says` of it."""
+def save_head(path: Path, head: Mapping[str, Any], metadata: dict[str, Any]) -> None:
+    """Write a linear head in the released layout.
+
+    Args:
+        path: The file to write.
+        head: `weight` (C, D), `bias` (C,), `epoch` (from 0) and `score` (percent).
+        metadata: What `open_head` returns as metadata. The released code ignores it.
+
+    Raises:
+        DinoevalError: If the file cannot be written.
+    """
     content = {
         "state_dict": {"module.linear.weight": head["weight"], "module.linear.bias": head["bias"]},
         "epoch": head["epoch"] + 1,
         "best_acc": head["score"],
-        "dinoeval": says,
+        "dinoeval": metadata,
     }
     write_whole(path, lambda target: torch.save(content, target))

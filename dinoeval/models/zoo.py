@@ -1,7 +1,7 @@
-"""The table of released weights: where each file lies on the network, what is known of it, what it scores.
+"""The table of released weights: the address of each file, and what is known about it.
 
 Sources: README and hubconf.py of facebookresearch/dino at 7c446df, and its issues 139 and 148. The official host
-publishes no checksums; `sha256` is filled only where independent third parties agree on a file of that address.
+publishes no checksums; `sha256` is given only if independent third parties agree on the file at that address.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from dinoeval.errors import ConfigError, unknown
 
 HOST = "https://dl.fbaipublicfiles.com/dino/"
 BUNDLED = "vit_digits"
+"""Name of the demonstration weights that the package contains."""
 FULL = "_full"
 """Suffix of the names of full checkpoints: the same backbone as the file without it."""
 Kind = Literal["backbone", "full checkpoint", "linear head"]
@@ -20,25 +21,32 @@ Kind = Literal["backbone", "full checkpoint", "linear head"]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Weights:
-    """One file of weights that has a name."""
+    """A released file of weights."""
 
     name: str
+    """The model name."""
     arch: str
-    """An architecture that `models.networks` builds."""
+    """An architecture that `models.build` builds."""
     url: str | None
-    """None for the checkpoint that travels inside the package."""
+    """None for the file that the package contains."""
     kind: Kind = "backbone"
+    """What the file contains."""
     license: str = "Apache-2.0"
+    """SPDX identifier."""
     sha256: str | None = None
+    """Of the file, if known; 64 hexadecimal digits."""
     size: int | None = None
-    """Bytes, where known."""
+    """Of the file in bytes, if known."""
     tensor_digest: str | None = None
-    """Digest of the backbone's tensors (`models.checkpoints.tensor_digest`), where known."""
+    """Digest of the backbone's tensors (`models.checkpoints.tensor_digest`), if known."""
     source: str = "README of facebookresearch/dino"
+    """Where the address was published."""
     note: str = ""
+    """What users should know about the file."""
 
     @property
     def filename(self) -> str:
+        """Name of the file in the weights directory."""
         return self.url.rsplit("/", 1)[1] if self.url else f"{self.name}.safetensors"
 
 
@@ -55,7 +63,7 @@ def _released() -> list[Weights]:
         "xcit_medium_24_p16": "dino_xcit_medium_24_p16",
         "xcit_medium_24_p8": "dino_xcit_medium_24_p8",
     }
-    known = {  # users' mirrors that name this address agree on it
+    known = {  # SHA-256 and bytes on which third-party mirrors of the address agree
         "vit_b16": ("bf34ad0f424b9029b593e8dc3ed553bf26e88bcba0d32bf3e62a6209cb64c85e", 343_242_485),
     }
     for name, stem in families.items():
@@ -77,39 +85,61 @@ def _released() -> list[Weights]:
 
 _OTHERS = [
     Weights(
-        name="vit_s8_300ep", arch="vit_s8", url=f"{HOST}dino_deitsmall8_300ep_pretrain/dino_deitsmall8_300ep_pretrain.pth",
-        source="visualize_attention.py", note="draws the paper's figures; no published score",
+        name="vit_s8_300ep",
+        arch="vit_s8",
+        url=f"{HOST}dino_deitsmall8_300ep_pretrain/dino_deitsmall8_300ep_pretrain.pth",
+        source="visualize_attention.py",
+        note="used for the figures of the paper; no published score",
     ),
     Weights(
-        name="vit_s16_landmarks", arch="vit_s16",
+        name="vit_s16_landmarks",
+        arch="vit_s16",
         url=f"{HOST}dino_vitsmall16_googlelandmark_pretrain/dino_vitsmall16_googlelandmark_pretrain.pth",
-        source="README and eval_image_retrieval.py", note="trained on Google Landmarks v2: retrieval only",
+        source="README and eval_image_retrieval.py",
+        note="trained on Google Landmarks v2: retrieval only",
     ),
     Weights(
-        name="vit_s16_vanilla_100ep", arch="vit_s16", kind="full checkpoint",
-        url=f"{HOST}example_runs_logs/dino_vanilla_vitsmall16_checkpoint.pth", source="README; issue 148",
+        name="vit_s16_vanilla_100ep",
+        arch="vit_s16",
+        kind="full checkpoint",
+        url=f"{HOST}example_runs_logs/dino_vanilla_vitsmall16_checkpoint.pth",
+        source="README; issue 148",
     ),
     Weights(
-        name="vit_s16_boosted_300ep", arch="vit_s16", kind="full checkpoint",
-        url=f"{HOST}example_runs_logs/dino_boost_vitsmall16_checkpoint.pth", source="README; issue 148",
+        name="vit_s16_boosted_300ep",
+        arch="vit_s16",
+        kind="full checkpoint",
+        url=f"{HOST}example_runs_logs/dino_boost_vitsmall16_checkpoint.pth",
+        source="README; issue 148",
     ),
     Weights(
-        name="resnet50_100ep", arch="resnet50", kind="full checkpoint",
-        url=f"{HOST}example_runs_logs/dino_rn50_checkpoint.pth", source="README; issue 148",
+        name="resnet50_100ep",
+        arch="resnet50",
+        kind="full checkpoint",
+        url=f"{HOST}example_runs_logs/dino_rn50_checkpoint.pth",
+        source="README; issue 148",
     ),
     Weights(
-        name="vit_s16_k4096", arch="vit_s16", kind="full checkpoint", url=f"{HOST}dino_k4096.pth",
-        source="issue 139", note="ablation with 4,096 prototypes",
+        name="vit_s16_k4096",
+        arch="vit_s16",
+        kind="full checkpoint",
+        url=f"{HOST}dino_k4096.pth",
+        source="issue 139",
+        note="ablation with 4,096 prototypes",
     ),
     Weights(
-        name=BUNDLED, arch="vit_xs8_16", url=None, source="weights/vit_digits.md",
+        name=BUNDLED,
+        arch="vit_xs8_16",
+        url=None,
+        source="weights/vit_digits.md",
         sha256="6b17084b6e55b350942c57e4b085db7160124c2883b6139b697a724c39d559eb",
         tensor_digest="dff1957d514b8af2b1b3935b11f98db24325d2eec57f1218be9e790e51690fd5",
-        note="demonstration: trained on scikit-learn's digits, travels with the package",
+        note="demonstration: trained on the digits of scikit-learn, part of the package",
     ),
-]  # fmt: skip
+]
 
 ZOO: dict[str, Weights] = {row.name: row for row in (*_OTHERS[-1:], *_released(), *_OTHERS[:-1])}
+"""Released weights by model name."""
 
 
 def get_weights(name: str) -> Weights:

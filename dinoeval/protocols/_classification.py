@@ -25,7 +25,7 @@ from dinoeval.models.zoo import ZOO
 from dinoeval.results import Scores, proportion_error
 
 if TYPE_CHECKING:
-    from dinoeval.features.extract import Features
+    from dinoeval.features.features import Features
     from dinoeval.session import RunRecord, Session
 
 

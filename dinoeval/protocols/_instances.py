@@ -27,7 +27,7 @@ from dinoeval.results import Scores
 if TYPE_CHECKING:
     from dinoeval.data.images import ImageSet
     from dinoeval.data.transforms import Transform
-    from dinoeval.features.extract import Features
+    from dinoeval.features.features import Features
     from dinoeval.features.readout import Readout
     from dinoeval.session import RunRecord
 
@@ -113,7 +113,7 @@ class Descriptors:
         if features is None or len(features) < 2:
             count = len(images) if features is None else len(features)
             raise DataError(f"--whitening {images.name} has {count} readable image: at least 2 are needed, the paper used 20,000")
-        dims = int(np.prod(features.entry.row_shape))
+        dims = int(np.prod(features.entry.feature_shape))
         if len(features) < dims:
             note = f"the whitening is learned from {len(features):,} images, fewer than its {dims:,} dimensions: it stretches the others"
             _log.warning(note)

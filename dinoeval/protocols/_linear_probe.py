@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from dinoeval.features.extract import Features
+    from dinoeval.features.features import Features
     from dinoeval.features.readout import Readout
     from dinoeval.session import Session
     from dinoeval.training.probe.sources import FeatureSource
@@ -78,7 +78,8 @@ class LinearProbe:
 
     def train(self, rows: np.ndarray, seed: int) -> HeadScores:
         """Train all heads on rows (n,) of the training split; resumes a run of the same options."""
-        from dinoeval.features.cache import RUNS, key_of
+        from dinoeval.features.cache import RUNS
+        from dinoeval.features.spec import key_of
         from dinoeval.training.probe.sweep import Head, Sweep, SweepSettings
         from dinoeval.training.probe.train import train_heads
 
@@ -141,7 +142,7 @@ class LinearProbe:
 
         session, train_images = self.session, self.train_images
         if self.config.features == "augmented":
-            dims = {name: readout.row_shape(session.backbone.dim, (0, 0))[0] for name, readout in self.readouts.items()}
+            dims = {name: readout.feature_shape(session.backbone.dim, (0, 0))[0] for name, readout in self.readouts.items()}
             settings = AugmentedSettings(
                 seed=SEED,
                 bad_images=session.config.bad_images,
@@ -154,7 +155,7 @@ class LinearProbe:
         part = first.entry.num_rows != len(train_images)  # extracted for these rows alone, not taken from the whole split
         rows = kept[first.rows] if part else first.rows
         bad = {int(kept[one["row"]] if part else one["row"]): one for one in first.bad}
-        return Cached(features, rows, bad), rows, {name: one.entry.row_shape[0] for name, one in features.items()}
+        return Cached(features, rows, bad), rows, {name: one.entry.feature_shape[0] for name, one in features.items()}
 
     def _report(self, sweep: Sweep, eval_sets: Mapping[str, EvalSet], folder: Path, notes: list[str]) -> HeadScores:
         """Choose a head by each evaluation set, save the chosen heads, and list the scores of all."""

@@ -33,7 +33,7 @@ from dinoeval.protocols._instances import (
 )
 
 if TYPE_CHECKING:
-    from dinoeval.features.extract import Features
+    from dinoeval.features.features import Features
     from dinoeval.results import Result
     from dinoeval.session import Session
 

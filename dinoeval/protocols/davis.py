@@ -175,7 +175,8 @@ class _Propagating:
 
     def __init__(self, session: Session, videos: list[Video], rule: PropagationConfig, transform: FrameTransform, out: str | None) -> None:
         from dinoeval.data.mask_folders import read_record
-        from dinoeval.features.cache import FINISHED, RUNS, key_of
+        from dinoeval.features.cache import FINISHED, RUNS
+        from dinoeval.features.spec import key_of
 
         self.session, self.rule, self.transform, self.done = session, rule, transform, 0
         prints = {video.name: video.fingerprint() for video in videos}

@@ -38,7 +38,7 @@ from dinoeval.protocols._classification import (
 from dinoeval.results import Result, Scores
 
 if TYPE_CHECKING:
-    from dinoeval.features.extract import Features
+    from dinoeval.features.features import Features
     from dinoeval.session import Session
 
 VERSION = 1

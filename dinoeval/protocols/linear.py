@@ -33,7 +33,7 @@ from dinoeval.results import Result, Scores
 from dinoeval.session import SplitRecord
 
 if TYPE_CHECKING:
-    from dinoeval.features.extract import Features
+    from dinoeval.features.features import Features
     from dinoeval.session import RunRecord, Session
 
 VERSION = 1
@@ -178,10 +178,10 @@ def _score_head(record: RunRecord, name: str, train: ImageSet, val: ImageSet) ->
     session = record.session
     assert config.head is not None
     head = open_head(config.head)
-    wanted = head.says.get("readout", "auto") if config.readouts == ("auto",) else config.readouts[0]
+    wanted = head.metadata.get("readout", "auto") if config.readouts == ("auto",) else config.readouts[0]
     readout = parse_readout(default_readout(session.backbone.arch) if wanted == "auto" else wanted)
     session.backbone.check_offers(readout.layers, readout.patches)
-    width = readout.row_shape(session.backbone.dim, (0, 0))[0]
+    width = readout.feature_shape(session.backbone.dim, (0, 0))[0]
     classes, dim = head.weight.shape
     if (classes, dim) != (len(train.classes), width):
         raise ConfigError(
@@ -189,7 +189,7 @@ def _score_head(record: RunRecord, name: str, train: ImageSet, val: ImageSet) ->
             f"dimensions, and {name} has {len(train.classes)} classes"
         )
     own = json.loads(json.dumps({**describe_input(session), "classes": list(train.classes)}))
-    if others := [field for field, value in own.items() if field in head.says and head.says[field] != value]:
+    if others := [field for field, value in own.items() if field in head.metadata and head.metadata[field] != value]:
         raise ConfigError(f"the head {head.source} was trained with another {' and another '.join(others)}: pass what it was trained with")
     features = session.features(val, readout)
     ranks = ranks_of(head.weight, head.bias, features.numpy(), labels_of(features.images), session.backbone.device)

@@ -29,7 +29,7 @@ from dinoeval.maths.ranks import positive_ranks, rank_by_similarity, score_ranks
 from dinoeval.protocols._instances import Descriptors, bootstrap_metrics, folder_names, open_image_folder, query_scores, resolve_root
 
 if TYPE_CHECKING:
-    from dinoeval.features.extract import Features
+    from dinoeval.features.features import Features
     from dinoeval.results import Result
     from dinoeval.session import Session
 

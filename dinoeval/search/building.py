@@ -19,7 +19,7 @@ from dinoeval import distributed
 from dinoeval.data.images import ImageSet
 from dinoeval.data.opening import open_images
 from dinoeval.errors import BadImage, ConfigError, DataError, join_names, unknown
-from dinoeval.features.extract import Features
+from dinoeval.features.features import Features
 from dinoeval.features.readout import Readout, parse_readout
 from dinoeval.maths.neighbors import l2_normalize
 from dinoeval.models.backbone import Backbone
@@ -162,7 +162,7 @@ def _locked(folder: Path) -> Iterator[None]:
 
 
 def _vector_dim(readout: Readout, session: Session) -> int:
-    dim, *grid = readout.row_shape(session.backbone.dim, (1, 1))
+    dim, *grid = readout.feature_shape(session.backbone.dim, (1, 1))
     if grid:
         raise ConfigError(f"--readout {readout.id} is a map per image; a search needs one vector: pass cls, lastN, clsavg or gem")
     return dim

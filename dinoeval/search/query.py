@@ -12,7 +12,7 @@ from PIL import Image
 from dinoeval.data.images import in_memory
 from dinoeval.data.opening import open_images
 from dinoeval.errors import DataError
-from dinoeval.features.extract import forward, forward_readable
+from dinoeval.features.forward import forward, forward_readable
 from dinoeval.features.readout import Readout
 from dinoeval.search.store import resolve
 from dinoeval.session import Session

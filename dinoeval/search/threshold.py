@@ -16,7 +16,7 @@ from PIL import Image
 from dinoeval.data.images import in_memory
 from dinoeval.data.opening import open_images
 from dinoeval.errors import BadImage, DataError, join_names
-from dinoeval.features.extract import forward
+from dinoeval.features.forward import forward
 from dinoeval.features.readout import parse_readout
 from dinoeval.maths.neighbors import l2_normalize, nearest
 from dinoeval.search.store import StoredIndex

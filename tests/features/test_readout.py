@@ -1,3 +1,5 @@
+"""Readouts, against values computed by hand."""
+
 from __future__ import annotations
 
 import pytest
@@ -24,19 +26,19 @@ TOKENS = Tokens(cls=LAST[:, 0], patches=LAST[:, 1:].reshape(1, 1, 2, 2), layers=
         (ClsGem(2), [3, 4, 10**0.5, 0.5**0.5]),  # sqrt((4 + 16) / 2), sqrt((~0 + 1) / 2)
     ],
 )
-def test_by_hand(readout, expected):
+def test_readout_equals_hand_computed_values(readout, expected):
     torch.testing.assert_close(readout(TOKENS), torch.tensor([expected], dtype=torch.float32))
-    assert readout.row_shape(2, (1, 2)) == (len(expected),)
+    assert readout.feature_shape(2, (1, 2)) == (len(expected),)
 
 
-def test_patches_keep_their_places():
-    assert Patches()(TOKENS).shape == (1, *Patches().row_shape(2, (1, 2))) == (1, 1, 2, 2)
+def test_patches_readout_keeps_grid():
+    assert Patches()(TOKENS).shape == (1, *Patches().feature_shape(2, (1, 2))) == (1, 1, 2, 2)
 
 
-def test_names_go_both_ways():
+def test_parse_readout_inverts_id():
     for readout in (Cls(), LastCls(4), ClsAvg(), ClsGem(4), ClsGem(2.5), Patches()):
         assert parse_readout(readout.id) == readout
     assert parse_readout("gem") == ClsGem(4)
     for wrong in ("last0", "gem0", "mean", "last"):
-        with pytest.raises(ConfigError, match="no readout"):
+        with pytest.raises(ConfigError, match=f"'{wrong}'"):
             parse_readout(wrong)

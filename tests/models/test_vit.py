@@ -1,3 +1,5 @@
+"""The vision transformer: tokens, positions and attention, against the released code and slow formulas."""
+
 from __future__ import annotations
 
 import math
@@ -9,8 +11,8 @@ from factories import TINY, synthetic_state
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dinoeval.errors import ConfigError
-from dinoeval.models.vit import VisionTransformer, VitConfig, parse_architecture
+from dinoeval.models.architectures import VitConfig, parse_architecture
+from dinoeval.models.vit import VisionTransformer
 
 
 def network(arch: str | VitConfig, **kwargs) -> VisionTransformer:
@@ -20,28 +22,34 @@ def network(arch: str | VitConfig, **kwargs) -> VisionTransformer:
     return model
 
 
-def picture(height: int, width: int) -> torch.Tensor:
+def image_of(height: int, width: int) -> torch.Tensor:
     return torch.from_numpy(np.random.default_rng((height, width)).standard_normal((1, 3, height, width), dtype=np.float32))
 
 
 @pytest.mark.parametrize("size", [(224, 224), (96, 96), (320, 320), (250, 333), (480, 832)])
-def test_tokens_equal_the_released_codes(golden, size):
-    """[CLS] and sums of patch tokens that vision_transformer.py gave on the same weights and picture."""
+def test_tokens_equal_released_code(golden, size):
+    """[CLS] and sums of patch tokens that vision_transformer.py computed from the same weights and image."""
     expected = golden["vit_ti16"]["{}x{}".format(*size)]
     model = network("vit_ti16")
     with torch.inference_mode():
-        earlier, last = model.tokens(picture(*size), 4)[::3]
-        torch.testing.assert_close(model(picture(*size))[0, :16], torch.tensor(expected["cls"]), atol=1e-4, rtol=0)
+        earlier, last = model.tokens(image_of(*size), 4)[::3]
+        torch.testing.assert_close(model(image_of(*size))[0, :16], torch.tensor(expected["cls"]), atol=1e-4, rtol=0)
         torch.testing.assert_close(last[0, 0, :16], torch.tensor(expected["cls"]), atol=1e-4, rtol=0)
         torch.testing.assert_close(earlier[0, 1:, :4].sum(0), torch.tensor(expected["patch sums"]), atol=5e-3, rtol=1e-4)
 
 
 @pytest.mark.parametrize(
     ("arch", "parameters", "tokens"),
-    [("vit_ti16", 5_524_416, 197), ("vit_s16", 21_665_664, 197), ("vit_s8", 21_670_272, 785), ("vit_s5", 22_067_712, 1937),
-     ("vit_b16", 85_798_656, 197), ("vit_b8", 85_807_872, 785)],
-)  # fmt: skip
-def test_parameters_and_positions_are_as_many_as_published(arch, parameters, tokens):
+    [
+        ("vit_ti16", 5_524_416, 197),
+        ("vit_s16", 21_665_664, 197),
+        ("vit_s8", 21_670_272, 785),
+        ("vit_s5", 22_067_712, 1937),
+        ("vit_b16", 85_798_656, 197),
+        ("vit_b8", 85_807_872, 785),
+    ],
+)
+def test_parameter_and_position_counts_equal_paper(arch, parameters, tokens):
     with torch.device("meta"):
         model = VisionTransformer(parse_architecture(arch))
     assert sum(parameter.numel() for parameter in model.parameters()) == parameters
@@ -74,8 +82,8 @@ def slow_resample(table: np.ndarray, rows: int, columns: int) -> np.ndarray:
 
 @settings(max_examples=25, deadline=None)
 @given(st.integers(4, 90), st.integers(4, 90))
-def test_positions_are_resampled_by_the_offset_factor(height, width):
-    """Any size, multiples of the patch or not; against the formula written out."""
+def test_positions_are_resampled_by_offset_factor(height, width):
+    """Any size, multiples of the patch or not, against the formula."""
     model = network(TINY)
     side, rows, columns = 4, height // 4, width // 4
     stored = model.pos_embed.detach()
@@ -89,26 +97,26 @@ def test_positions_are_resampled_by_the_offset_factor(height, width):
     torch.testing.assert_close(found[:, 0], stored[:, 0], atol=0, rtol=0)
 
 
-def test_equal_grids_of_other_pixels_are_resampled_unless_square():
-    """16 x 18 pixels make 4 x 4 patches like 16 x 16, but go through resampling; 17 x 17 do not (trap 4 of the ledger)."""
+def test_positions_are_resampled_unless_image_is_square():
+    """16 x 18 pixels have 4 x 4 patches like 16 x 16, but positions are resampled; for 17 x 17 they are not."""
     model = network(TINY)
     assert torch.equal(model.position_table(17, 17), model.pos_embed)
     assert not torch.equal(model.position_table(16, 18), model.pos_embed)
 
 
-def test_pixels_past_the_last_whole_patch_do_not_count():
+def test_pixels_past_last_patch_are_ignored():
     model = network(TINY)
-    image = picture(19, 22)
+    image = image_of(19, 22)
     with torch.inference_mode():
         other = image.clone()
         other[..., 16:, :], other[..., :, 20:] = 9.0, -9.0
         torch.testing.assert_close(model(image), model(other), atol=0, rtol=0)
 
 
-def test_attention_is_that_of_the_last_block():
-    """Weighing the last block's values by it gives what the block's attention gives."""
+def test_last_attention_reproduces_block_output():
+    """The attention, applied to the values of the last block, gives the output of its attention layer."""
     model = network(TINY)
-    image = picture(16, 24)
+    image = image_of(16, 24)
     with torch.inference_mode():
         attention = model.last_attention(image)
         assert attention.shape == (1, 3, 25, 25)
@@ -122,38 +130,19 @@ def test_attention_is_that_of_the_last_block():
         torch.testing.assert_close(last.attn.proj((attention @ values).transpose(1, 2).flatten(2)), last.attn(normed), atol=1e-5, rtol=1e-4)
 
 
-def test_cls_alone_equals_cls_among_all_tokens_and_layers_ascend():
+def test_forward_equals_last_layer_and_layers_ascend():
     model = network(TINY)
     with torch.inference_mode():
-        outputs = model.tokens(picture(16, 16), 99)
+        outputs = model.tokens(image_of(16, 16), 99)
         assert len(outputs) == 4
-        torch.testing.assert_close(model(picture(16, 16)), outputs[-1][:, 0], atol=2e-6, rtol=1e-5)
-        torch.testing.assert_close(model.tokens(picture(16, 16), 2)[0], outputs[-2], atol=0, rtol=0)
+        torch.testing.assert_close(model(image_of(16, 16)), outputs[-1][:, 0], atol=2e-6, rtol=1e-5)
+        torch.testing.assert_close(model.tokens(image_of(16, 16), 2)[0], outputs[-2], atol=0, rtol=0)
 
 
-def test_stochastic_depth_is_for_training_only_and_grows_with_depth():
+def test_drop_path_grows_with_depth_and_is_off_in_eval():
     model = network(TINY, drop_path=0.6)
     assert [round(block.drop_path.rate, 3) for block in model.blocks] == [0.0, 0.2, 0.4, 0.6]
     with torch.no_grad():
-        torch.testing.assert_close(model(picture(16, 16)), network(TINY)(picture(16, 16)), atol=0, rtol=0)
+        torch.testing.assert_close(model(image_of(16, 16)), network(TINY)(image_of(16, 16)), atol=0, rtol=0)
         torch.manual_seed(0)
-        assert not torch.equal(model.train()(picture(16, 16)), model.eval()(picture(16, 16)))
-
-
-@pytest.mark.parametrize(
-    ("name", "expected"),
-    [("vit_s16", VitConfig()), ("vit_ti4_32", VitConfig(patch_size=4, image_size=32, dim=192, num_heads=3)),
-     ("vit_s16_h12", VitConfig(num_heads=12)), ("vit_xs2_16_h2", VitConfig(patch_size=2, image_size=16, dim=96, depth=4, num_heads=2))],
-)  # fmt: skip
-def test_architecture_names(name, expected):
-    assert parse_architecture(name) == expected
-
-
-@pytest.mark.parametrize(
-    ("name", "said"),
-    [("vit_s7x", "Did you mean vit_s"), ("vits16", "Did you mean vit_s16?"), ("vit_s16_h7", "7 heads do not divide 384"),
-     ("vit_s64_32", "larger than an image")],
-)  # fmt: skip
-def test_unknown_architectures_are_explained(name, said):
-    with pytest.raises(ConfigError, match=said.replace("?", r"\?")):
-        parse_architecture(name)
+        assert not torch.equal(model.train()(image_of(16, 16)), model.eval()(image_of(16, 16)))

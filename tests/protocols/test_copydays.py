@@ -9,7 +9,7 @@ import dinoeval
 from dinoeval.data.opening import open_images
 from dinoeval.data.transforms import CenterCrop
 from dinoeval.errors import ConfigError, DataError
-from dinoeval.features.extract import forward
+from dinoeval.features.forward import forward
 from dinoeval.features.readout import ClsGem
 from dinoeval.session import SessionConfig
 

@@ -23,8 +23,9 @@ from dinoeval.data.masks import read_mask, write_mask
 from dinoeval.errors import ConfigError, DataError
 from dinoeval.features.cache import FeatureCache
 from dinoeval.maths.segmentation import contour_accuracy
+from dinoeval.models.architectures import parse_architecture
 from dinoeval.models.backbone import Backbone, Provenance
-from dinoeval.models.vit import VisionTransformer, parse_architecture
+from dinoeval.models.vit import VisionTransformer
 from dinoeval.paper.comparable import comparable
 from dinoeval.protocols import davis
 from dinoeval.session import SessionConfig

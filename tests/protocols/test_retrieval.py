@@ -13,7 +13,7 @@ import dinoeval
 from dinoeval.data.opening import open_images
 from dinoeval.data.transforms import MULTISCALE, Thumbnail
 from dinoeval.errors import ConfigError, DataError
-from dinoeval.features.extract import forward
+from dinoeval.features.forward import forward
 from dinoeval.features.readout import Cls
 from dinoeval.maths.neighbors import l2_normalize
 from dinoeval.paper.comparable import comparable

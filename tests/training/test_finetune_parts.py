@@ -22,8 +22,9 @@ import dinoeval
 from dinoeval.data.images import ImageSet, in_memory
 from dinoeval.data.transforms import CenterCrop, normalize_images
 from dinoeval.errors import ConfigError, DataError
+from dinoeval.models.architectures import parse_architecture
 from dinoeval.models.checkpoints import tensor_digest
-from dinoeval.models.vit import VisionTransformer, parse_architecture
+from dinoeval.models.vit import VisionTransformer
 from dinoeval.training.finetune.batches import (
     Mixing,
     RepeatedOrder,

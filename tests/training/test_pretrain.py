@@ -14,7 +14,7 @@ from factories import TINY, synthetic_images
 from dinoeval.data.dataset import ImageDataset
 from dinoeval.data.images import in_memory
 from dinoeval.errors import ConfigError, DinoevalError
-from dinoeval.models.vit import parse_architecture
+from dinoeval.models.architectures import parse_architecture
 from dinoeval.training.pretrain import schedules
 from dinoeval.training.pretrain.augment import MultiCropAugmentation, SeededCrops
 from dinoeval.training.pretrain.head import DinoHead

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from dinoeval.errors import ConfigError
-from dinoeval.models.backbone import Backbone, load
+from dinoeval.models.backbone import Backbone
 from dinoeval.models.build import build_network
 from dinoeval.models.checkpoints import tensor_digest
+from dinoeval.models.loading import load
 from dinoeval.models.vit import init_linear
 
 _log = logging.getLogger(__name__)

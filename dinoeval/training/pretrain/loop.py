@@ -18,9 +18,10 @@ from dinoeval.data.dataset import ImageDataset
 from dinoeval.data.images import ImageSet
 from dinoeval.data.transforms import normalize_images
 from dinoeval.errors import ConfigError
-from dinoeval.models.backbone import choose_device
+from dinoeval.models.architectures import VitConfig, parse_architecture
 from dinoeval.models.checkpoints import save_backbone
-from dinoeval.models.vit import VisionTransformer, VitConfig, parse_architecture
+from dinoeval.models.loading import choose_device
+from dinoeval.models.vit import VisionTransformer
 from dinoeval.training.checkpointing import RunFolder
 from dinoeval.training.checks import check_fields
 from dinoeval.training.loading import raise_error

@@ -10,7 +10,8 @@ import itertools
 import torch
 from torch import Tensor, nn
 
-from dinoeval.models.vit import VisionTransformer, VitConfig
+from dinoeval.models.architectures import VitConfig
+from dinoeval.models.vit import VisionTransformer
 from dinoeval.training.pretrain.head import DinoHead
 from dinoeval.training.pretrain.presets import Recipe
 

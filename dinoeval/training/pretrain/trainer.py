@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from dinoeval.errors import DinoevalError
-from dinoeval.models.vit import parse_architecture
+from dinoeval.models.architectures import parse_architecture
 from dinoeval.training.precision import MixedPrecision, Precision
 from dinoeval.training.pretrain import schedules
 from dinoeval.training.pretrain.objectives import GLOBAL_VIEWS, DinoLoss

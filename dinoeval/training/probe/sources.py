@@ -181,7 +181,7 @@ class Augmented:
             Features, (b, D) float32 by readout.
         """
         if not len(crops):
-            widths = {readout.id: readout.row_shape(self.backbone.dim, (0, 0))[0] for readout in self.readouts}
+            widths = {readout.id: readout.feature_shape(self.backbone.dim, (0, 0))[0] for readout in self.readouts}
             return {name: torch.empty(0, width, device=self.backbone.device) for name, width in widths.items()}
         images = normalize_images(crops.to(self.backbone.device, non_blocking=True), self.transform.mean, self.transform.std)
         layers, patches = max(readout.layers for readout in self.readouts), any(readout.patches for readout in self.readouts)

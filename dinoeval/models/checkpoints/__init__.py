@@ -1,0 +1,20 @@
+"""Checkpoint files: read them safely, map their layouts to the released names, compare and save state dicts.
+
+`open` turns bytes into tensors, `layouts` maps tensor names, `state_dict` compares tensors with a network, `save` writes.
+"""
+
+from dinoeval.models.checkpoints.open import Checkpoint, check_zip, open_checkpoint, read_file, read_pickle
+from dinoeval.models.checkpoints.save import save_backbone
+from dinoeval.models.checkpoints.state_dict import describe_shapes, match_state_dict, tensor_digest
+
+__all__ = [
+    "Checkpoint",
+    "check_zip",
+    "describe_shapes",
+    "match_state_dict",
+    "open_checkpoint",
+    "read_file",
+    "read_pickle",
+    "save_backbone",
+    "tensor_digest",
+]

@@ -1,0 +1,174 @@
+"""Load a frozen Backbone: find the architecture and the weights that were named, read them, and choose the device."""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import nn
+
+from dinoeval.errors import CheckpointError, ConfigError
+from dinoeval.files import expand
+from dinoeval.models import external
+from dinoeval.models.architectures import parse_architecture
+from dinoeval.models.backbone import DTYPES, RANDOM, Backbone, Precision, Provenance
+from dinoeval.models.build import build_network, same_architecture
+from dinoeval.models.checkpoints import match_state_dict, open_checkpoint
+from dinoeval.models.download import ensure_weights
+from dinoeval.models.zoo import BUNDLED, ZOO, Weights, get_weights
+
+Key = Literal["teacher", "student"]
+_PUBLISHED = "published"  # the weights that timm publishes for an architecture
+_log = logging.getLogger(__name__)
+
+
+def load(
+    arch: str | None = None,
+    *,
+    weights: str | Path | None = None,
+    key: Key = "teacher",
+    device: str = "auto",
+    precision: Precision = "fp32",
+) -> Backbone:
+    """Load a frozen Backbone.
+
+    Args:
+        arch: An architecture such as `vit_s8` or `timm/NAME`, or a model name. By default the one that the weights name.
+        weights: A file, a model name, or `random`. By default the released weights of `arch`, or the bundled
+            demonstration weights if `arch` is not given either.
+        key: The network to load from a full checkpoint.
+        device: `auto`, `cpu`, `cuda`, `cuda:1` or `mps`.
+        precision: `fp32`, `bf16` or `fp16`, of the forward pass.
+
+    Returns:
+        A Backbone with all of its tensors loaded.
+
+    Raises:
+        CheckpointError: If the weights cannot be found or read, or if they lack a tensor of the network or have another one.
+        ConfigError: If there is no such architecture, model name, device or precision.
+
+    Examples:
+        >>> import dinoeval
+        >>> backbone = dinoeval.load(device="cpu")  # the bundled demonstration weights
+        >>> backbone.arch, backbone.dim, backbone.patch_size
+        ('vit_xs8_16', 96, 8)
+        >>> dinoeval.load("vit_ti16", weights="random", device="cpu").provenance.random
+        True
+    """
+    if precision not in DTYPES:
+        raise ConfigError(f"unknown precision '{precision}'. Available: {', '.join(DTYPES)}.")
+    chosen, reason = choose_device(device)
+    arch, source = _resolve(arch, weights)
+    if not isinstance(source, str):
+        arch, network, provenance = _load_file(arch, source, key)
+    else:
+        assert arch is not None
+        network, provenance = _build_random(arch), Provenance(RANDOM, "drawn with seed 0, untrained")
+        if source == _PUBLISHED:
+            state, address = external.published_weights(network)
+            network.load_state_dict(state, strict=True)
+            provenance = Provenance(arch, f"published by timm at {address}")
+    backbone = Backbone(network, arch=arch, provenance=provenance, device=chosen, precision=precision)
+    _log.info("%s from %s (%s), digest %s", arch, provenance.name, provenance.layout, backbone.digest[:12])
+    _log.info("device %s (%s), precision %s", chosen, reason, precision)
+    return backbone
+
+
+def choose_device(device: str = "auto") -> tuple[torch.device, str]:
+    """Choose a device.
+
+    Args:
+        device: A device of PyTorch, or `auto` for CUDA, Apple's GPU or the CPU, whichever is available first.
+            Under torchrun, `auto` gives each process a CUDA device of its own.
+
+    Returns:
+        The device, and the reason for the choice.
+
+    Raises:
+        ConfigError: If the device cannot be used.
+
+    Examples:
+        >>> choose_device("cpu")
+        (device(type='cpu'), 'as requested')
+    """
+    if device != "auto":
+        try:
+            chosen = torch.device(device)
+            torch.zeros(1, device=chosen).item()
+        except (RuntimeError, AssertionError, NotImplementedError) as error:
+            raise ConfigError(f"device '{device}' cannot be used: {str(error).splitlines()[0]}. Try --device auto.") from error
+        return chosen, "as requested"
+    if torch.cuda.is_available():
+        number = int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count()
+        return torch.device("cuda", number), f"found {torch.cuda.get_device_name(number)}"
+    if torch.backends.mps.is_available():
+        return torch.device("mps"), "found Apple's GPU"
+    return torch.device("cpu"), "no CUDA device and no Apple GPU found"
+
+
+def _resolve(arch: str | None, weights: str | Path | None) -> tuple[str | None, Weights | Path | str]:
+    """Return the architecture, if it is known yet, and the weights: an entry of the zoo, a file, `random` or `published`."""
+    named = ZOO.get(arch or BUNDLED)
+    if weights is None and named is None:
+        assert arch is not None
+        if arch.startswith(external.TIMM):
+            return arch, _PUBLISHED
+        if not external.is_external(arch):
+            parse_architecture(arch)
+        released = ", ".join(entry.name for entry in ZOO.values() if entry.kind == "backbone")
+        raise CheckpointError(
+            f"no weights are released for '{arch}'. Pass --weights FILE, or --weights random for an untrained network. "
+            f"Released: {released}."
+        )
+    if weights is None:
+        assert named is not None
+        weights = named.name
+    if arch is not None and named is not None:
+        arch = named.arch
+    if weights == RANDOM:
+        if arch is None:
+            raise ConfigError("--weights random requires --arch")
+        return arch, RANDOM
+    name = str(weights)
+    entry = ZOO.get(name)
+    if entry is None and "/" not in name and not Path(name).suffix and not Path(name).exists():
+        entry = get_weights(name)  # raises, with a suggestion
+    if entry is not None and entry.kind == "linear head":
+        raise CheckpointError(f"'{entry.name}' is a linear head, not a backbone")
+    return arch, entry or expand(name)
+
+
+def _build_random(arch: str) -> nn.Module:
+    """Build an untrained network without using the caller's random numbers."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(0)  # torch.manual_seed would seed the GPUs as well
+        return build_network(arch)
+
+
+def _load_file(arch: str | None, source: Weights | Path, key: Key) -> tuple[str, nn.Module, Provenance]:
+    """Load the network of a file; its architecture is `arch`, or the one that the zoo or the file names."""
+    if isinstance(source, Weights):
+        path, name, stated = ensure_weights(source), source.name, source.arch
+        checkpoint = open_checkpoint(path, key)
+    else:
+        path, name = source, str(source)
+        checkpoint = open_checkpoint(path, key)
+        stated = checkpoint.arch
+    if stated is not None and arch is not None and not same_architecture(stated, arch):
+        raise ConfigError(f"{name} contains a {stated}, but --arch is {arch}: leave --arch out")
+    arch = arch or stated
+    if arch is None:
+        raise ConfigError(f"{path} does not name its architecture: pass --arch")
+    if external.is_external(arch):
+        network = _build_random(arch)
+        state = external.to_external_names(network, checkpoint.state)
+    else:
+        with torch.device("meta"):  # saves the time to draw weights that are replaced at once
+            network = build_network(arch)
+        state = checkpoint.state
+    state = match_state_dict(state, checkpoint.ignored, network.state_dict(), arch=arch, source=name)
+    network.load_state_dict(state, strict=True, assign=True)
+    return arch, network, Provenance(name, checkpoint.layout, checkpoint.key)
