@@ -6,7 +6,6 @@ import copy
 import dataclasses
 import itertools
 from collections.abc import Sequence
-from typing import Literal
 
 import tyro
 
@@ -38,22 +37,8 @@ class Options:
     images."""
     arch: str
     """Architecture, such as vit_s16 or vit_ti4_32."""
-    out: str
-    """Folder of the run: checkpoint.pth, log.txt and teacher.safetensors."""
     preset: str = "released"
     """Training recipe whose values are the defaults of the options below."""
-    device: str = "auto"
-    """auto, cpu, cuda, cuda:1 or mps."""
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    """Forward-pass precision."""
-    workers: int = 1
-    """Data-loading processes."""
-    seed: int = 0
-    """Random seed of weights, order of images and augmentation."""
-    save_every: int = 20
-    """Epochs between checkpoints that are kept; 0 keeps the last one only."""
-    knn_every: int = 10
-    """Epochs between k-NN scores of the teacher; 0 disables them."""
 
 
 def train(args: Sequence[str], program: str) -> int:
@@ -68,36 +53,27 @@ def train(args: Sequence[str], program: str) -> int:
     """
     words = [word for arg in args for word in arg.split("=", 1)]
     preset = next((following for word, following in itertools.pairwise(words) if word == "--preset"), "released")
-    defaults = Options(data=tyro.MISSING, arch=tyro.MISSING, out=tyro.MISSING, preset=preset), get_recipe(preset)
-    options, recipe = parse(defaults, args, program, f"{Options.__doc__} Presets: {', '.join(PRESETS)}.")
+    defaults = Options(data=tyro.MISSING, arch=tyro.MISSING, preset=preset), loop.PretrainSettings(out=tyro.MISSING), get_recipe(preset)
+    options, settings, recipe = parse(defaults, args, program, f"{Options.__doc__} Presets: {', '.join(PRESETS)}.")
     if world_size() > 1:
         raise ConfigError("training does not support multiple processes: run it without torchrun")
-    images, knn_eval = _open(options)
-    settings = loop.PretrainSettings(
-        out=options.out,
-        device=options.device,
-        precision=options.precision,
-        workers=options.workers,
-        seed=options.seed,
-        save_every=options.save_every,
-        knn_every=options.knn_every,
-    )
+    images, knn_eval = _open(options, settings)
     final = loop.train(images, options.arch, recipe, settings, knn_eval)
     print(f"{final}\nto evaluate it: dinoeval knn --weights {final} --data {options.data}")
     return 0
 
 
-def _open(options: Options) -> tuple[ImageSet, loop.KnnEval | None]:
+def _open(options: Options, settings: loop.PretrainSettings) -> tuple[ImageSet, loop.KnnEval | None]:
     """Open the images to train on; the second value computes the k-NN score, if they have labels."""
     folder = expand(options.data)
     if folder.is_dir() and not any((folder / name).exists() for name in ("train", "val", "test", "train.csv")):
         return open_images(folder), None
     images, val = open_splits(options.data)
-    if not options.knn_every:
+    if not settings.knn_every:
         return images, None
     if images.multi_label:
         raise ConfigError(f"{options.data} is a multi-label dataset, which the k-NN score does not support: pass --knn-every 0")
-    device, _ = choose_device(options.device)
+    device, _ = choose_device(settings.device)
 
     def knn_eval(network: VisionTransformer) -> float:
         """Return the k-NN top-1 of a network on the evaluation images, in percent."""
