@@ -41,7 +41,7 @@ from dinoeval.models.checkpoints import save_backbone  # noqa: E402
 
 SEQUENCES = ("kite-surf", "horsejump-high", "motocross-jump")  # three, two and two objects
 UPRIGHT, SPECK = "exif_transpose", "speck"  # the first of them turned by a quarter, and with a fourth object of one pixel
-READINGS = ("opencv", "pil", "torchvision")
+BACKENDS = ("opencv", "pil", "torchvision")
 
 
 def take(davis: Path, tree: Path, frames: int) -> None:
@@ -122,17 +122,17 @@ def beside(checkout: Path, tree: Path, weights: Path, work: Path) -> dict:
         port = str(free.getsockname()[1])
     subprocess.run(command, check=True, env={**os.environ, "MASTER_PORT": port})
     facts: dict = {}
-    for reading in READINGS:
+    for backend in BACKENDS:
         command = [sys.executable, "-m", "dinoeval", "davis", "--data", str(tree), "--sequences", *sequences(tree), "--device", "cpu"]
-        command += ["--weights", str(weights), "--resize-backend", reading, "--out", str(work / reading)]
-        command += ["--json", str(work / "result.json")]
+        command += ["--weights", str(weights), "--resize-backend", backend]
+        command += ["--out", str(work / backend), "--json", str(work / "result.json")]
         subprocess.run(command, check=True, capture_output=True)
-        rows = compare(work / reading, work / "released")
-        facts[reading] = {
+        rows = compare(work / backend, work / "released")
+        facts[backend] = {
             "least IoU": min(row["least IoU"] for row in rows), "mean IoU": float(np.mean([row["mean IoU"] for row in rows])),
             "objects": rows,
         }  # fmt: skip
-        print(weights.name, reading, facts[reading], flush=True)
+        print(weights.name, backend, facts[backend], flush=True)
     return {**facts, "notes": json.loads((work / "result.json").read_text())["notes"]}
 
 
@@ -158,7 +158,7 @@ def main() -> None:
     facts = {"runs": runs, "command": "python benchmarks/parity_davis.py CHECKOUT DAVIS --weights FILE", "machine": describe_machine()}
     (ROOT / "benchmarks/results/parity_davis.json").write_text(json.dumps(facts, indent=1) + "\n")
     least = min(run["opencv"]["least IoU"] for run in runs)
-    print(f"least IoU of all objects and frames, OpenCV reading: {least:.6f}")
+    print(f"least IoU of all objects and frames, OpenCV backend: {least:.6f}")
     sys.exit(0 if least >= 0.995 else 1)
 
 

@@ -1,7 +1,7 @@
-"""Throughput of backbones: images a second, parameters, multiply-adds, peak memory (Table 1, appendix D).
+"""Throughput of backbones: images per second, parameters, MACs and peak memory (Table 1, appendix D).
 
-Speed depends on the machine, so nothing here is a Result: the published column is of one V100, 128 images a forward pass,
-its precision and warm-up unstated; compare ratios between networks, not numbers.
+Throughput depends on the machine, so the measurements are not a Result. The paper measured on one V100 with 128 images per
+forward pass, and does not state precision and warm-up: compare ratios between networks, not absolute values.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -33,89 +34,103 @@ from dinoeval.models.backbone import RANDOM, Backbone, Precision
 from dinoeval.models.build import build_network
 from dinoeval.models.loading import load
 
-PUBLISHED = {
-    "resnet50": 1237, "vit_s16": 1007, "vit_s8": 180, "vit_b16": 312, "vit_b8": 63,  # Table 1
-    "vit_s5": 44,  # Section 5.1, in the text
-    "vit_s16_h8": 971, "vit_s16_h12": 927, "vit_s16_h16": 860,  # appendix D
-}  # fmt: skip
-"""Images a second on one V100."""
-_JPEGS, _JPEG_SIZE = 256, (500, 375)  # ImageNet's commonest size
+NUM_JPEGS = 256
+JPEG_SIZE = (500, 375)
+"""Width and height in pixels: the most frequent size in ImageNet."""
+_MAX_EXTRACTIONS = 3
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ThroughputConfig:
+    """Options of a measurement."""
+
+    images: str | None = None
+    """Folder of images that are read (default: 256 synthetic JPEG files of 500 x 375 pixels)."""
+    batch_size: int = 128
+    """Images per forward pass. The paper uses 128."""
+    repeats: int = 5
+    """Timed forward passes after one warm-up; the median is reported."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1 or mps."""
+    precision: Precision = "fp32"
+    """Forward-pass precision."""
+    workers: int | None = None
+    """Data-loading processes (default: one per core)."""
+
+    def __post_init__(self) -> None:
+        for name, value, minimum in (("batch-size", self.batch_size, 1), ("repeats", self.repeats, 1), ("workers", self.workers, 0)):
+            if value is not None and value < minimum:
+                raise ConfigError(f"--{name} must be at least {minimum}, got {value}")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Throughput:
-    """What was measured of one backbone."""
+    """The measurements of one backbone."""
 
     arch: str
     parameters: int
-    multiply_adds: int
-    """Of one image of the network's size, as [CLS] is computed here."""
+    macs: int
+    """Multiply-accumulate operations of one image of the size of the network, for [CLS]."""
     forward: float
-    """Images a second, median of the rounds; pictures are on the device already."""
+    """Images per second, median of the repeats, with images that are already on the device."""
     spread: float
-    """Between the fastest and the slowest round, as a share of the median."""
+    """Difference between the fastest and the slowest repeat, as a fraction of the median."""
     from_files: float
-    """Images a second from JPEG files to features in the cache."""
+    """Images per second from JPEG files to features in the cache."""
     peak_bytes: int
-    """Memory that building and running the network added; on a GPU, its allocator's peak."""
-    batch: int
+    """Memory that loading and running the network added; on a GPU, the peak of its allocator."""
+    batch_size: int
     device: str
     precision: str
     files: str
-    published: int | None
+    """What `from_files` read."""
 
 
-def measure(
-    archs: list[str], *, images: str | None, batch: int, rounds: int, device: str, precision: Precision, workers: int | None
-) -> list[Throughput]:
-    """Measure backbones with random weights, each in a process of its own, so that one's memory is not another's.
+def measure(archs: Sequence[str], config: ThroughputConfig = ThroughputConfig()) -> list[Throughput]:
+    """Measure backbones with random weights.
 
-    `images` is a folder of pictures, or None for made-up JPEG files. Raises ConfigError for what cannot be built.
+    Each is measured in its own process, so that its memory is counted separately.
+
+    Args:
+        archs: Names of architectures.
+        config: Options.
+
+    Returns:
+        The measurements, in the order of `archs`.
+
+    Raises:
+        ConfigError: If an architecture is unknown. All names are checked before the first measurement.
+        DataError: If the images cannot be opened.
     """
-    if batch < 1 or rounds < 1 or (workers or 0) < 0:
-        raise ConfigError("batch size and rounds must be 1 or more, workers 0 or more")
-    if images is not None:
-        open_images(images)
+    if config.images is not None:
+        open_images(config.images)
     for arch in archs:
-        build_network(arch)  # finds what is misspelt before anything is measured
+        build_network(arch)
     with tempfile.TemporaryDirectory() as folder:
-        where = images or str(_made_up_jpegs(Path(folder) / "jpegs"))
-        files = f"the pictures of {images}" if images else f"{_JPEGS} made-up JPEG files of {_JPEG_SIZE[0]} x {_JPEG_SIZE[1]} pixels"
+        images = config.images or str(_write_synthetic_jpegs(Path(folder) / "jpegs"))
         spawn = multiprocessing.get_context("spawn")
-        rows = []
+        measured = []
         for arch in archs:
             with concurrent.futures.ProcessPoolExecutor(1, mp_context=spawn) as pool:
-                rows.append(pool.submit(_measure, arch, where, files, batch, rounds, device, precision, workers, folder).result())
-        return rows
+                measured.append(pool.submit(_measure, arch, config, images, folder).result())
+        return measured
 
 
-def _measure(
-    arch: str, where: str, files: str, batch: int, rounds: int, device: str, precision: Precision, workers: int | None, folder: str
-) -> Throughput:
-    before = _begin_counting()
-    backbone = load(arch, weights=RANDOM, device=device, precision=precision)
-    size = backbone.config.image_size
-    pictures = torch.randn(batch, 3, size, size, device=backbone.device)
-    backbone(pictures, patches=False)  # warms up: kernels are chosen, memory is allocated
-    rates = []
-    for _ in range(rounds):
-        _wait(backbone)
-        began = time.perf_counter()
-        backbone(pictures, patches=False)
-        _wait(backbone)
-        rates.append(batch / (time.perf_counter() - began))
-    peak = _added_bytes(backbone.device, before)
-    end_to_end = _from_files(backbone, open_images(where), rounds, workers, folder)
-    median = statistics.median(rates)
-    return Throughput(
-        arch=arch, parameters=sum(parameter.numel() for parameter in backbone.network.parameters()), multiply_adds=multiply_adds(arch),
-        forward=median, spread=(max(rates) - min(rates)) / median, from_files=end_to_end, peak_bytes=peak, batch=batch,
-        device=str(backbone.device), precision=precision, files=files, published=PUBLISHED.get(arch),
-    )  # fmt: skip
+def count_macs(arch: str) -> int:
+    """Count the multiply-accumulate operations of the forward pass of one image.
 
+    The count is that of the FLOP counter of PyTorch. Nothing is computed.
 
-def multiply_adds(arch: str) -> int:
-    """Count the multiply-adds of the forward pass of one image, by PyTorch's own counter; nothing is computed."""
+    Args:
+        arch: Name of an architecture.
+
+    Returns:
+        The number of operations.
+
+    Examples:
+        >>> count_macs("resnet50")
+        4087136256
+    """
     with torch.device("meta"):
         network = build_network(arch).eval()
         image = torch.empty(1, 3, network.config.image_size, network.config.image_size)  # type: ignore[union-attr,arg-type]
@@ -124,29 +139,63 @@ def multiply_adds(arch: str) -> int:
     return counter.get_total_flops() // 2
 
 
-def _from_files(backbone: Backbone, images: ImageSet, rounds: int, workers: int | None, folder: str) -> float:
+def _measure(arch: str, config: ThroughputConfig, images: str, folder: str) -> Throughput:
+    """Measure one backbone, in its own process. `folder` is for temporary files."""
+    memory_before = _start_memory_count()
+    backbone = load(arch, weights=RANDOM, device=config.device, precision=config.precision)
+    size = backbone.config.image_size
+    batch = torch.randn(config.batch_size, 3, size, size, device=backbone.device)
+    backbone(batch, patches=False)  # Warm-up: kernels are chosen, memory is allocated.
+    rates = []
+    for _ in range(config.repeats):
+        _synchronize(backbone)
+        started = time.perf_counter()
+        backbone(batch, patches=False)
+        _synchronize(backbone)
+        rates.append(config.batch_size / (time.perf_counter() - started))
+    peak_bytes = _added_bytes(backbone.device, memory_before)
+    median = statistics.median(rates)
+    synthetic = f"{NUM_JPEGS} synthetic JPEG files of {JPEG_SIZE[0]} x {JPEG_SIZE[1]} pixels"
+    return Throughput(
+        arch=arch,
+        parameters=sum(parameter.numel() for parameter in backbone.network.parameters()),
+        macs=count_macs(arch),
+        forward=median,
+        spread=(max(rates) - min(rates)) / median,
+        from_files=_measure_from_files(backbone, open_images(images), config, folder),
+        peak_bytes=peak_bytes,
+        batch_size=config.batch_size,
+        device=str(backbone.device),
+        precision=config.precision,
+        files=f"the images in {config.images}" if config.images else synthetic,
+    )
+
+
+def _measure_from_files(backbone: Backbone, images: ImageSet, config: ThroughputConfig, folder: str) -> float:
+    """Return the images per second of an extraction, from files to the cache."""
     transform = parse_transform("auto", backbone.config.image_size, backbone.config.preprocessing)
-    workers = distributed.num_workers(workers, 8, small=False)
-    # Several forward passes for each process that decodes, so that they overlap as in a long run.
+    workers = distributed.num_workers(config.workers, 8, small=False)
+    # Several forward passes per worker, so that decoding and computing overlap as in a long run.
     enough = 4 * max(1, workers) * backbone.fast_batch(transform.crop)
     images = images.subset(np.arange(max(enough, len(images))) % len(images))
     rates = []
-    for _ in range(min(rounds, 3)):
+    for _ in range(min(config.repeats, _MAX_EXTRACTIONS)):
         with tempfile.TemporaryDirectory(dir=folder) as cache:
             features = extract(backbone, images, Cls(), transform, FeatureCache(cache), options=ExtractOptions(workers=workers))
             rates.append(len(images) / features.seconds)
     return statistics.median(rates)
 
 
-def _wait(backbone: Backbone) -> None:
+def _synchronize(backbone: Backbone) -> None:
+    """Wait until the device has finished."""
     if backbone.device.type == "cuda":
         torch.cuda.synchronize(backbone.device)
     elif backbone.device.type == "mps":
         torch.mps.synchronize()
 
 
-def _begin_counting() -> int:
-    """Forget the peak of memory so far where the system can (Linux); return what this process holds now."""
+def _start_memory_count() -> int:
+    """Reset the peak memory if the system can (Linux); return what this process holds now, in bytes."""
     try:
         Path("/proc/self/clear_refs").write_text("5")
         return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
@@ -155,7 +204,7 @@ def _begin_counting() -> int:
 
 
 def _peak_bytes() -> int:
-    """Peak memory of this process; 0 where the system does not tell."""
+    """Return the peak memory of this process, or 0 if the system does not report it."""
     try:
         import resource
     except ImportError:  # Windows
@@ -171,11 +220,11 @@ def _added_bytes(device: torch.device, before: int) -> int:
     return max(0, _peak_bytes() - before)
 
 
-def _made_up_jpegs(folder: Path) -> Path:
-    """Smooth coloured noise, which decodes about as fast as photographs do."""
+def _write_synthetic_jpegs(folder: Path) -> Path:
+    """Write images of smooth color noise, which decode about as fast as photographs."""
     folder.mkdir()
     random = np.random.default_rng(0)
-    for number in range(_JPEGS):
+    for number in range(NUM_JPEGS):
         coarse = Image.fromarray(random.integers(0, 256, (24, 32, 3), dtype=np.uint8))
-        coarse.resize(_JPEG_SIZE, Image.Resampling.BICUBIC).save(folder / f"{number:04d}.jpg", quality=90)
+        coarse.resize(JPEG_SIZE, Image.Resampling.BICUBIC).save(folder / f"{number:04d}.jpg", quality=90)
     return folder

@@ -1,10 +1,11 @@
-"""Label propagation through a video: the masks of the first frame are carried from frame to frame by patch tokens.
+"""Label propagation: carry the masks of the first frame through a video by the similarity of patch tokens.
 
-The order of the released code (eval_video_segmentation.py): the first mask is shrunk to one label a token; every later
-frame gets a soft map from the first frame and the last few; soft maps are remembered as they are; for the mask, each
-channel is enlarged bilinearly, stretched to [0, 1], and the largest wins.
+Order of operations, as in the released code (eval_video_segmentation.py): the first mask is resized to one label per
+token; each later frame gets a soft label map from the first frame and from the last few frames; the soft maps themselves
+are context for later frames. For the mask, each channel of a soft map is upsampled bilinearly and rescaled to [0, 1];
+the largest channel wins.
 
-C labels with background, h x w tokens, H x W pixels, D dims.
+C labels including background, h x w tokens, H x W pixels, D dimensions.
 """
 
 from __future__ import annotations
@@ -13,137 +14,214 @@ import collections
 import dataclasses
 import math
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
-from dinoeval.data.frame_transforms import FrameTransform
+from dinoeval.data.frame_transforms import SIDE, FrameTransform, ResizeBackend, frame_transform
 from dinoeval.errors import ConfigError, DataError
 from dinoeval.maths.propagation import RADIUS, TEMPERATURE, TOP_K, propagate
 
 if TYPE_CHECKING:
     from dinoeval.models.backbone import Backbone
+    from dinoeval.session import Session
 
-CONTEXT = 7  # eval_video_segmentation.py
-_MOST = 1_000_000
-_CHANNELS = 8  # enlarged at a time
-_FLAT = 1e-5  # of the largest value: a smaller span is rounding
-Failures = Literal["released", "fixed"]
+CONTEXT_FRAMES = 7
+"""Previous frames used as context (eval_video_segmentation.py)."""
+_MAX_OPTION = 1_000_000  # Larger values have no effect on a video and overflow in torch.
+_CHANNELS_AT_ONCE = 8  # Soft maps upsampled together, which bounds the memory.
+_ROUNDING = 1e-5  # A channel whose range is below this fraction of its maximum differs by rounding only.
+EdgeCases = Literal["released", "fixed"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PropagationConfig:
-    """How labels are carried on; the defaults are the released code's."""
+    """Options of label propagation. The defaults are those of the released code."""
 
-    context: int = CONTEXT
-    """How many frames before a frame are looked at, besides the first."""
+    context_frames: int = CONTEXT_FRAMES
+    """Previous frames used as context, besides the first frame."""
     radius: int = RADIUS
-    """How many rows and columns of tokens away a token looks."""
-    top: int = TOP_K
-    """How many of the tokens most like it count, with those that are equal to the last."""
+    """Radius of the search window, in tokens (rows and columns)."""
+    top_k: int = TOP_K
+    """Number of most similar context tokens to average. Tokens that tie with the last one are included."""
     temperature: float = TEMPERATURE
-    """They count with weight exp(cosine / temperature)."""
-    edge_cases: Failures = "released"
-    """What to do about labels that are lost when the first mask is shrunk, and about channels that are the same everywhere."""
+    """Temperature of the weights exp(cosine / T)."""
+    edge_cases: EdgeCases = "released"
+    """Handling of two edge cases. released: an object that is lost when the first mask is resized to tokens is never predicted,
+    and a constant soft map becomes NaN (which wins everywhere) or noise. fixed: a lost object gets the token that holds most of it,
+    and a constant soft map is kept as it is."""
 
     def __post_init__(self) -> None:
-        if self.context < 0 or self.radius < 1 or self.top < 1:
-            raise ConfigError(f"context must be 0 or more, radius and top 1 or more: {self.context}, {self.radius}, {self.top}")
-        if max(self.context, self.radius, self.top) > _MOST:
-            raise ConfigError(f"context, radius and top must be {_MOST:,} at most: {self.context}, {self.radius}, {self.top}")
+        for name, minimum in (("context_frames", 0), ("radius", 1), ("top_k", 1)):
+            value = getattr(self, name)
+            if not minimum <= value <= _MAX_OPTION:
+                raise ConfigError(f"--{name.replace('_', '-')} must be from {minimum} to {_MAX_OPTION:,}, got {value}")
         if not 0 < self.temperature < math.inf:
-            raise ConfigError(f"temperature must be above 0, and a number: {self.temperature}")
+            raise ConfigError(f"--temperature must be a finite number above 0, got {self.temperature}")
+
+    def propagation_options(self) -> dict[str, Any]:
+        """Return the options of label propagation alone, without those of a subclass.
+
+        Returns:
+            Value by field name. Records of finished masks hold it.
+
+        Examples:
+            >>> VideoConfig(image_size=240).propagation_options()["context_frames"]
+            7
+        """
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(PropagationConfig)}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class VideoConfig(PropagationConfig):
+    """Options of label propagation and of its input frames.
+
+    Together with the network they determine the masks.
+    """
+
+    image_size: int = SIDE
+    """Short side of the frames in the network, in pixels. Smaller is faster and less precise."""
+    resize_backend: ResizeBackend = "opencv"
+    """Library whose bilinear filter resizes the frames. The released code uses OpenCV."""
+
+    def frame_transform(self, session: Session) -> FrameTransform:
+        """Return the transform from a frame to the input of the session's network.
+
+        Args:
+            session: Its network gives the patch size, its transform the mean and standard deviation.
+
+        Returns:
+            The transform. For a network without patches it has patch size 1.
+
+        Raises:
+            ConfigError: If the session resizes by --transform or skips unreadable images, or the frames are too small.
+        """
+        if session.config.bad_images == "skip":
+            raise ConfigError("--bad-images skip does not apply to videos, because every frame is needed: remove it")
+        return frame_transform(self.image_size, self.resize_backend, session.backbone.patch_size or 1, *session.normalization())
 
 
 class Propagation:
-    """One video on its way. Memory does not grow with its length."""
+    """The propagation of masks through one video.
 
-    def __init__(self, backbone: Backbone, first: np.ndarray, transform: FrameTransform, rule: PropagationConfig) -> None:
-        """`first` is the mask (H, W) uint8 of the first frame, with the numbers of its objects from 1 up."""
+    The memory does not grow with the length of the video.
+
+    Args:
+        backbone: A network with patch tokens.
+        first_mask: Labels of the first frame, (H, W) uint8: 0 for background, objects numbered from 1.
+        transform: From a frame to the input of the network, with the patch size of the network.
+        config: Options of the propagation.
+
+    Attributes:
+        lost: Labels of the first mask that no token has. With the edge cases of the released code they are in no later mask.
+        constant: Labels by frame name whose soft map is positive and constant. Rescaled as released, such a map becomes NaN,
+            which wins everywhere, or rounding noise.
+
+    Examples:
+        A bright square moves to the right by one token of 8 pixels per frame:
+
+        >>> import dinoeval
+        >>> first_mask = np.zeros((64, 64), np.uint8)
+        >>> first_mask[24:40, 8:24] = 1
+        >>> frames = [Image.fromarray(np.roll(255 * first_mask, 8 * step, axis=1)).convert("RGB") for step in range(3)]
+        >>> backbone = dinoeval.load(device="cpu")
+        >>> propagation = Propagation(backbone, first_mask, FrameTransform(side=64, patch=8), PropagationConfig())
+        >>> [int(np.nonzero(mask)[1].mean() // 8) for mask in propagation.masks(["0", "1", "2"], frames)]  # its column, in tokens
+        [1, 2, 3]
+    """
+
+    def __init__(self, backbone: Backbone, first_mask: np.ndarray, transform: FrameTransform, config: PropagationConfig) -> None:
         assert backbone.patch_size == transform.patch
-        self.backbone, self.first, self.transform, self.rule = backbone, first, transform, rule
+        self.backbone, self.first_mask, self.transform, self.config = backbone, first_mask, transform, config
         self.lost: list[int] = []
-        """Labels of the first mask that no token has: they are in no later mask."""
         self.constant: dict[str, list[int]] = {}
-        """By frame: labels whose soft map is above 0 and the same everywhere. Stretched as released, it becomes NaN, which wins
-        everywhere, or rounding noise."""
 
-    def masks(self, names: Iterable[str], pictures: Iterable[Image.Image]) -> Iterator[np.ndarray]:
-        """Yield the mask (H, W) uint8 of every frame; that of the first is the one given. Raises DataError.
+    def masks(self, names: Iterable[str], frames: Iterable[Image.Image]) -> Iterator[np.ndarray]:
+        """Yield the mask of every frame, in order. Frames are read one at a time.
 
-        The mask of a square frame is shrunk like the frame, where the released code exchanges its sides.
+        The mask of a square frame is resized like the frame. The released code swaps its sides.
+
+        Args:
+            names: Name of each frame, for messages and for `constant`.
+            frames: RGB images of the size of the first mask.
+
+        Yields:
+            Labels of a frame, (H, W) uint8. The first mask is the given one.
+
+        Raises:
+            DataError: If a frame differs in size from the first mask, or its features are NaN or infinite.
         """
-        recent: collections.deque[tuple[Tensor, Tensor]] = collections.deque(maxlen=self.rule.context)
-        anchor: tuple[Tensor, Tensor] | None = None
-        height, width = self.first.shape
-        for name, picture in zip(names, pictures, strict=True):
-            if picture.size != (width, height):
-                what = "the first mask" if anchor is None else "the first frame"
-                raise DataError(f"frame {name} has {picture.width} x {picture.height} pixels, and {what} {width} x {height}")
-            tokens = self._tokens(name, picture)
-            if anchor is None:
-                anchor = tokens, self._first_map(tokens)
-                yield self.first
+        recent: collections.deque[tuple[Tensor, Tensor]] = collections.deque(maxlen=self.config.context_frames)
+        first: tuple[Tensor, Tensor] | None = None
+        height, width = self.first_mask.shape
+        for name, frame in zip(names, frames, strict=True):
+            if frame.size != (width, height):
+                expected = "the first mask" if first is None else "the first frame"
+                raise DataError(f"frame {name} has {frame.width} x {frame.height} pixels, but {expected} has {width} x {height}")
+            tokens = self._tokens(name, frame)
+            if first is None:
+                first = tokens, self._first_soft_map(tokens)
+                yield self.first_mask
                 continue
-            past = [anchor, *recent]
+            context = [first, *recent]
             soft = propagate(
                 tokens,
-                [frame for frame, _ in past],
-                [labels for _, labels in past],
-                radius=self.rule.radius,
-                top_k=self.rule.top,
-                temperature=self.rule.temperature,
+                [frame_tokens for frame_tokens, _ in context],
+                [soft_map for _, soft_map in context],
+                radius=self.config.radius,
+                top_k=self.config.top_k,
+                temperature=self.config.temperature,
             )
             recent.append((tokens, soft))
             labels = self._decide(name, soft)
             yield np.asarray(Image.fromarray(labels).resize((width, height), Image.Resampling.NEAREST))
 
     @torch.inference_mode()
-    def _tokens(self, name: str, picture: Image.Image) -> Tensor:
-        """The L2-normalised patch tokens of a frame, (h, w, D)."""
-        patches = self.backbone(self.transform(picture)[None]).patches
+    def _tokens(self, name: str, frame: Image.Image) -> Tensor:
+        """Return the L2-normalized patch tokens of a frame, (h, w, D)."""
+        patches = self.backbone(self.transform(frame)[None]).patches
         assert patches is not None
         self.backbone.check_finite(patches, [name])
         return torch.nn.functional.normalize(patches[0], dim=-1)
 
-    def _first_map(self, tokens: Tensor) -> Tensor:
-        """One-hot labels of the first mask at token resolution, (C, h, w)."""
+    def _first_soft_map(self, tokens: Tensor) -> Tensor:
+        """Return the one-hot labels of the first mask at token resolution, (C, h, w)."""
         h, w, _ = tokens.shape
-        small = np.asarray(Image.fromarray(self.first).resize((w, h), Image.Resampling.NEAREST))
-        self.lost = sorted(set(np.unique(self.first).tolist()) - set(np.unique(small).tolist()) - {0})
-        count = 1 + int((small if self.rule.edge_cases == "released" else self.first).max())
+        small = np.asarray(Image.fromarray(self.first_mask).resize((w, h), Image.Resampling.NEAREST))
+        self.lost = sorted(set(np.unique(self.first_mask).tolist()) - set(np.unique(small).tolist()) - {0})
+        count = 1 + int((small if self.config.edge_cases == "released" else self.first_mask).max())
         soft = (torch.from_numpy(small.copy()) == torch.arange(count, dtype=torch.uint8)[:, None, None]).float()
-        if self.rule.edge_cases == "fixed":
-            self._rescue(soft)
+        if self.config.edge_cases == "fixed":
+            self._restore_lost(soft)
         return soft.to(tokens.device)
 
-    def _rescue(self, soft: Tensor) -> None:
-        """Give each lost label the token that holds most of it, shared with other objects that are there."""
-        (height, width), (_, h, w) = self.first.shape, soft.shape
+    def _restore_lost(self, soft: Tensor) -> None:
+        """Give each lost label the token that holds most of it, in place. Objects that share a token share its weight."""
+        (height, width), (_, h, w) = self.first_mask.shape, soft.shape
         rows, columns = np.arange(height) * h // height, np.arange(width) * w // width
         for label in self.lost:
-            inside = self.first == label
-            cells = (rows[:, None] * w + columns)[inside]
-            row, column = divmod(int(np.bincount(cells).argmax()), w)
+            inside = self.first_mask == label
+            token_indices = (rows[:, None] * w + columns)[inside]
+            row, column = divmod(int(np.bincount(token_indices).argmax()), w)
             soft[label, row, column] = 1
             soft[0, row, column] = 0
         soft /= soft.sum(0)
 
     @torch.inference_mode()
     def _decide(self, name: str, soft: Tensor) -> np.ndarray:
-        """From a soft map (C, h, w) to labels (H, W) uint8 at the size of the network's input."""
+        """Turn a soft map (C, h, w) into labels, uint8, at the size of the network's input."""
         best = label = None
-        for start in range(0, len(soft), _CHANNELS):
-            part = soft[start : start + _CHANNELS]
-            enlarged = torch.nn.functional.interpolate(
+        for start in range(0, len(soft), _CHANNELS_AT_ONCE):
+            part = soft[start : start + _CHANNELS_AT_ONCE]
+            upsampled = torch.nn.functional.interpolate(
                 part[None], scale_factor=self.transform.patch, mode="bilinear", align_corners=False, recompute_scale_factor=False
             )[0]
-            for channel, values in enumerate(enlarged, start):
-                self._stretch(name, channel, values)
-            values, places = enlarged.max(0)  # NaN wins, and the first of equals
+            for channel, values in enumerate(upsampled, start):
+                self._rescale(name, channel, values)
+            values, places = upsampled.max(0)  # NaN wins, and the first of equal values.
             if best is None or label is None:
                 best, label = values, places
                 continue
@@ -152,13 +230,13 @@ class Propagation:
         assert label is not None
         return label.to("cpu", torch.uint8).numpy()
 
-    def _stretch(self, name: str, channel: int, values: Tensor) -> None:
-        """Bring one channel to [0, 1], in place; one without anything above 0 stays."""
+    def _rescale(self, name: str, channel: int, values: Tensor) -> None:
+        """Rescale one channel to [0, 1], in place. A channel without positive values is not changed."""
         if values.max() <= 0:
             return
         span = values - values.min()
-        if span.max() <= _FLAT * values.max():
+        if span.max() <= _ROUNDING * values.max():
             self.constant.setdefault(name, []).append(channel)
-            if self.rule.edge_cases == "fixed":
+            if self.config.edge_cases == "fixed":
                 return
         values.copy_(span / span.max())

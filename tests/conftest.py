@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from factories import TINY, class_folders, synthetic_state
 
+from dinoeval.cli import main
 from dinoeval.models.checkpoints import save_backbone
 
 
@@ -20,6 +22,19 @@ def _own_folders(tmp_path, monkeypatch):
     monkeypatch.setenv("DINOEVAL_WEIGHTS", str(tmp_path / "weights"))
     monkeypatch.setenv("DINOEVAL_OFFLINE", "1")
     monkeypatch.delenv("DINOEVAL_DATA", raising=False)
+
+
+@pytest.fixture
+def call(capsys) -> Callable[..., tuple[int, str, str]]:
+    """A function that runs one command in this process and returns its exit code, stdout and stderr."""
+
+    def run(*words: object) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as stopped:
+            main([str(word) for word in words])
+        out, err = capsys.readouterr()
+        return int(stopped.value.code or 0), out, err
+
+    return run
 
 
 @pytest.fixture(scope="session")

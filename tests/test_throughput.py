@@ -1,4 +1,4 @@
-"""Throughput: what is counted, and the command as a user types it."""
+"""Throughput: counts by hand, and the command as a user types it."""
 
 from __future__ import annotations
 
@@ -7,25 +7,28 @@ import json
 import pytest
 
 from dinoeval.cli import main
+from dinoeval.cli.speed import _table
 from dinoeval.errors import ConfigError
-from dinoeval.throughput import PUBLISHED, measure, multiply_adds
+from dinoeval.paper.rows import printed_values
+from dinoeval.throughput import Throughput, ThroughputConfig, count_macs, measure
 
 
-def test_multiply_adds_are_those_worked_by_hand():
-    """vit_xs8_16: 4 patches of 8 x 8, 5 tokens, 96 dims, 4 blocks; in the last only [CLS] asks and passes the MLP."""
+def test_macs_of_vit_equal_hand_count():
+    """vit_xs8_16: 4 patches of 8 x 8, 5 tokens, 96 dims, 4 blocks; in the last block only [CLS] is a query and enters the MLP."""
     tokens, dim = 5, 96
     embedding = 4 * 3 * 8 * 8 * dim
     block = tokens * (3 + 1 + 4 + 4) * dim**2 + 2 * tokens**2 * dim
     last = tokens * 2 * dim**2 + (1 + 1 + 4 + 4) * dim**2 + 2 * tokens * dim
-    assert multiply_adds("vit_xs8_16") == embedding + 3 * block + last
+    assert count_macs("vit_xs8_16") == embedding + 3 * block + last
 
 
-def test_the_count_of_a_known_network_is_the_known_one():
-    assert multiply_adds("resnet50") == pytest.approx(4.09e9, rel=0.005)  # torchvision's table
+def test_macs_of_resnet50_equal_torchvision_table():
+    assert count_macs("resnet50") == pytest.approx(4.09e9, rel=0.005)
 
 
-def test_the_command_prints_a_row_a_network_and_writes_them(capsys, tmp_path):
-    words = ["speed", "vit_xs8_16", "timm/resnet10t", "--batch-size", "2", "--rounds", "1", "--device", "cpu"]
+@pytest.mark.slow
+def test_command_prints_and_writes_a_row_per_network(capsys, tmp_path):
+    words = ["speed", "vit_xs8_16", "timm/resnet10t", "--batch-size", "2", "--repeats", "1", "--device", "cpu"]
     with pytest.raises(SystemExit) as stop:
         main([*words, "--json", str(tmp_path / "s.json")])
     assert stop.value.code == 0
@@ -35,14 +38,42 @@ def test_the_command_prints_a_row_a_network_and_writes_them(capsys, tmp_path):
     for row in rows:
         assert row["forward"] > 0
         assert row["from_files"] > 0
-        assert row["published"] is None
-    assert rows[1]["peak_bytes"] >= 4 * rows[1]["parameters"]  # at least the weights themselves
+        assert row["batch_size"] == 2
+    assert rows[1]["peak_bytes"] >= 4 * rows[1]["parameters"]  # At least the weights themselves.
 
 
-def test_a_misspelt_network_is_found_before_anything_is_measured():
-    with pytest.raises(ConfigError, match="Did you mean vit_s8"):
-        measure(["vit_xs8_16", "vit_q8"], images=None, batch=2, rounds=1, device="cpu", precision="fp32", workers=0)
+def test_table_shows_printed_values_and_ratios():
+    measured = [
+        Throughput(
+            arch=arch,
+            parameters=10**6,
+            macs=10**9,
+            forward=forward,
+            spread=0.1,
+            from_files=1.0,
+            peak_bytes=10**6,
+            batch_size=2,
+            device="cpu",
+            precision="fp32",
+            files="",
+        )
+        for arch, forward in (("vit_s16", 100.0), ("vit_b16", 25.0), ("vit_xs8_16", 900.0))
+    ]
+    lines = _table(measured, {"vit_s16": 1007.0, "vit_b16": 312.0}).splitlines()
+    assert [line.split()[-2:] for line in lines[2:]] == [["1007", "1.00"], ["312", "0.81"], ["-", "-"]]
 
 
-def test_the_published_rates_are_the_papers():
-    assert (PUBLISHED["vit_s16"], PUBLISHED["vit_b8"]) == (1007, 63)
+def test_unknown_architecture_is_reported_before_measuring():
+    with pytest.raises(ConfigError, match=r"vit_q8.*vit_s8"):
+        measure(["vit_xs8_16", "vit_q8"], ThroughputConfig(batch_size=2, repeats=1, device="cpu", workers=0))
+
+
+@pytest.mark.parametrize(("option", "value"), [("batch_size", 0), ("repeats", 0), ("workers", -1)])
+def test_config_rejects_value_out_of_range(option, value):
+    with pytest.raises(ConfigError, match=f"--{option.replace('_', '-')} .*got {value}"):
+        ThroughputConfig(**{option: value})
+
+
+def test_printed_throughput_is_that_of_table_1():
+    printed = printed_values("speed", "images_per_second")
+    assert (printed["vit_s16"], printed["vit_b8"]) == (1007, 63)

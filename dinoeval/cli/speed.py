@@ -3,60 +3,68 @@
 from __future__ import annotations
 
 import dataclasses
-import json as json_format
-from typing import Annotated, Literal
+from collections.abc import Mapping, Sequence
 
-import tyro
+from dinoeval.cli.options import JsonOutput
+from dinoeval.throughput import Throughput, ThroughputConfig
 
-from dinoeval.files import check_writable, write_whole
+_TABLE_1 = ("resnet50", "vit_s16", "vit_s8", "vit_b16", "vit_b8")
+_HEADINGS = (
+    ("parameters", "M"),
+    ("MACs", "G"),
+    ("forward", "images/s"),
+    ("spread", ""),
+    ("from files", "images/s"),
+    ("peak memory", "MB"),
+    ("paper, V100", "images/s"),
+    ("here/paper", "row 1 = 1"),
+)
 
 
-def speed(
-    archs: Annotated[tuple[str, ...], tyro.conf.Positional] = ("resnet50", "vit_s16", "vit_s8", "vit_b16", "vit_b8"),
-    /,
-    images: str | None = None,
-    batch_size: int = 128,
-    rounds: int = 5,
-    device: str = "auto",
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32",
-    workers: int | None = None,
-    json: str | None = None,
-) -> int:
-    """Measure backbones: images a second (forward only, and from JPEG files), parameters, multiply-adds, peak memory.
+def speed(archs: tuple[str, ...] = _TABLE_1, /, *, config: ThroughputConfig, output: JsonOutput) -> int:
+    """Measure throughput, parameters, MACs and peak memory of backbones.
+
+    Weights are random. Throughput is measured for forward passes alone, and from JPEG files to features.
 
     Args:
-        archs: Architectures; by default the rows of the paper's Table 1.
-        images: A folder of pictures to read; by default made-up JPEG files.
-        batch_size: Images a forward pass; the paper's is 128.
-        rounds: Forward passes whose median is told, after one that warms up.
-        device: auto, cpu, cuda, mps.
-        precision: fp32, bf16 or fp16.
-        workers: Processes that decode; by default one a core, none for small sets.
-        json: Write the numbers to this file.
+        archs: Architectures, by name.
+        config: Options of the measurement.
+        output: The file of the measurements.
     """
     from dinoeval.environment import describe_machine
+    from dinoeval.paper.rows import printed_values
     from dinoeval.throughput import measure
 
-    if json:
-        check_writable(json)
-    rows = measure(list(archs), images=images, batch=batch_size, rounds=rounds, device=device, precision=precision, workers=workers)
-    machine = describe_machine()
-    if json:
-        content = {"machine": machine, "rows": [dataclasses.asdict(row) for row in rows]}
-        write_whole(json, lambda target: target.write_text(json_format.dumps(content, indent=1) + "\n"))
-    first = rows[0]
-    print(f"{first.device}, {first.precision}, {first.batch} images a forward pass, random weights, on {machine['processor']}")
+    output.check()
+    measured, machine = measure(archs, config), describe_machine()
+    output.write({"machine": machine, "rows": [dataclasses.asdict(one) for one in measured]})
+    first = measured[0]
+    print(f"{first.device}, {first.precision}, {first.batch_size} images per forward pass, random weights, on {machine['processor']}")
     print(f"from files: {first.files}\n")
-    columns = [("parameters", "M"), ("multiply-", "adds, G"), ("images/s", "forward"), ("", "spread"), ("images/s", "from files"),
-               ("peak", "MB"), ("V100", "in paper"), ("here/paper", "row 1 = 1")]  # fmt: skip
-    for line in zip(*columns, strict=True):
-        print(f"{'':<30}" + "".join(f"{word:>12}" for word in line))
-    for row in rows:
-        ratio = "-"
-        if row.published and first.published:
-            ratio = f"{(row.forward / first.forward) / (row.published / first.published):.2f}"
-        cells = [f"{row.parameters / 1e6:.2f}", f"{row.multiply_adds / 1e9:.2f}", f"{row.forward:.1f}", f"{row.spread:.0%}",
-                 f"{row.from_files:.1f}", f"{row.peak_bytes / 1e6:.0f}", str(row.published or "-"), ratio]  # fmt: skip
-        print(f"{row.arch:<30}" + "".join(f"{cell:>12}" for cell in cells))
-    print("\nThe paper's column is of another machine: only ratios between its rows can be compared, which the last column does.")
+    print(_table(measured, printed_values("speed", "images_per_second")))
+    print("\nThe paper used another machine, so only ratios between rows can be compared: see the last column.")
     return 0
+
+
+def _table(measured: Sequence[Throughput], printed: Mapping[str, float]) -> str:
+    """Format the measurements next to the printed values, in images per second by architecture."""
+    first = measured[0]
+    lines = [f"{'':<30}" + "".join(f"{word:>12}" for word in words) for words in zip(*_HEADINGS, strict=True)]
+    for one in measured:
+        paper, ratio = "-", "-"
+        if one.arch in printed:
+            paper = f"{printed[one.arch]:.0f}"
+            if first.arch in printed:
+                ratio = f"{(one.forward / first.forward) / (printed[one.arch] / printed[first.arch]):.2f}"
+        cells = (
+            f"{one.parameters / 1e6:.2f}",
+            f"{one.macs / 1e9:.2f}",
+            f"{one.forward:.1f}",
+            f"{one.spread:.0%}",
+            f"{one.from_files:.1f}",
+            f"{one.peak_bytes / 1e6:.0f}",
+            paper,
+            ratio,
+        )
+        lines.append(f"{one.arch:<30}" + "".join(f"{cell:>12}" for cell in cells))
+    return "\n".join(lines)

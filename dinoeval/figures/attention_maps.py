@@ -1,6 +1,6 @@
-"""What the last block attends to in one image: maps of heads, masks, the overlay of Figure 3, maps of chosen points.
+"""Attention of the last block for one image: maps and masks of heads, the overlay of Figure 3, maps of chosen points.
 
-A heads, h x w patches of p pixels, P points.
+A heads, h x w patches of p pixels, P points, Q queries.
 """
 
 from __future__ import annotations
@@ -14,125 +14,208 @@ import numpy as np
 from PIL import Image
 
 from dinoeval.errors import BadImage, ConfigError, DataError
-from dinoeval.figures.preprocessing import FigureTransform, Picture, figure_transform, open_pictures
-from dinoeval.figures.style import COLOURS, blended, coloured, enlarged, outlined, panels, rgb
+from dinoeval.figures.preprocessing import FigureTransform, ImageSource, figure_transform, open_figure_images
+from dinoeval.figures.style import COLORS, apply_colormap, blend, draw_panels, enlarge, outline, rgb
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
     from dinoeval.models.backbone import Backbone
 
-MASS = 0.6  # of the attention that a mask keeps: main text; the appendix says 0.8
-THRESHOLD = 0.2  # of a head's own range, in the overlay: the authors' word on Figure 3
-MAPS = "viridis"  # matplotlib's default, which visualize_attention.py leaves as it is
-_ACROSS = 4  # panels a line
-_MANY_TOKENS = 10_000
+MASS = 0.6
+"""Fraction of the attention that a mask keeps: the main text says 0.6, the appendix 0.8."""
+THRESHOLD = 0.2
+"""Lowest attention in the overlay, in the range of each head from 0 to 1. Stated by the authors for Figure 3."""
+COLORMAP = "viridis"
+"""The default of matplotlib, which visualize_attention.py does not change."""
+_PANELS_PER_ROW = 4
+_MANY_PATCHES = 10_000
 _log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
 class AttentionMaps:
-    """The attention of one image's last block, and the pictures it makes."""
+    """The attention of the last block for one image, and the images made from it."""
 
     name: str
     image: np.ndarray
-    """(h*p, w*p, 3) uint8: the picture as the network saw it, before its colours were normalised."""
+    """The image as the network sees it, before normalization, (h*p, w*p, 3) uint8."""
     maps: np.ndarray
-    """(A, h, w) float32: what [CLS] pays to each patch; a map's sum is 1 less what went to [CLS] (and registers)."""
+    """Attention of [CLS] to each patch, (A, h, w) float32. A map sums to 1 minus the attention to [CLS] and registers."""
     masks: np.ndarray
-    """(A, h, w) bool: the patches of largest attention that hold `mass` of a map."""
+    """The patches of largest attention that hold `mass` of a map, (A, h, w) bool."""
     points: tuple[tuple[float, float], ...]
-    """P points (x, y), pixels of the picture as it was given."""
+    """P points (x, y), in pixels of the original image."""
     point_patches: tuple[tuple[int, int], ...]
     """Row and column of the patch under each point."""
     point_maps: np.ndarray
-    """(P, A, h, w) float32: what those patches pay to each patch."""
+    """Attention of these patches to each patch, (P, A, h, w) float32."""
     mass: float
+    """Fraction of the attention that the masks keep."""
     patch: int
-    """Pixels."""
+    """Patch size in pixels."""
     transform: str
-    """How the picture was read."""
+    """Id of the transform, such as `figure@1:480x480:bilinear`."""
 
     @property
     def num_heads(self) -> int:
+        """Number of heads, A."""
         return len(self.maps)
 
     def head(self, number: int) -> np.ndarray:
-        """The map of a head as a picture, (h*p, w*p, 3) uint8, from its least to its largest value."""
-        return enlarged(coloured(self.maps[number], MAPS), self.patch)
+        """Draw the map of a head, from its minimum to its maximum.
+
+        Args:
+            number: Of the head, from 0.
+
+        Returns:
+            Image (h*p, w*p, 3) uint8.
+        """
+        return enlarge(apply_colormap(self.maps[number], COLORMAP), self.patch)
 
     def mask(self, number: int) -> np.ndarray:
-        """The mask of a head over the image, (h*p, w*p, 3) uint8."""
-        mask, colour = enlarged(self.masks[number], self.patch), rgb(COLOURS[number % len(COLOURS)])
-        return outlined(blended(self.image, colour, 0.5 * mask), mask, colour, _line_width(self.image))
+        """Draw the mask of a head over the image.
+
+        Args:
+            number: Of the head, from 0.
+
+        Returns:
+            Image (h*p, w*p, 3) uint8.
+        """
+        mask, color = enlarge(self.masks[number], self.patch), rgb(COLORS[number % len(COLORS)])
+        line_width = max(1, min(self.image.shape[:2]) // 160)
+        return outline(blend(self.image, color, 0.5 * mask), mask, color, line_width)
 
     def overlay(self, heads: Sequence[int] | None = None, threshold: float = THRESHOLD) -> np.ndarray:
-        """Several heads over the image, each in its own colour, (h*p, w*p, 3) uint8: Figure 3.
+        """Draw several heads over the image, each in its own color, as Figure 3 does.
 
-        Each map is scaled to [0, 1]; a patch takes the colour of the head that is highest there, as strongly as that head
-        is high, and stays as it is where none reaches `threshold`. At most seven heads can be told apart.
+        Each map is scaled to [0, 1]. A patch gets the color of the head with the highest value there, with an opacity that
+        grows with this value. It is not colored if the value is below the threshold.
+
+        Args:
+            heads: Numbers of at most seven heads (default: all, or the first seven).
+            threshold: Lowest attention that is drawn, from 0 (the minimum of a head) to 1 (its maximum).
+
+        Returns:
+            Image (h*p, w*p, 3) uint8.
+
+        Raises:
+            ConfigError: If a head does not exist, there are more than seven, or the threshold is out of range.
         """
-        chosen = self.choose(heads)
-        if len(chosen) > len(COLOURS):
-            raise ConfigError(f"{len(chosen)} heads in one picture: at most {len(COLOURS)} colours can be told apart")
+        chosen = self.choose_heads(heads)
+        if len(chosen) > len(COLORS):
+            raise ConfigError(f"--heads accepts at most {len(COLORS)} heads, which is the number of colors, got {len(chosen)}")
         if not 0 <= threshold < 1:
-            raise ConfigError(f"threshold must be from 0 to 1: {threshold}")
-        scaled = np.stack([_scaled(self.maps[head]) for head in chosen])  # (heads, h, w)
-        highest, first = scaled.max(0), scaled.argmax(0)
-        colours = np.stack([rgb(colour) for colour in _colours(chosen)])[first]  # (h, w, 3)
-        share = np.where(highest >= threshold, 0.2 + 0.7 * highest, 0)
-        return blended(self.image, enlarged(colours, self.patch), enlarged(share, self.patch))
+            raise ConfigError(f"--threshold must be at least 0 and below 1, got {threshold}")
+        scaled = np.stack([_scale(self.maps[head]) for head in chosen])  # (chosen heads, h, w)
+        highest, winners = scaled.max(0), scaled.argmax(0)
+        colors = np.stack([rgb(color) for color in _head_colors(chosen)])[winners]  # (h, w, 3)
+        alpha = np.where(highest >= threshold, 0.2 + 0.7 * highest, 0)
+        return blend(self.image, enlarge(colors, self.patch), enlarge(alpha, self.patch))
 
     def point(self, number: int, heads: Sequence[int] | None = None) -> np.ndarray:
-        """The map of a point as a picture, (h*p, w*p, 3) uint8: the mean of all heads, or of some."""
-        chosen = range(self.num_heads) if heads is None else self._known(heads)
-        return enlarged(coloured(self.point_maps[number, list(chosen)].mean(0), MAPS), self.patch)
+        """Draw the map of a point, averaged over heads.
 
-    def choose(self, heads: Sequence[int] | None) -> tuple[int, ...]:
-        """The heads asked for; by default all, or the first seven where there are more than colours."""
-        return tuple(range(min(self.num_heads, len(COLOURS)))) if heads is None else self._known(heads)
+        Args:
+            number: Of the point, from 0.
+            heads: Numbers of the heads (default: all).
+
+        Returns:
+            Image (h*p, w*p, 3) uint8.
+
+        Raises:
+            ConfigError: If a head does not exist.
+        """
+        chosen = range(self.num_heads) if heads is None else self._check_heads(heads)
+        return enlarge(apply_colormap(self.point_maps[number, list(chosen)].mean(0), COLORMAP), self.patch)
+
+    def choose_heads(self, heads: Sequence[int] | None) -> tuple[int, ...]:
+        """Return the heads of the overlay.
+
+        Args:
+            heads: Numbers of heads, or None.
+
+        Returns:
+            The heads without repetition; for None all, or the first seven.
+
+        Raises:
+            ConfigError: If a head does not exist.
+        """
+        return tuple(range(min(self.num_heads, len(COLORS)))) if heads is None else self._check_heads(heads)
 
     def figure(self, heads: Sequence[int] | None = None, threshold: float = THRESHOLD) -> Figure:
-        """The image, every head's map, the overlay of some heads, every head's mask; as wide as a column of a paper."""
-        chosen, every = self.choose(heads), range(self.num_heads)
-        shown = "heads " + " ".join(map(str, chosen)) if len(chosen) <= 3 else f"{len(chosen)} heads"  # as much as fits
-        shown = "all heads" if len(chosen) == self.num_heads else shown
-        maps = [("image", self.image), *((f"head {head}", self.head(head)) for head in every), (shown, self.overlay(chosen, threshold))]
-        masks = [(f"{self.mass:.0%}, head {head}", self.mask(head)) for head in every]
-        return panels([*maps, *masks], _ACROSS)[0]
+        """Draw the image, the maps and masks of all heads, and the overlay.
 
-    def pointing_figure(self, heads: Sequence[int] | None = None) -> Figure:
-        """The image with its points, and the map of each: the mean of all heads, or of some."""
+        Args:
+            heads: Heads of the overlay, as for `overlay`.
+            threshold: As for `overlay`.
+
+        Returns:
+            A figure as wide as a column of a paper.
+
+        Raises:
+            ConfigError: As for `overlay`.
+        """
+        chosen, every_head = self.choose_heads(heads), range(self.num_heads)
+        title = "heads " + " ".join(map(str, chosen)) if len(chosen) <= 3 else f"{len(chosen)} heads"  # What fits above a panel.
+        title = "all heads" if len(chosen) == self.num_heads else title
+        maps = [(f"head {head}", self.head(head)) for head in every_head]
+        masks = [(f"{self.mass:.0%}, head {head}", self.mask(head)) for head in every_head]
+        return draw_panels([("image", self.image), *maps, (title, self.overlay(chosen, threshold)), *masks], _PANELS_PER_ROW)[0]
+
+    def points_figure(self, heads: Sequence[int] | None = None) -> Figure:
+        """Draw the image with its points, and the map of each point, averaged over heads.
+
+        Args:
+            heads: Numbers of the heads (default: all).
+
+        Returns:
+            A figure as wide as a column of a paper.
+
+        Raises:
+            ConfigError: If there are no points, or a head does not exist.
+        """
         if not self.points:
-            raise ConfigError("name the points whose attention is to be drawn")
+            raise ConfigError("there are no points to draw: pass points=[(x, y), ...] or --points X,Y")
         maps = [(f"point {number}", self.point(number, heads)) for number in range(len(self.points))]
-        figure, axes = panels([("image", self.image), *maps], min(_ACROSS, 1 + len(maps)))
+        figure, axes = draw_panels([("image", self.image), *maps], min(_PANELS_PER_ROW, 1 + len(maps)))
         for number, (row, column) in enumerate(self.point_patches):
-            centre = (column + 0.5) * self.patch - 0.5, (row + 0.5) * self.patch - 0.5
+            center = (column + 0.5) * self.patch - 0.5, (row + 0.5) * self.patch - 0.5
             for axis in (axes[0], axes[1 + number]):
-                axis.plot(*centre, "x", color="white", markersize=6, markeredgewidth=2.5)
-                axis.plot(*centre, "x", color=COLOURS[4], markersize=5, markeredgewidth=1.2)
-            axes[0].annotate(str(number), centre, (3, 3), textcoords="offset points", fontsize=7, color="white", weight="bold")
+                _draw_cross(axis, center)
+            axes[0].annotate(str(number), center, (3, 3), textcoords="offset points", fontsize=7, color="white", weight="bold")
         return figure
 
-    def pictures(self, heads: Sequence[int] | None = None, threshold: float = THRESHOLD) -> dict[str, np.ndarray]:
-        """Everything as single pictures of the image's size, by name: image, head0, mask0, overlay, point0, ..."""
+    def images(self, heads: Sequence[int] | None = None, threshold: float = THRESHOLD) -> dict[str, np.ndarray]:
+        """Draw everything as single images of the size of the image.
+
+        Args:
+            heads: Heads of the overlay and of the maps of points.
+            threshold: As for `overlay`.
+
+        Returns:
+            Images (h*p, w*p, 3) uint8 by name: image, overlay, head0, mask0, ..., point0, ...
+
+        Raises:
+            ConfigError: As for `overlay`.
+        """
         drawn = {"image": self.image, "overlay": self.overlay(heads, threshold)}
         for head in range(self.num_heads):
             drawn |= {f"head{head}": self.head(head), f"mask{head}": self.mask(head)}
         return drawn | {f"point{number}": self.point(number, heads) for number in range(len(self.points))}
 
-    def _known(self, heads: Sequence[int]) -> tuple[int, ...]:
+    def _check_heads(self, heads: Sequence[int]) -> tuple[int, ...]:
         if not heads:
-            raise ConfigError("name at least one head")
-        if wrong := [head for head in heads if not 0 <= head < self.num_heads]:
-            raise ConfigError(f"no head {wrong[0]}: the last block has {self.num_heads}, numbered from 0")
+            raise ConfigError("--heads needs at least one head")
+        if unknown := [head for head in heads if not 0 <= head < self.num_heads]:
+            raise ConfigError(f"head {unknown[0]} does not exist: the last block has {self.num_heads} heads, 0 to {self.num_heads - 1}")
         return tuple(dict.fromkeys(heads))
 
 
 def attention(
     backbone: Backbone,
-    image: Picture,
+    image: ImageSource,
     *,
     image_size: int | str = 480,
     mass: float = MASS,
@@ -140,93 +223,159 @@ def attention(
     exif_transpose: bool = True,
     transform: str = "auto",
 ) -> AttentionMaps:
-    """Look at what the last block attends to in an image: a file or a PIL image.
+    """Compute the attention of the last block for an image.
 
-    `image_size` is the side of the square it is squashed to as released, `640x480` (width and height), or `native`;
-    `points` are (x, y) in pixels of the picture as it is given, upright unless `upright` is false. Raises DataError where
-    the image cannot be used or a point lies outside.
+    Args:
+        backbone: A vision transformer.
+        image: An image file, or an open image.
+        image_size: Side in pixels of the square that the image is resized to without keeping its aspect ratio, as released;
+            `640x480` (width x height); or `native` (the size of the image).
+        mass: Fraction of the attention that a mask keeps, above 0 and at most 1.
+        points: Points (x, y) whose own attention is computed, in pixels of the image after its EXIF rotation.
+        exif_transpose: Whether to rotate the image by its EXIF tag.
+        transform: `auto` or `dino`: selects the mean and standard deviation.
+
+    Returns:
+        Maps, masks, and the methods that draw them.
+
+    Raises:
+        ConfigError: If an option is out of range, or a point is outside the image.
+        DataError: If the image cannot be used, or the attention is NaN or infinite.
+
+    Examples:
+        >>> import dinoeval
+        >>> image = Image.fromarray(np.arange(64 * 64 * 3, dtype=np.uint8).reshape(64, 64, 3))
+        >>> maps = attention(dinoeval.load(device="cpu"), image, image_size=64, points=[(10, 50)])
+        >>> maps.maps.shape, maps.masks.dtype, maps.point_patches
+        ((3, 8, 8), dtype('bool'), ((6, 1),))
+        >>> sorted(maps.images())
+        ['head0', 'head1', 'head2', 'image', 'mask0', 'mask1', 'mask2', 'overlay', 'point0']
     """
-    images = open_pictures(image)
+    images = open_figure_images(image)
     if len(images) != 1:
-        raise DataError(f"{image} holds {len(images)} images; one is drawn at a time")
-    reading = figure_transform(backbone, image_size, exif_transpose, transform)
+        raise DataError(f"{image} contains {len(images)} images: pass one of them")
+    loaded = figure_transform(backbone, image_size, exif_transpose, transform)
     try:
-        return read_attention(backbone, images.paths[0], reading.picture(images, 0), reading, mass=mass, points=points)
-    except BadImage as fault:
-        raise DataError(f"{images.paths[0]} cannot be used: {fault}") from fault
+        return compute_attention(backbone, images.paths[0], loaded.open(images, 0), loaded, mass=mass, points=points)
+    except BadImage as error:
+        raise DataError(f"{images.paths[0]} cannot be used: {error}") from error
 
 
-def read_attention(
+def compute_attention(
     backbone: Backbone,
     name: str,
-    picture: Image.Image,
-    reading: FigureTransform,
+    image: Image.Image,
+    transform: FigureTransform,
     *,
     mass: float = MASS,
     points: Sequence[tuple[float, float]] = (),
 ) -> AttentionMaps:
-    """The same of a picture that is open. Raises BadImage where it is smaller than a patch."""
+    """Compute the attention of the last block for an open image.
+
+    Args:
+        backbone: A vision transformer.
+        name: Of the image, for messages.
+        image: RGB.
+        transform: From the image to the input of the network.
+        mass: As for `attention`.
+        points: As for `attention`.
+
+    Returns:
+        Maps, masks, and the methods that draw them.
+
+    Raises:
+        BadImage: If the image is smaller than a patch.
+        ConfigError: If an option is out of range, or a point is outside the image.
+        DataError: If the attention is NaN or infinite.
+    """
     import torch
 
     from dinoeval.maths.attention import mass_masks
 
     if not 0 < mass <= 1:
-        raise ConfigError(f"mass must be above 0 and at most 1: {mass}")
-    check_points(points, name, picture.size)
-    pixels = reading(picture)
+        raise ConfigError(f"--mass must be above 0 and at most 1, got {mass}")
+    check_points(points, name, image.size)
+    pixels = transform(image)
     grid = backbone.grid(*pixels.shape[:2])
-    patches = tuple(_patch_at(point, picture.size, reading, grid) for point in points)
-    rows = attention_rows(
-        backbone, name, pixels, reading, [0, *(1 + row * grid[1] + column for row, column in patches)]
-    )  # (A, 1 + P, h, w)
+    patches = tuple(_patch_at(point, image.size, transform, grid) for point in points)
+    tokens = [0, *(1 + row * grid[1] + column for row, column in patches)]
+    maps = attention_rows(backbone, name, pixels, transform, tokens)  # (A, 1 + P, h, w)
     return AttentionMaps(
         name=name,
         image=pixels,
-        maps=rows[:, 0],
-        masks=mass_masks(torch.from_numpy(rows[:, 0]), mass).numpy(),
+        maps=maps[:, 0],
+        masks=mass_masks(torch.from_numpy(maps[:, 0]), mass).numpy(),
         points=tuple((float(x), float(y)) for x, y in points),
         point_patches=patches,
-        point_maps=rows[:, 1:].swapaxes(0, 1),
+        point_maps=maps[:, 1:].swapaxes(0, 1),
         mass=mass,
-        patch=reading.patch,
-        transform=reading.id,
+        patch=transform.patch,
+        transform=transform.id,
     )
 
 
-def attention_rows(backbone: Backbone, name: str, pixels: np.ndarray, reading: FigureTransform, queries: Sequence[int]) -> np.ndarray:
-    """What some tokens pay to the patches, (A, Q, h, w) float32. Raises DataError where it is not finite."""
+def attention_rows(backbone: Backbone, name: str, pixels: np.ndarray, transform: FigureTransform, queries: Sequence[int]) -> np.ndarray:
+    """Compute the attention of some tokens to the patches.
+
+    Args:
+        backbone: A vision transformer.
+        name: Of the image, for messages.
+        pixels: (h*p, w*p, 3) uint8.
+        transform: Normalizes the pixels.
+        queries: Numbers of Q tokens: 0 is [CLS], patches follow in row-major order.
+
+    Returns:
+        Attention, (A, Q, h, w) float32.
+
+    Raises:
+        DataError: If it is NaN or infinite.
+    """
     h, w = backbone.grid(*pixels.shape[:2])
-    if h * w > _MANY_TOKENS:
-        _log.warning("%s has %s patches, and time grows with their square: --image-size 480 is quick", name, f"{h * w:,}")
-    rows = backbone.attention(reading.batch(pixels), queries)[..., 1:]  # (1, A, Q, h*w)
+    if h * w > _MANY_PATCHES:
+        _log.warning("%s has %s patches, which is slow: time grows with their square. --image-size 480 is faster", name, f"{h * w:,}")
+    rows = backbone.attention(transform.batch(pixels), queries)[..., 1:]  # (1, A, Q, h*w)
     backbone.check_finite(rows, [name])
     return rows[0].unflatten(-1, (h, w)).cpu().numpy()
 
 
 def check_points(points: Sequence[tuple[float, float]], name: str, size: tuple[int, int]) -> None:
-    """Raise ConfigError where a point (x, y) lies outside a picture of this width and height."""
+    """Check that points are inside an image.
+
+    Args:
+        points: (x, y) in pixels.
+        name: Of the image, for the message.
+        size: Its width and height in pixels.
+
+    Raises:
+        ConfigError: If a point is outside.
+    """
     for x, y in points:
         if not (0 <= x < size[0] and 0 <= y < size[1]):
-            raise ConfigError(f"the point {x:g},{y:g} lies outside {name}, which has {size[0]} x {size[1]} pixels; x goes right, y down")
+            raise ConfigError(
+                f"point {x:g},{y:g} is outside {name}, which has {size[0]} x {size[1]} pixels: "
+                "--points takes X,Y with x from left to right and y from top to bottom"
+            )
 
 
-def _patch_at(point: tuple[float, float], size: tuple[int, int], reading: FigureTransform, grid: tuple[int, int]) -> tuple[int, int]:
-    """Row and column of the patch under a point; the nearest where it lies in the rest that is cut off."""
-    width, height = reading.size or size
-    row, column = int(point[1] * height / size[1]) // reading.patch, int(point[0] * width / size[0]) // reading.patch
+def _patch_at(point: tuple[float, float], size: tuple[int, int], transform: FigureTransform, grid: tuple[int, int]) -> tuple[int, int]:
+    """Return row and column of the patch under a point, or of the nearest patch if the point is in the cropped remainder."""
+    width, height = transform.size or size
+    row, column = int(point[1] * height / size[1]) // transform.patch, int(point[0] * width / size[0]) // transform.patch
     return min(row, grid[0] - 1), min(column, grid[1] - 1)
 
 
-def _colours(heads: Sequence[int]) -> list[str]:
-    """A colour for each head: that of its mask, unless two of these heads would share one."""
-    numbers = [head % len(COLOURS) for head in heads]
-    return [COLOURS[number] for number in (numbers if len(set(numbers)) == len(numbers) else range(len(numbers)))]
+def _draw_cross(axis: Axes, center: tuple[float, float]) -> None:
+    axis.plot(*center, "x", color="white", markersize=6, markeredgewidth=2.5)
+    axis.plot(*center, "x", color=COLORS[4], markersize=5, markeredgewidth=1.2)
 
 
-def _scaled(values: np.ndarray) -> np.ndarray:
+def _head_colors(heads: Sequence[int]) -> list[str]:
+    """Return a color per head: the color of its mask, unless two of these heads would share one."""
+    numbers = [head % len(COLORS) for head in heads]
+    return [COLORS[number] for number in (numbers if len(set(numbers)) == len(numbers) else range(len(numbers)))]
+
+
+def _scale(values: np.ndarray) -> np.ndarray:
+    """Scale values to [0, 1]; constant values become 0."""
     low, high = values.min(), values.max()
     return (values - low) / ((high - low) or 1)
-
-
-def _line_width(image: np.ndarray) -> int:
-    return max(1, min(image.shape[:2]) // 160)

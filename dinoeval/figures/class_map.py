@@ -1,6 +1,6 @@
-"""Classes as points of a plane: the mean feature of each, PCA to 30 dims, t-SNE; the appendix's figure.
+"""Classes or images as points of a plane: mean features, PCA, t-SNE. The figure of the appendix.
 
-N images, C points, D dims.
+N images, C points, D dimensions.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import logging
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -15,47 +16,84 @@ import numpy as np
 from PIL import Image
 
 from dinoeval.errors import ConfigError, DataError
-from dinoeval.figures.style import COLOURS, COLUMN, INK, TEXT, new_figure
+from dinoeval.figures.style import COLORS, COLUMN, INK, TEXT, new_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-DIMS, PERPLEXITY, LEARNING_RATE, STEPS = 30, 20.0, 200.0, 5000  # the paper's
-_ROOMY = 40  # points that fit a column's width with their names; of more, the figure grows
-_WIDEST = 20.0  # inches
-_THUMBNAIL = 64  # pixels
-_DIGITS = 5  # of the largest number; rows that differ beyond them only differ by rounding
-_SIGNS = ("o", "s", "^", "D")  # matplotlib's: circle, square, triangle, diamond
+MIN_POINTS = 4
+"""Fewer points cannot be laid out in a plane."""
+_POINTS_PER_COLUMN = 40  # Points whose names fit in the width of a column; with more, the figure is wider.
+_MAX_WIDTH = 20.0  # Inches.
+_THUMBNAIL = 64  # Pixels.
+_DIGITS = 5  # Decimals of features, divided by the largest, that count as a difference; the others are rounding.
+_MARKERS = ("o", "s", "^", "D")  # Of matplotlib: circle, square, triangle, diamond.
 _log = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TsneConfig:
+    """Options of t-SNE.
+
+    The defaults are those of the paper, for the 1,000 class means of ImageNet.
+    """
+
+    pca_dims: int = 30
+    """Number of principal components that t-SNE gets, at least 2."""
+    perplexity: float = 20.0
+    """Perplexity of t-SNE. It is reduced to a third of the other points if there are few points."""
+    learning_rate: float = 200.0
+    """Learning rate of t-SNE as in scikit-learn, whose 200 is 800 in other implementations."""
+    iterations: int = 5000
+    """Number of iterations of t-SNE, at least 250."""
+    seed: int = 0
+    """Random seed for sampling and t-SNE."""
+
+    def __post_init__(self) -> None:
+        limits = [
+            ("pca-dims", self.pca_dims, self.pca_dims >= 2, "at least 2"),
+            ("perplexity", self.perplexity, 0 < self.perplexity < math.inf, "a finite number above 0"),
+            # If points leave the range of float32, scikit-learn ends the process without a message.
+            ("learning-rate", self.learning_rate, 0 < self.learning_rate <= 1e9, "above 0 and at most 1e9"),
+            ("iterations", self.iterations, self.iterations >= 250, "at least 250"),
+            ("seed", self.seed, 0 <= self.seed < 2**32, "from 0 to 4294967295"),
+        ]
+        for name, value, valid, expected in limits:
+            if not valid:
+                raise ConfigError(f"--{name} must be {expected}, got {value}")
 
 
 @dataclasses.dataclass(frozen=True)
 class ClassMap:
-    """Points of a plane that t-SNE found for rows of features."""
+    """Points of a plane, found by t-SNE."""
 
     points: np.ndarray
     """(C, 2) float32."""
     names: tuple[str, ...]
     groups: np.ndarray | None
-    """(C,) numbers of the groups that points are of, which get a colour and a sign each; or None."""
+    """Number of the group of each point, (C,) int, or None. A group has its own color and marker."""
     group_names: tuple[str, ...]
-    dims: int
-    """Principal components that were kept."""
+    pca_dims: int
+    """Number of principal components that were kept."""
     perplexity: float
     divergence: float
-    """What t-SNE made small: Kullback and Leibler's, in nats."""
+    """Kullback-Leibler divergence that t-SNE reached, in nats."""
 
     def figure(self, thumbnails: Sequence[Image.Image] | None = None) -> Figure:
-        """Draw the points with their names or those of their groups, or with a picture at each.
+        """Draw the points with their names, names of groups, or images.
 
-        The figure is as wide as a column, or wider where many names or pictures need room.
+        Args:
+            thumbnails: An image per point (default: names are drawn).
+
+        Returns:
+            A figure as wide as a column of a paper, or wider if many names or images need space.
         """
         crowd = len(self.points) if self.groups is None or thumbnails is not None else 0
-        width = min(_WIDEST, COLUMN * max(1.0, (crowd / _ROOMY) ** 0.5))
+        width = min(_MAX_WIDTH, COLUMN * max(1.0, (crowd / _POINTS_PER_COLUMN) ** 0.5))
         low, high = self.points.min(0), self.points.max(0)
-        reach = float(max(high - low)) or 1.0
-        half = np.maximum((high - low) / 2, reach / 4) + 0.08 * reach  # room for names at the sides
+        extent = float(max(high - low)) or 1.0
+        half = np.maximum((high - low) / 2, extent / 4) + 0.08 * extent  # A margin for names at the sides.
         figure = new_figure(width, width * half[1] / half[0])
         axis = figure.add_axes((0.01, 0.01, 0.98, 0.98))
         axis.set_xticks([])
@@ -65,104 +103,137 @@ class ClassMap:
         axis.set_xlim(middle[0] - half[0], middle[0] + half[0])
         axis.set_ylim(middle[1] - half[1], middle[1] + half[1])
         if thumbnails is not None:
-            self._place_pictures(axis, thumbnails, reach)
+            self._draw_thumbnails(axis, thumbnails, extent)
         elif self.groups is None:
-            axis.scatter(*self.points.T, s=9, c=COLOURS[1], linewidths=0)
-            _place_names(axis, self.points, self.names)
+            axis.scatter(*self.points.T, s=9, c=COLORS[1], linewidths=0)
+            _draw_names(axis, self.points, self.names)
         else:
-            self._place_groups(axis, self.groups)
+            self._draw_groups(axis, self.groups)
         return figure
 
-    def _place_groups(self, axis: Axes, groups: np.ndarray) -> None:
-        """Points of a group in one colour and sign, its name at their middle; of more groups than signs all alike."""
+    def _draw_groups(self, axis: Axes, groups: np.ndarray) -> None:
+        """Draw each group in its own color and marker, or all alike if there are too many, with its name at its median."""
         present = np.unique(groups)
-        told_apart = len(present) <= len(COLOURS) * len(_SIGNS)
+        distinct = len(present) <= len(COLORS) * len(_MARKERS)
         for place, group in enumerate(present):
-            sign, colour = (_SIGNS[place // len(COLOURS)], COLOURS[place % len(COLOURS)]) if told_apart else (_SIGNS[0], COLOURS[1])
-            axis.scatter(*self.points[groups == group].T, s=7, c=colour, marker=sign, linewidths=0)
-        centres = np.stack([np.median(self.points[groups == group], axis=0) for group in present])
-        _place_names(axis, centres, [self.group_names[group] for group in present.tolist()], halo=True)
+            marker, color = (_MARKERS[place // len(COLORS)], COLORS[place % len(COLORS)]) if distinct else (_MARKERS[0], COLORS[1])
+            axis.scatter(*self.points[groups == group].T, s=7, c=color, marker=marker, linewidths=0)
+        centers = np.stack([np.median(self.points[groups == group], axis=0) for group in present])
+        _draw_names(axis, centers, [self.group_names[group] for group in present.tolist()], halo=True)
 
-    def _place_pictures(self, axis: Axes, thumbnails: Sequence[Image.Image], reach: float) -> None:
+    def _draw_thumbnails(self, axis: Axes, thumbnails: Sequence[Image.Image], extent: float) -> None:
         assert len(thumbnails) == len(self.points)
-        span = 0.75 * reach / max(4.0, len(self.points) ** 0.5)  # of the longer side, so that a grid of all would fit
-        for (x, y), picture in zip(self.points, thumbnails, strict=True):
-            small = picture.convert("RGB")
+        span = 0.75 * extent / max(4.0, len(self.points) ** 0.5)  # Of the longer side: a grid of all images would fit.
+        for (x, y), image in zip(self.points, thumbnails, strict=True):
+            small = image.convert("RGB")
             small.thumbnail((_THUMBNAIL, _THUMBNAIL))
-            wide, tall = (length / max(small.size) * span / 2 for length in small.size)
-            axis.imshow(small, extent=(x - wide, x + wide, y - tall, y + tall), interpolation="auto", aspect="auto", zorder=2)
+            half_width, half_height = (length / max(small.size) * span / 2 for length in small.size)
+            box = (x - half_width, x + half_width, y - half_height, y + half_height)
+            axis.imshow(small, extent=box, interpolation="auto", aspect="auto", zorder=2)
 
 
-def class_means(rows: np.ndarray, labels: np.ndarray, classes: Sequence[str]) -> tuple[np.ndarray, tuple[str, ...]]:
-    """The mean row (C, D) of each class that has images, and the names of those.
+def class_means(features: np.ndarray, labels: np.ndarray, classes: Sequence[str]) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Average the features of each class.
 
-    `labels` are (N,) numbers, or (N, classes) of 1 where an image is of a class: it counts for each of them.
+    Args:
+        features: (N, D) float.
+        labels: Class indices, (N,) int; or (N, classes) with 1 for each class of an image, which counts for all of them.
+        classes: Names of the classes.
+
+    Returns:
+        Mean features, (C, D) float32, and names of the C classes that have images.
+
+    Examples:
+        >>> class_means(np.array([[1.0], [3.0], [5.0]]), np.array([0, 0, 2]), ("cat", "dog", "owl"))
+        (array([[2.],
+               [5.]], dtype=float32), ('cat', 'owl'))
     """
-    belongs = labels[:, None] == np.arange(len(classes)) if labels.ndim == 1 else labels == 1  # (N, classes)
-    counts = belongs.sum(0)
+    members = labels[:, None] == np.arange(len(classes)) if labels.ndim == 1 else labels == 1  # (N, classes)
+    counts = members.sum(0)
     present = np.flatnonzero(counts)
-    means = np.stack([rows[belongs[:, label]].mean(0, dtype=np.float64) for label in present]).astype(np.float32)
+    means = np.stack([features[members[:, label]].mean(0, dtype=np.float64) for label in present]).astype(np.float32)
     return means, tuple(classes[label] for label in present.tolist())
 
 
 def tsne(
-    rows: np.ndarray,
+    features: np.ndarray,
     names: Sequence[str],
+    config: TsneConfig = TsneConfig(),
     *,
     groups: np.ndarray | None = None,
     group_names: Sequence[str] = (),
-    dims: int = DIMS,
-    perplexity: float = PERPLEXITY,
-    learning_rate: float = LEARNING_RATE,
-    steps: int = STEPS,
-    seed: int = 0,
 ) -> ClassMap:
-    """Lay rows (C, D) out in a plane: principal components, then t-SNE, both scikit-learn's.
+    """Lay out features in a plane by PCA and t-SNE, both of scikit-learn.
 
-    The defaults are the paper's, for 1,000 means of classes; it starts from the first two components, which the paper
-    leaves open. Of few rows fewer components are kept, and the perplexity becomes at most a third of the other rows: a
-    point cannot have more neighbours than there are. `groups` (C,) are numbers of `group_names`, for colours. Raises
-    DataError where less than four rows differ.
+    t-SNE starts from the first two components, which the paper leaves open. With few points fewer components are kept, and
+    the perplexity is at most a third of the other points, because a point cannot have more neighbors than exist.
+
+    Args:
+        features: (C, D) float.
+        names: Of the points.
+        config: Options.
+        groups: Number of the group of each point, (C,) int, for colors (default: no groups).
+        group_names: Names by group number.
+
+    Returns:
+        The points, and the method that draws them.
+
+    Raises:
+        DataError: If fewer than four points differ.
+
+    Examples:
+        >>> features = np.random.default_rng(0).standard_normal((10, 32))
+        >>> tsne(features, list("abcdefghij"), TsneConfig(perplexity=3, iterations=250)).points.shape
+        (10, 2)
     """
     from sklearn.decomposition import PCA
     from sklearn.manifold import TSNE
 
-    rows = np.asarray(rows, np.float32)
-    count = len(rows)
-    assert rows.ndim == 2
+    features = np.asarray(features, np.float32)
+    count = len(features)
+    assert features.ndim == 2
     assert count == len(names)
-    if not (dims >= 2 and perplexity > 0 and learning_rate > 0 and steps >= 250):
-        raise ConfigError("t-SNE wants 2 dims or more, a perplexity and a learning rate above 0, and 250 steps or more")
-    if count < 4:
-        raise DataError(f"{count} points are too few for a map: name a set of at least four classes, or draw --each image")
-    kept = min(dims, count - 1, rows.shape[1])
-    apart = len(np.unique((rows / (np.abs(rows).max() or 1)).round(_DIGITS), axis=0))
-    if apart < 4 or kept < 2:
-        raise DataError(f"{apart} of {count} points differ, in {rows.shape[1]} dims: a map wants four that do, in two dims or more")
-    fitting = min(perplexity, (count - 1) / 3)
-    if fitting < perplexity:
-        _log.warning("perplexity %.3g instead of %g: there are %d points, and a point's neighbours should be a third of the others at most",
-                     fitting, perplexity, count)  # fmt: skip
-    reduced = PCA(n_components=kept, random_state=seed).fit_transform(rows)
-    said = inspect.signature(TSNE).parameters
-    options: dict[str, Any] = {"max_iter" if "max_iter" in said else "n_iter": steps}  # renamed in scikit-learn 1.5
-    # Without these it stops where it no longer gains much, some hundred steps into the paper's 5,000.
-    options |= {"n_iter_without_progress": steps, "min_grad_norm": 0.0}
-    options |= {"perplexity": fitting, "learning_rate": learning_rate, "init": "pca", "random_state": seed}
+    if count < MIN_POINTS:
+        raise DataError(f"a map needs at least {MIN_POINTS} points, got {count}: use a dataset with more classes, or draw --per-image")
+    kept = min(config.pca_dims, count - 1, features.shape[1])
+    distinct = len(np.unique((features / (np.abs(features).max() or 1)).round(_DIGITS), axis=0))
+    if distinct < MIN_POINTS or kept < 2:
+        dims = features.shape[1]
+        raise DataError(
+            f"a map needs at least {MIN_POINTS} points that differ, in at least 2 dimensions: "
+            f"{distinct} of {count} points differ, in {dims} dimension{'s' * (dims > 1)}"
+        )
+    perplexity = min(config.perplexity, (count - 1) / 3)
+    if perplexity < config.perplexity:
+        limit = f"a third of the other points, and there are {count} points"
+        _log.warning("perplexity %.3g instead of %g: it is at most %s", perplexity, config.perplexity, limit)
+    reduced = PCA(n_components=kept, random_state=config.seed).fit_transform(features)
+    iterations = "max_iter" if "max_iter" in inspect.signature(TSNE).parameters else "n_iter"  # Renamed in scikit-learn 1.5.
+    options: dict[str, Any] = {
+        iterations: config.iterations,
+        # Without the next two, scikit-learn stops early: after a few hundred of the 5,000 iterations of the paper.
+        "n_iter_without_progress": config.iterations,
+        "min_grad_norm": 0.0,
+        "perplexity": perplexity,
+        "learning_rate": config.learning_rate,
+        "init": "pca",
+        "random_state": config.seed,
+    }
     machine = TSNE(2, **options)
     points = machine.fit_transform(reduced)
-    return ClassMap(points, tuple(names), groups, tuple(group_names), kept, fitting, float(machine.kl_divergence_))
+    return ClassMap(points, tuple(names), groups, tuple(group_names), kept, perplexity, float(machine.kl_divergence_))
 
 
-def _place_names(axis: Axes, points: np.ndarray, names: Sequence[str], *, halo: bool = False) -> None:
-    """Write each name beside its point (or with a halo over it), where it covers no name that is there already if there is such a place."""
+def _draw_names(axis: Axes, points: np.ndarray, names: Sequence[str], *, halo: bool = False) -> None:
+    """Write each name next to its point, or on it with a halo, where it covers the names before it least."""
     from matplotlib.patheffects import withStroke
 
     renderer = axis.figure.canvas.get_renderer()  # type: ignore[attr-defined]
     frame = axis.get_window_extent(renderer)
-    boxes: list = []
-    effects = [withStroke(linewidth=2, foreground="white")] if halo else []
-    places = (
+    boxes: list[Any] = []
+    style = {"fontsize": TEXT, "color": INK, "parse_math": False}
+    style["path_effects"] = [withStroke(linewidth=2, foreground="white")] if halo else []
+    positions = (
         *([(0, 0, "center", "center")] if halo else []),
         (4, 0, "left", "center"),
         (-4, 0, "right", "center"),
@@ -170,25 +241,24 @@ def _place_names(axis: Axes, points: np.ndarray, names: Sequence[str], *, halo: 
         (0, -4, "center", "top"),
     )
     for point, name in zip(points, names, strict=True):
-        tried = []
-        for right, up, across, along in places:
-            text = axis.annotate(name, point, (right, up), textcoords="offset points", fontsize=TEXT, color=INK, ha=across, va=along,
-                                 parse_math=False, path_effects=effects)  # fmt: skip
+        candidates = []
+        for right, up, horizontal, vertical in positions:
+            text = axis.annotate(name, point, (right, up), textcoords="offset points", ha=horizontal, va=vertical, **style)
             box = text.get_window_extent(renderer)
-            outside = box.width * box.height - _shared(box, frame)
-            covered = sum(_shared(box, other) for other in boxes) + 10 * outside  # a name that is cut off is the worst
-            tried.append((covered, len(tried), text, box))
+            outside = box.width * box.height - _shared_area(box, frame)
+            covered = sum(_shared_area(box, other) for other in boxes) + 10 * outside  # A name that is cut off is worst.
+            candidates.append((covered, len(candidates), text, box))
             if covered == 0:
                 break
-        best = min(tried, key=lambda one: one[:2])
+        best = min(candidates, key=lambda candidate: candidate[:2])
         boxes.append(best[3])
-        for _, _, text, _ in tried:
+        for _, _, text, _ in candidates:
             if text is not best[2]:
                 text.remove()
 
 
-def _shared(one, other) -> float:
-    """The area that two boxes share."""
+def _shared_area(one: Any, other: Any) -> float:
+    """Return the area that two boxes of matplotlib share."""
     width = min(one.x1, other.x1) - max(one.x0, other.x0)
     height = min(one.y1, other.y1) - max(one.y0, other.y0)
     return max(0.0, width) * max(0.0, height)

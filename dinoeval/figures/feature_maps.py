@@ -1,6 +1,6 @@
-"""The patch tokens of a set of images as colours: the first three principal components, fitted to all images at once.
+"""Patch features of images as colors: their first three principal components, fitted to all images together.
 
-M images of h x w patches of p pixels (each of its own), D dims.
+M images, each of h x w patches of p pixels, D dimensions.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ import numpy as np
 from tqdm import tqdm
 
 from dinoeval.errors import BadImage, ConfigError, DataError
-from dinoeval.figures.preprocessing import FigureTransform, Picture, figure_transform, open_pictures
-from dinoeval.figures.style import blended, enlarged, panels
+from dinoeval.figures.preprocessing import FigureTransform, ImageSource, figure_transform, open_figure_images
+from dinoeval.figures.style import blend, draw_panels, enlarge
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -23,148 +23,224 @@ if TYPE_CHECKING:
     from dinoeval.data.images import ImageSet
     from dinoeval.models.backbone import Backbone
 
-PERCENTILES = (1.0, 99.0)  # of a component's scores, that become black and full colour
-_FITTED = 200_000  # tokens at most that components are fitted to, drawn with seed 0
-_MUCH = 4e9  # bytes of tokens of which a warning tells
-_MOST_IMAGES, _ACROSS = 12, 2  # in a figure
+FITTED_TOKENS = 200_000
+"""Maximum number of tokens that the components are fitted to; more are sampled with seed 0."""
+_WARN_BYTES = 4e9  # Size of all tokens above which a warning is logged.
+_MAX_IMAGES, _IMAGES_PER_ROW = 12, 2  # In a figure.
 _log = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PcaConfig:
+    """Options of principal components."""
+
+    only_foreground: bool = False
+    """Fit the components again, only to patches whose first component is above its mean. Other patches are white."""
+    percentiles: tuple[float, float] = (1.0, 99.0)
+    """Percentiles of a component over all images that become black and full color."""
+
+    def __post_init__(self) -> None:
+        low, high = self.percentiles
+        if not 0 <= low < high <= 100:
+            raise ConfigError(f"--percentiles must be two numbers, 0 <= LOW < HIGH <= 100, got {low:g} {high:g}")
 
 
 @dataclasses.dataclass(frozen=True)
 class FeatureMaps:
-    """Principal components of the patch tokens of several images, and the pictures they make."""
+    """Principal components of patch tokens, and the images made from them."""
 
     names: tuple[str, ...]
     images: tuple[np.ndarray, ...]
-    """Each (h*p, w*p, 3) uint8: the picture as the network saw it."""
+    """The images as the network sees them, each (h*p, w*p, 3) uint8."""
     scores: tuple[np.ndarray, ...]
-    """Each (h, w, 3) float32: the tokens along the three components."""
+    """Projections of the tokens on the three components, each (h, w, 3) float32."""
     foreground: tuple[np.ndarray, ...]
-    """Each (h, w) bool: the first component of all tokens is above its mean over the set."""
+    """Whether the first component of all tokens is above its mean over all images, each (h, w) bool."""
     only_foreground: bool
-    """Whether the three components were fitted anew, to the foreground alone."""
+    """Whether the three components were fitted again, to the foreground only."""
     components: np.ndarray
-    """(3, D) float32, orthonormal."""
+    """Orthonormal components, (3, D) float32."""
     mean: np.ndarray
-    """(D,) float32: subtracted first."""
+    """Mean token, (D,) float32, which is subtracted before the projection."""
     explained_variance_ratio: np.ndarray
-    """(3,) of the variance of the tokens that were fitted."""
+    """Fraction of the variance of the fitted tokens that each component explains, (3,)."""
     limits: np.ndarray
-    """(3, 2): the percentiles of each component's scores over all images."""
+    """Percentiles of each component over all images, (3, 2): the values of black and of full color."""
     patch: int
+    """Patch size in pixels."""
     transform: str
+    """Id of the transform, such as `figure@1:480x480:bilinear`."""
 
-    def colours(self, number: int) -> np.ndarray:
-        """An image's components as red, green and blue, (h, w, 3) uint8; what is no foreground is white where that alone was fitted."""
+    def colors(self, number: int) -> np.ndarray:
+        """Return the components of an image as red, green and blue.
+
+        Args:
+            number: Of the image, from 0.
+
+        Returns:
+            Colors (h, w, 3) uint8. The background is white if the components were fitted to the foreground only.
+        """
         low, high = self.limits.T
         shown = ((self.scores[number] - low) / np.where(high > low, high - low, 1)).clip(0, 1)
         if self.only_foreground:
             shown = np.where(self.foreground[number][..., None], shown, 1)
         return np.rint(255 * shown).astype(np.uint8)
 
-    def picture(self, number: int) -> np.ndarray:
-        """The same in the size of the image, (h*p, w*p, 3) uint8."""
-        return enlarged(self.colours(number), self.patch)
+    def components_image(self, number: int) -> np.ndarray:
+        """Draw the components of an image in its size.
 
-    def cut_out(self, number: int) -> np.ndarray:
-        """The image with its background whitened, (h*p, w*p, 3) uint8."""
-        background = ~enlarged(self.foreground[number], self.patch)
-        return blended(self.images[number], np.array([255, 255, 255]), 0.85 * background)
+        Args:
+            number: Of the image, from 0.
+
+        Returns:
+            Image (h*p, w*p, 3) uint8.
+        """
+        return enlarge(self.colors(number), self.patch)
+
+    def foreground_image(self, number: int) -> np.ndarray:
+        """Draw an image with a whitened background.
+
+        Args:
+            number: Of the image, from 0.
+
+        Returns:
+            Image (h*p, w*p, 3) uint8.
+        """
+        background = ~enlarge(self.foreground[number], self.patch)
+        return blend(self.images[number], np.array([255, 255, 255]), 0.85 * background)
 
     def figure(self) -> Figure:
-        """Image, components and foreground side by side, of the first twelve images; as wide as a column of a paper."""
-        pictures = []
-        for number in range(min(len(self.images), _MOST_IMAGES)):
-            parts = {"image": self.images[number], "foreground": self.cut_out(number), "PCA": self.picture(number)}
-            pictures += [(title if number < _ACROSS else "", picture) for title, picture in parts.items()]
-        return panels(pictures, 3 * min(_ACROSS, len(self.images)))[0]
+        """Draw image, foreground and components of the first twelve images.
+
+        Returns:
+            A figure as wide as a column of a paper.
+        """
+        panels = []
+        for number in range(min(len(self.images), _MAX_IMAGES)):
+            parts = {"image": self.images[number], "foreground": self.foreground_image(number), "PCA": self.components_image(number)}
+            panels += [(title if number < _IMAGES_PER_ROW else "", image) for title, image in parts.items()]
+        return draw_panels(panels, 3 * min(_IMAGES_PER_ROW, len(self.images)))[0]
 
 
 def pca(
     backbone: Backbone,
-    images: Picture | Iterable[Picture],
+    images: ImageSource | Iterable[ImageSource],
+    config: PcaConfig = PcaConfig(),
     *,
     image_size: int | str = 480,
-    only_foreground: bool = False,
-    percentiles: tuple[float, float] = PERCENTILES,
     exif_transpose: bool = True,
     transform: str = "auto",
     batch_size: int | None = None,
 ) -> FeatureMaps:
-    """Fit three principal components to the patch tokens of all images together, by scikit-learn.
+    """Fit three principal components to the patch tokens of all images together.
 
-    Signs are fixed: the first component is turned so that patches on the border of their image have the lower mean (a
-    photograph shows its subject within), the others so that their largest weight is positive. Foreground is where the
-    first is above its mean over the set; with `only_foreground` the three are fitted anew, to those patches alone. A
-    component becomes a colour between its `percentiles` over all images. `image_size` is a side, `640x480` or `native`.
+    The components are those of scikit-learn, with fixed signs: patches on the border of the images have a lower mean of the
+    first component than the others, because photographs show their subject away from the border; the largest weight of the
+    other components is positive. Patches whose first component is above its mean are the foreground.
+
+    Args:
+        backbone: A vision transformer.
+        images: A folder, a file, an open image, or several of them.
+        config: Options.
+        image_size: As for `attention`.
+        exif_transpose: Whether to rotate the images by their EXIF tag.
+        transform: `auto` or `dino`: selects the mean and standard deviation.
+        batch_size: Images per forward pass (default: chosen for the device).
+
+    Returns:
+        Components, projections, and the methods that draw them.
+
+    Raises:
+        ConfigError: If an option is out of range.
+        DataError: If an image cannot be used, fewer than four patches differ, or a token is NaN or infinite.
+
+    Examples:
+        >>> import dinoeval
+        >>> from PIL import Image
+        >>> image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8))
+        >>> maps = pca(dinoeval.load(device="cpu"), [image, image.rotate(90)], image_size=64)
+        >>> maps.colors(0).shape, maps.components.shape
+        ((8, 8, 3), (3, 96))
     """
-    opened = open_pictures(images)
-    reading = figure_transform(backbone, image_size, exif_transpose, transform)
+    opened = open_figure_images(images)
+    loaded = figure_transform(backbone, image_size, exif_transpose, transform)
     pixels = []
     for row in range(len(opened)):
         try:
-            pixels.append(reading(reading.picture(opened, row)))
-        except BadImage as fault:
-            raise DataError(f"{opened.paths[row]} cannot be used: {fault}") from fault
-    return read_features(backbone, opened, pixels, reading, only_foreground=only_foreground, percentiles=percentiles, batch_size=batch_size)
+            pixels.append(loaded(loaded.open(opened, row)))
+        except BadImage as error:
+            raise DataError(f"{opened.paths[row]} cannot be used: {error}") from error
+    return compute_components(backbone, opened, pixels, loaded, config, batch_size=batch_size)
 
 
-def read_features(
+def compute_components(
     backbone: Backbone,
     images: ImageSet,
     pixels: Sequence[np.ndarray],
-    reading: FigureTransform,
+    transform: FigureTransform,
+    config: PcaConfig,
     *,
-    only_foreground: bool = False,
-    percentiles: tuple[float, float] = PERCENTILES,
     batch_size: int | None = None,
 ) -> FeatureMaps:
-    """The same of pictures that were read, each (H, W, 3) uint8."""
-    if not 0 <= percentiles[0] < percentiles[1] <= 100:
-        raise ConfigError(f"percentiles must be two numbers from 0 to 100, the lower one first: {percentiles[0]:g} {percentiles[1]:g}")
-    tokens = _tokens(backbone, images.paths, pixels, reading, batch_size)
+    """Fit three principal components to the patch tokens of images that were read.
+
+    Args:
+        backbone: A vision transformer.
+        images: The image set, for the names.
+        pixels: Of each image, (h*p, w*p, 3) uint8.
+        transform: Normalizes the pixels.
+        config: Options.
+        batch_size: Images per forward pass (default: chosen for the device).
+
+    Returns:
+        As from `pca`.
+
+    Raises:
+        DataError: If fewer than four patches differ, or a token is NaN or infinite.
+    """
+    tokens = _patch_tokens(backbone, images.paths, pixels, transform, batch_size)
     mean, components, ratio = _fit([maps.reshape(-1, maps.shape[-1]) for maps in tokens])
-    first = _scores(tokens, mean, components[:1])
-    if (sign := _inward([scores[..., 0] for scores in first])) != 0:
+    first = _project(tokens, mean, components[:1])
+    if (sign := _inward_sign([scores[..., 0] for scores in first])) != 0:
         components[0] *= sign
         first = [scores * sign for scores in first]
     foreground = [scores[..., 0] > 0 for scores in first]
-    if only_foreground:
+    if config.only_foreground:
         mean, components, ratio = _fit([maps[mask] for maps, mask in zip(tokens, foreground, strict=True)])
-    scores = _scores(tokens, mean, components)
-    counted = [maps[mask] if only_foreground else maps.reshape(-1, 3) for maps, mask in zip(scores, foreground, strict=True)]
+    scores = _project(tokens, mean, components)
+    colored = [maps[mask] if config.only_foreground else maps.reshape(-1, 3) for maps, mask in zip(scores, foreground, strict=True)]
     return FeatureMaps(
         names=images.paths,
         images=tuple(pixels),
         scores=tuple(scores),
         foreground=tuple(foreground),
-        only_foreground=only_foreground,
+        only_foreground=config.only_foreground,
         components=components,
         mean=mean,
         explained_variance_ratio=ratio,
-        limits=np.percentile(np.concatenate(counted), percentiles, axis=0).T,
-        patch=reading.patch,
-        transform=reading.id,
+        limits=np.percentile(np.concatenate(colored), config.percentiles, axis=0).T,
+        patch=transform.patch,
+        transform=transform.id,
     )
 
 
-def _tokens(
-    backbone: Backbone, names: Sequence[str], pixels: Sequence[np.ndarray], reading: FigureTransform, batch_size: int | None
+def _patch_tokens(
+    backbone: Backbone, names: Sequence[str], pixels: Sequence[np.ndarray], transform: FigureTransform, batch_size: int | None
 ) -> list[np.ndarray]:
-    """The patch tokens of each image, (h, w, D) float32; neighbours of one size share a forward pass."""
+    """Return the patch tokens of each image, (h, w, D) float32. Consecutive images of one size share a forward pass."""
     import torch
 
-    size = 4 * backbone.dim * sum(picture.shape[0] * picture.shape[1] for picture in pixels) / reading.patch**2
-    if size > _MUCH:
-        _log.warning("the patch tokens of %s images take %.1f GB of memory", f"{len(pixels):,}", size / 1e9)
-    most = batch_size or backbone.fast_batch(max(max(picture.shape[:2]) for picture in pixels))
+    size = 4 * backbone.dim * sum(image.shape[0] * image.shape[1] for image in pixels) / transform.patch**2
+    if size > _WARN_BYTES:
+        _log.warning("the patch tokens of %s images need %.1f GB of memory", f"{len(pixels):,}", size / 1e9)
+    batch_size = batch_size or backbone.fast_batch(max(max(image.shape[:2]) for image in pixels))
     found: list[np.ndarray] = []
     with tqdm(total=len(pixels), desc="images", unit="img", disable=None, leave=False) as bar:
         while (start := len(found)) < len(pixels):
             end = start + 1
-            while end < len(pixels) and end - start < most and pixels[end].shape == pixels[start].shape:
+            while end < len(pixels) and end - start < batch_size and pixels[end].shape == pixels[start].shape:
                 end += 1
-            tokens = backbone(torch.cat([reading.batch(picture) for picture in pixels[start:end]])).patches
+            tokens = backbone(torch.cat([transform.batch(image) for image in pixels[start:end]])).patches
             assert tokens is not None
             backbone.check_finite(tokens, names[start:end])
             found += list(tokens.cpu().numpy())
@@ -173,26 +249,28 @@ def _tokens(
 
 
 def _fit(tokens: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Mean (D,), three components (3, D) whose largest weights are positive, and their shares of the variance, (3,)."""
+    """Return mean (D,), three components (3, D) whose largest weights are positive, and their explained variance ratios (3,)."""
     from sklearn.decomposition import PCA
 
-    rows = np.concatenate(tokens)
-    if len(rows) > _FITTED:
-        rows = rows[np.random.default_rng(0).choice(len(rows), _FITTED, replace=False)]
-    if len(rows) < 4 or not rows.var(0).any():
-        raise DataError(f"{len(rows)} patches that differ are too few for three components: more images, or a larger --image-size")
-    fitted: Any = PCA(n_components=3, random_state=0).fit(rows)
+    samples = np.concatenate(tokens)
+    if len(samples) > FITTED_TOKENS:
+        samples = samples[np.random.default_rng(0).choice(len(samples), FITTED_TOKENS, replace=False)]
+    if len(samples) < 4 or not samples.var(0).any():
+        raise DataError(
+            f"three components need at least 4 patches that differ, got {len(samples)} patches: pass more images or a larger --image-size"
+        )
+    fitted: Any = PCA(n_components=3, random_state=0).fit(samples)
     components = fitted.components_
     largest = components[np.arange(3), np.abs(components).argmax(1)]
     return fitted.mean_, components * np.sign(largest)[:, None], fitted.explained_variance_ratio_
 
 
-def _scores(tokens: Sequence[np.ndarray], mean: np.ndarray, components: np.ndarray) -> list[np.ndarray]:
+def _project(tokens: Sequence[np.ndarray], mean: np.ndarray, components: np.ndarray) -> list[np.ndarray]:
     return [(maps - mean) @ components.T for maps in tokens]
 
 
-def _inward(first: Sequence[np.ndarray]) -> int:
-    """1 where scores (h, w) are lower on the borders of their images, -1 where they are higher, 0 where there is nothing within."""
+def _inward_sign(first: Sequence[np.ndarray]) -> int:
+    """Return 1 if scores (h, w) are lower on the borders of their images, -1 if higher, 0 if no image has an inner patch."""
     border, inner = [], []
     for scores in first:
         within = np.zeros(scores.shape, bool)

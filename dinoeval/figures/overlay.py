@@ -1,6 +1,6 @@
 """Masks over the frames of a video: an animated GIF, and a contact sheet of a few frames.
 
-H x W pixels; pictures are (H, W, 3) uint8, masks (H, W) uint8 with 0 for background and 255 for void.
+H x W pixels. Images are (H, W, 3) uint8; masks are (H, W) uint8 with 0 for the background and 255 for void.
 """
 
 from __future__ import annotations
@@ -13,66 +13,105 @@ from PIL import Image
 
 from dinoeval.data.masks import VOID
 from dinoeval.errors import DinoevalError
-from dinoeval.figures.style import COLOURS, blended, outlined, panels, rgb, save
+from dinoeval.figures.style import COLORS, blend, draw_panels, outline, rgb, save
 from dinoeval.files import write_whole
 
-SHARE = 0.5  # of a mask's colour in the picture
-TILES, ACROSS = 8, 2
-MILLISECONDS = 80  # a frame; GIF counts hundredths of a second
-_WIDTH = 480  # pixels: GIFs are large
+ALPHA = 0.5
+"""Opacity of the masks."""
+TILES, TILES_PER_ROW = 8, 2
+MILLISECONDS = 80
+"""Duration of a frame. The GIF format counts hundredths of a second."""
+_MAX_SIDE = 480  # Pixels: GIF files are large.
 _DPI = 200
 
 
-def overlay(picture: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """Tint the objects of a mask and draw their borders; colours come again after seven objects."""
-    drawn = picture
+def overlay(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """Tint the objects of a mask and draw their borders.
+
+    Colors repeat after seven objects.
+
+    Args:
+        image: (H, W, 3) uint8.
+        mask: Labels, (H, W) uint8. Background and void are not drawn.
+
+    Returns:
+        The image, (H, W, 3) uint8.
+    """
+    drawn = image
     for label in np.unique(mask).tolist():
         if label not in (0, VOID):
-            inside, colour = mask == label, rgb(COLOURS[(label - 1) % len(COLOURS)])
-            drawn = outlined(blended(drawn, colour, SHARE * inside), inside, colour, 1)
+            inside, color = mask == label, rgb(COLORS[(label - 1) % len(COLORS)])
+            drawn = outline(blend(drawn, color, ALPHA * inside), inside, color, 1)
     return drawn
 
 
 def make_folder(folder: Path) -> None:
-    """Make the folder of pictures; before hours of work, to find out whether it can be. Raises DinoevalError."""
+    """Create the folder of the overlays, before the work.
+
+    Args:
+        folder: May exist.
+
+    Raises:
+        DinoevalError: If it cannot be created.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise DinoevalError(f"{folder} cannot be written: {error.strerror}") from error
+        raise DinoevalError(f"cannot create the folder {folder}: {error.strerror}") from error
 
 
 def overlay_paths(folder: Path, name: str) -> tuple[Path, Path]:
-    """The film and the sheet of a video."""
+    """Return the paths of the animation and of the contact sheet.
+
+    Args:
+        folder: Folder of the overlays.
+        name: Of the video.
+
+    Returns:
+        FOLDER/<name>_overlay.gif and FOLDER/<name>_overlay.png.
+    """
     return folder / f"{name}_overlay.gif", folder / f"{name}_overlay.png"
 
 
 def draw_video(
-    folder: Path, name: str, names: Sequence[str], pictures: Iterable[Image.Image], masks: Iterable[np.ndarray]
+    folder: Path, name: str, titles: Sequence[str], frames: Iterable[Image.Image], masks: Iterable[np.ndarray]
 ) -> tuple[Path, Path]:
-    """Write FOLDER/<name>_overlay.gif and .png, a sheet of frames at equal distances; returns both paths.
+    """Write an animation of all frames, and a contact sheet of equally spaced frames.
 
-    `names` are of the frames. Pictures are taken one at a time; of a long film the drawn ones are all in memory.
+    Frames are read one at a time, but the drawn frames of the whole video are kept in memory.
+
+    Args:
+        folder: Created if it does not exist.
+        name: Of the video.
+        titles: Name of each frame.
+        frames: RGB images.
+        masks: Mask of each frame, of its size.
+
+    Returns:
+        The paths, as from `overlay_paths`.
+
+    Raises:
+        DinoevalError: If the files cannot be written.
     """
-    shown = set(np.linspace(0, len(names) - 1, min(TILES, len(names))).round().astype(int).tolist())
+    in_sheet = set(np.linspace(0, len(titles) - 1, min(TILES, len(titles))).round().astype(int).tolist())
     tiles: list[tuple[str, np.ndarray]] = []
 
-    def pages() -> Iterator[Image.Image]:
-        for number, (title, picture, mask) in enumerate(zip(names, pictures, masks, strict=True)):
-            small = picture.copy()
-            small.thumbnail((_WIDTH, _WIDTH), Image.Resampling.LANCZOS)
+    def draw_frames() -> Iterator[Image.Image]:
+        for number, (title, frame, mask) in enumerate(zip(titles, frames, masks, strict=True)):
+            small = frame.copy()
+            small.thumbnail((_MAX_SIDE, _MAX_SIDE), Image.Resampling.LANCZOS)
             drawn = overlay(np.asarray(small), np.asarray(Image.fromarray(mask).resize(small.size, Image.Resampling.NEAREST)))
-            if number in shown:
+            if number in in_sheet:
                 tiles.append((title, drawn))
             yield Image.fromarray(drawn).quantize(256)
 
     make_folder(folder)
-    film, sheet = overlay_paths(folder, name)
-    all_pages = pages()
-    first = next(all_pages)
-    write_whole(
-        film, lambda path: first.save(path, "GIF", save_all=True, append_images=all_pages, duration=MILLISECONDS, loop=0, optimize=True)
-    )
-    for _ in all_pages:  # a picture of one frame takes no others
+    animation, sheet = overlay_paths(folder, name)
+    drawn_frames = draw_frames()
+    first = next(drawn_frames)
+    options = {"save_all": True, "append_images": drawn_frames, "duration": MILLISECONDS, "loop": 0, "optimize": True}
+    write_whole(animation, lambda path: first.save(path, "GIF", **options))
+    for _ in drawn_frames:  # Pillow does not read the others if the image has a single frame.
         pass
-    save(panels(tiles, min(ACROSS, len(tiles)))[0], sheet, dpi=_DPI)
-    return film, sheet
+    save(draw_panels(tiles, min(TILES_PER_ROW, len(tiles)))[0], sheet, dpi=_DPI)
+    return animation, sheet

@@ -1,4 +1,7 @@
-"""Pictures as figures show them: any file, upright, in the size that the network sees."""
+"""How figures read images: any file, with its EXIF rotation and 8 bits per channel, in the size that the network sees.
+
+H x W pixels.
+"""
 
 from __future__ import annotations
 
@@ -22,106 +25,189 @@ if TYPE_CHECKING:
 
     from dinoeval.models.backbone import Backbone
 
-Picture = str | Path | Image.Image
+ImageSource = str | Path | Image.Image
+"""An image file, or an open image."""
 VERSION = 1
 NATIVE = "native"
+"""Image size that keeps the size of each image."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FigureTransform:
-    """From an RGB picture to the network's input: resized (PIL, bilinear), then cut to whole patches (visualize_attention.py)."""
+    """The transform from an RGB image to the network's input.
+
+    Images are resized (PIL, bilinear), then cropped at the right and bottom to whole patches (visualize_attention.py).
+    """
 
     size: tuple[int, int] | None
-    """Width and height to resize to, without regard to the aspect; None keeps the picture's."""
+    """Width and height in pixels, without keeping the aspect ratio; None keeps the size of each image."""
     patch: int
+    """Pixels."""
     exif_transpose: bool = True
-    """Turn pictures by their EXIF tag; the released code does not. Pillow turns TIFF files as it reads them, whatever is said here."""
+    """Rotate images by their EXIF tag. The released code does not. Pillow always rotates TIFF files."""
     mean: tuple[float, ...] = MEAN
     std: tuple[float, ...] = STD
 
     @property
     def id(self) -> str:
-        how = "native" if self.size is None else f"{self.size[0]}x{self.size[1]}:bilinear"
+        """Identifier of the transform, such as `figure@1:480x480:bilinear`."""
+        size = "native" if self.size is None else f"{self.size[0]}x{self.size[1]}:bilinear"
         numbers = ["/".join(f"{value:g}" for value in values) for values in (self.mean, self.std)]
-        own = "" if (self.mean, self.std) == (MEAN, STD) else f":{':'.join(numbers)}"
-        return f"figure@{VERSION}:{how}{'' if self.exif_transpose else ':as-stored'}{own}"
+        statistics = "" if (self.mean, self.std) == (MEAN, STD) else f":{':'.join(numbers)}"
+        return f"figure@{VERSION}:{size}{'' if self.exif_transpose else ':as-stored'}{statistics}"
 
-    def picture(self, images: ImageSet, row: int) -> Image.Image:
-        """Open a picture of a set, in RGB, before it is resized. Raises BadImage."""
-        picture = dataclasses.replace(images, reader=_EightBits(images.reader)).open(row)
-        return ImageOps.exif_transpose(picture) if self.exif_transpose else picture
+    def open(self, images: ImageSet, row: int) -> Image.Image:
+        """Open an image of a set, before it is resized.
 
-    def __call__(self, picture: Image.Image) -> np.ndarray:
-        """RGB picture -> uint8 (H, W, 3), H and W multiples of the patch. Raises BadImage where it is smaller than a patch."""
-        width, height = self.size or picture.size
+        Args:
+            images: The image set.
+            row: Number of the image.
+
+        Returns:
+            The RGB image.
+
+        Raises:
+            BadImage: If it cannot be decoded.
+        """
+        image = dataclasses.replace(images, reader=_EightBitReader(images.reader)).open(row)
+        return ImageOps.exif_transpose(image) if self.exif_transpose else image
+
+    def __call__(self, image: Image.Image) -> np.ndarray:
+        """Resize and crop an image.
+
+        Args:
+            image: RGB.
+
+        Returns:
+            Pixels, (H, W, 3) uint8, where H and W are multiples of the patch size.
+
+        Raises:
+            BadImage: If the image is smaller than a patch.
+        """
+        width, height = self.size or image.size
         if min(width, height) < self.patch:
-            raise BadImage(f"{width} x {height} pixels are smaller than a patch of {self.patch}; --image-size enlarges it")
-        resized = picture.resize((width, height), Image.Resampling.BILINEAR)  # a copy where the size is the same
+            raise BadImage(f"{width} x {height} pixels are smaller than a patch of {self.patch}: pass a larger --image-size")
+        resized = image.resize((width, height), Image.Resampling.BILINEAR)  # A copy if the size is the same.
         return np.asarray(resized)[: height - height % self.patch, : width - width % self.patch]
 
     def batch(self, pixels: np.ndarray) -> Tensor:
-        """uint8 (H, W, 3) -> normalised (1, 3, H, W)."""
+        """Turn the pixels of one image into a batch for the network.
+
+        Args:
+            pixels: (H, W, 3) uint8.
+
+        Returns:
+            Normalized float32 tensor (1, 3, H, W).
+        """
         import torch
 
         return normalize_images(torch.from_numpy(np.array(pixels)).permute(2, 0, 1)[None], self.mean, self.std)
 
 
 def figure_transform(backbone: Backbone, image_size: int | str, exif_transpose: bool, transform: str = "auto") -> FigureTransform:
-    """How this network is shown pictures: `image_size` is a side, WIDTHxHEIGHT or `native`; colours are those of --transform."""
+    """Return the transform of figures for a network.
+
+    Args:
+        backbone: A network with patches.
+        image_size: Side in pixels, `WIDTHxHEIGHT`, or `native`.
+        exif_transpose: Whether to rotate images by their EXIF tag.
+        transform: `auto` or `dino`: selects the mean and standard deviation, as the option --transform does.
+
+    Returns:
+        The transform.
+
+    Raises:
+        ConfigError: If the network has no patches, or the size or the transform cannot be used.
+    """
     if backbone.patch_size is None:
-        raise ConfigError(f"{backbone.arch} has no patches to draw. Its readouts: {', '.join(backbone.config.readouts)}.")
+        raise ConfigError(f"{backbone.arch} has no patches to draw. Its readouts: {', '.join(backbone.config.readouts)}")
     if transform not in ("auto", "dino"):
-        raise ConfigError(f"figures resize in their own way: leave out --transform {transform}, use --image-size")
-    chosen = parse_transform(transform, backbone.config.image_size, backbone.config.preprocessing)
+        raise ConfigError(f"--transform {transform} does not apply to figures: use --image-size")
+    statistics = parse_transform(transform, backbone.config.image_size, backbone.config.preprocessing)
     size = parse_size(image_size)
     if size and min(size) < backbone.patch_size:
-        raise ConfigError(f"image size {image_size} is smaller than a patch of {backbone.patch_size}")
-    return FigureTransform(size=size, patch=backbone.patch_size, exif_transpose=exif_transpose, mean=chosen.mean, std=chosen.std)
+        raise ConfigError(f"--image-size must be at least the patch size, {backbone.patch_size}, got {image_size}")
+    return FigureTransform(size=size, patch=backbone.patch_size, exif_transpose=exif_transpose, mean=statistics.mean, std=statistics.std)
 
 
 def parse_size(image_size: int | str) -> tuple[int, int] | None:
-    """`480` -> (480, 480), `640x480` -> (640, 480), `native` -> None."""
+    """Parse an image size.
+
+    Args:
+        image_size: Side in pixels, `WIDTHxHEIGHT`, or `native`.
+
+    Returns:
+        Width and height in pixels, or None for `native`.
+
+    Raises:
+        ConfigError: If it is none of these, or too large.
+
+    Examples:
+        >>> parse_size(480), parse_size("640x480"), parse_size("native")
+        ((480, 480), (640, 480), None)
+    """
     if image_size == NATIVE:
         return None
     match = re.fullmatch(r"([1-9]\d*)(?:x([1-9]\d*))?", str(image_size))
     if match is None:
-        raise ConfigError(f"image size '{image_size}' is none: 480 (a square), 640x480 (width and height) or native")
+        raise ConfigError(f"invalid --image-size '{image_size}': expected 480 (a square), 640x480 (width x height) or native")
     width, height = int(match[1]), int(match[2] or match[1])
     if width * height > MAX_PIXELS:
-        raise ConfigError(f"image size {image_size} is beyond {MAX_PIXELS:,} pixels")
+        raise ConfigError(f"--image-size {image_size} exceeds {MAX_PIXELS:,} pixels")
     return width, height
 
 
-def open_pictures(images: Picture | Iterable[Picture]) -> ImageSet:
-    """Open a folder, files, or PIL images as a set. Raises DataError."""
+def open_figure_images(images: ImageSource | Iterable[ImageSource]) -> ImageSet:
+    """Open images as a set.
+
+    Args:
+        images: A folder, a file, an open image, or several of them.
+
+    Returns:
+        The image set.
+
+    Raises:
+        DataError: If an argument is neither a path nor a PIL image, or a file does not exist.
+    """
     if isinstance(images, Image.Image):
         images = [images]
     if isinstance(images, (str, Path)):
         return open_images(images)
     images = list(images)
-    if strangers := [type(image).__name__ for image in images if not isinstance(image, (str, Path, Image.Image))]:
-        raise DataError(f"figures take paths and PIL images, not {strangers[0]}; PIL.Image.fromarray makes one of an array")
+    if others := [type(image).__name__ for image in images if not isinstance(image, (str, Path, Image.Image))]:
+        raise DataError(f"figures accept paths and PIL images, got {others[0]}: convert an array by PIL.Image.fromarray")
     if not any(isinstance(image, Image.Image) for image in images):
         return open_images(images)  # type: ignore[arg-type]
-    return in_memory([image if isinstance(image, Image.Image) else _one(image) for image in images])
+    return in_memory([image if isinstance(image, Image.Image) else _open_file(image) for image in images])
 
 
-def _one(path: str | Path) -> Image.Image:
+def _open_file(path: str | Path) -> Image.Image:
     try:
         return open_images(path).open(0)
-    except BadImage as fault:
-        raise DataError(f"{path} cannot be read: {fault}") from fault
+    except BadImage as error:
+        raise DataError(f"{path} cannot be used: {error}") from error
 
 
 def folder_names(paths: Sequence[str]) -> list[str]:
-    """A name for each picture's files: its stem, with a number where another has that name already."""
+    """Return a distinct folder name for the figures of each image.
+
+    Args:
+        paths: Of the images.
+
+    Returns:
+        The stem of each path, with a number if it occurred before.
+
+    Examples:
+        >>> folder_names(["a/x.jpg", "b/x.png", "y.jpg"])
+        ['x', 'x-2', 'y']
+    """
     names: list[str] = []
     taken: set[str] = set()
     for path in paths:
         stem = Path(path).stem
-        stem = name = stem if stem.strip(".") else "image"  # `..` of `...jpg` is another folder
+        stem = name = stem if stem.strip(".") else "image"  # The stem of `...jpg` is `..`, which is another folder.
         number = 1
-        while name.casefold() in taken:  # names that differ in case alone are one file on some disks
+        while name.casefold() in taken:  # Names that differ in case only are one file on some disks.
             number += 1
             name = f"{stem}-{number}"
         taken.add(name.casefold())
@@ -130,18 +216,18 @@ def folder_names(paths: Sequence[str]) -> list[str]:
 
 
 @dataclasses.dataclass(frozen=True)
-class _EightBits:
-    """A reader that brings pictures of 16 bits to 8: PIL's conversion would turn all but the darkest white."""
+class _EightBitReader:
+    """A reader that scales 16-bit images to 8 bits. The conversion of PIL turns all but the darkest pixels white."""
 
     reader: Callable[[int], bytes | Image.Image]
 
     def __call__(self, row: int) -> bytes | Image.Image:
         content = self.reader(row)
         try:
-            picture = content if isinstance(content, Image.Image) else Image.open(io.BytesIO(content))
-            if not picture.mode.startswith("I"):
+            image = content if isinstance(content, Image.Image) else Image.open(io.BytesIO(content))
+            if not image.mode.startswith("I"):
                 return content
-            values = np.asarray(picture, np.float64)
-        except Exception:  # noqa: BLE001  ImageSet.open meets the same fault and names it
+            values = np.asarray(image, np.float64)
+        except Exception:  # noqa: BLE001  ImageSet.open meets the same error and reports it
             return content
         return Image.fromarray(np.rint(values.clip(0, 65535) / 257).astype(np.uint8))

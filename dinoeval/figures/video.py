@@ -1,6 +1,6 @@
-"""Attention over the frames of a video: the mean of all heads, on one scale of colours (video_generation.py draws each on its own).
+"""Attention over the frames of a video, averaged over heads, with one color scale for all frames.
 
-F frames, h x w patches of p pixels.
+The released video_generation.py scales the colors of each frame separately. F frames, h x w patches of p pixels.
 """
 
 from __future__ import annotations
@@ -21,64 +21,91 @@ from dinoeval.data.opening import open_images
 from dinoeval.errors import BadImage, ConfigError, DataError
 from dinoeval.figures.attention_maps import attention_rows
 from dinoeval.figures.preprocessing import NATIVE, FigureTransform, figure_transform
-from dinoeval.figures.style import coloured, enlarged
+from dinoeval.figures.style import apply_colormap, enlarge
 from dinoeval.files import check_writable, expand, write_whole
 from dinoeval.models.backbone import Backbone
 
-COLOURS = "inferno"  # video_generation.py
-FPS = 24.0  # of a folder of frames; DAVIS's
-_WIDTH = 640  # pixels of the GIF, whose files are large
+COLORMAP = "inferno"
+"""As in video_generation.py."""
+FPS = 24.0
+"""Frames per second of a folder of frames, as in DAVIS."""
+_MAX_WIDTH = 640  # Pixels: GIF files are large.
 
 
 @dataclasses.dataclass(frozen=True)
 class AttentionVideo:
-    """The attention of the frames of a video, and the pictures it makes."""
+    """The attention for the frames of a video, and the images made from it."""
 
     frames: ImageSet
     maps: np.ndarray
-    """(F, h, w) float32: what [CLS] pays to each patch, the mean of all heads."""
+    """Attention of [CLS] to each patch, averaged over heads, (F, h, w) float32."""
     seconds: float
-    """How long a frame is shown."""
-    reading: FigureTransform
+    """Duration of a frame."""
+    transform: FigureTransform
 
     @functools.cached_property
     def limits(self) -> tuple[float, float]:
-        """The scale of colours, the same for all frames: from the least value to that which one in a hundred exceeds."""
+        """Limits of the color scale: the minimum and the 99th percentile of all frames."""
         return float(self.maps.min()), float(np.quantile(self.maps, 0.99))
 
-    def picture(self, number: int) -> np.ndarray:
-        """A frame's attention, (h*p, w*p, 3) uint8."""
-        return enlarged(coloured(self.maps[number], COLOURS, self.limits), self.reading.patch)
+    @property
+    def milliseconds(self) -> int:
+        """Duration of a frame in the GIF.
 
-    def pictures(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Each frame as the network saw it, and its attention."""
+        A multiple of 10, and at least 20, because viewers slow down faster animations.
+        """
+        return max(20, round(self.seconds * 100) * 10)
+
+    def attention_image(self, number: int) -> np.ndarray:
+        """Draw the attention of a frame.
+
+        Args:
+            number: Of the frame, from 0.
+
+        Returns:
+            Image (h*p, w*p, 3) uint8.
+        """
+        return enlarge(apply_colormap(self.maps[number], COLORMAP, self.limits), self.transform.patch)
+
+    def image_pairs(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Yield each frame as the network sees it, and its attention.
+
+        Yields:
+            Two images (h*p, w*p, 3) uint8.
+
+        Raises:
+            DataError: If a frame cannot be decoded.
+        """
         for number in range(len(self.maps)):
-            yield _pixels(self.frames, number, self.reading), self.picture(number)
+            yield _read_pixels(self.frames, number, self.transform), self.attention_image(number)
 
     def save(self, path: str | Path) -> None:
-        """Write frames beside their attention as an animated GIF."""
+        """Write frames next to their attention as an animated GIF.
+
+        Args:
+            path: A file with the extension .gif.
+
+        Raises:
+            DinoevalError: If the extension is another, or the file cannot be written.
+        """
         check_video(path)
-        pages = (self._page(*pair) for pair in self.pictures())
+        pages = (_gif_page(frame, attention) for frame, attention in self.image_pairs())
         first = next(pages)
         options = {"save_all": True, "append_images": pages, "duration": self.milliseconds, "loop": 0}
         write_whole(path, lambda target: first.save(target, "GIF", **options))
 
-    @property
-    def milliseconds(self) -> int:
-        """How long the GIF shows a frame: it counts hundredths of a second, and what is faster than 50 a second viewers slow down."""
-        return max(20, round(self.seconds * 100) * 10)
-
-    def _page(self, frame: np.ndarray, attention: np.ndarray) -> Image.Image:
-        page = Image.fromarray(np.concatenate((frame, attention), axis=1))
-        if page.width > _WIDTH:
-            page = page.resize((_WIDTH, max(1, round(page.height * _WIDTH / page.width))), Image.Resampling.LANCZOS)
-        return page.quantize(256)
-
 
 def check_video(path: str | Path) -> None:
-    """Find out before the work whether a GIF can be written there. Raises a DinoevalError."""
+    """Check that a GIF can be written to a path, before the work.
+
+    Args:
+        path: File to be written.
+
+    Raises:
+        DinoevalError: If the extension is not .gif, or the file cannot be written.
+    """
     if expand(path).suffix.lower() != ".gif":
-        raise ConfigError(f"video {path}: the name must end in .gif; `ffmpeg -i FRAMES OUT.mp4` makes others of the frames")
+        raise ConfigError(f"video {path} must have the extension .gif. For other formats run `ffmpeg -i FRAMES OUT.mp4` on the frames")
     check_writable(path)
 
 
@@ -91,75 +118,108 @@ def attention_video(
     exif_transpose: bool = True,
     transform: str = "auto",
 ) -> AttentionVideo:
-    """Look at the attention of all frames of a video: a folder of frames, or an animated picture.
+    """Compute the attention of the last block for all frames of a video.
 
-    Frames go by the numbers in their names. `fps` is by default that of an animated picture, else 24.
+    Args:
+        backbone: A vision transformer.
+        frames: A folder of frames, which are ordered by the numbers in their names, or an animated image.
+        image_size: As for `attention`; `native` keeps the size of the frames.
+        fps: Frames per second (default: those of the animated image, 24 for a folder).
+        exif_transpose: Whether to rotate the frames by their EXIF tag.
+        transform: `auto` or `dino`: selects the mean and standard deviation.
+
+    Returns:
+        The maps, and the methods that draw them.
+
+    Raises:
+        ConfigError: If an option is out of range.
+        DataError: If a frame cannot be used, frames differ in size, or the attention is NaN or infinite.
     """
     opened, seconds = open_frame_set(frames)
     if fps is not None and not 0 < fps < float("inf"):
-        raise ConfigError(f"fps must be above 0: {fps}")
-    reading = figure_transform(backbone, image_size, exif_transpose, transform)
+        raise ConfigError(f"--fps must be a finite number above 0, got {fps:g}")
+    loaded = figure_transform(backbone, image_size, exif_transpose, transform)
     maps: list[np.ndarray] = []
     for number in tqdm(range(len(opened)), desc="frames", unit="frame", disable=None, leave=False):
-        rows = attention_rows(backbone, opened.paths[number], _pixels(opened, number, reading), reading, [0])  # (A, 1, h, w)
+        rows = attention_rows(backbone, opened.paths[number], _read_pixels(opened, number, loaded), loaded, [0])  # (A, 1, h, w)
         maps.append(rows.mean((0, 1)))
         if maps[-1].shape != maps[0].shape:
             sizes = " and ".join(f"{w} x {h}" for h, w in (maps[0].shape, maps[-1].shape))
-            raise DataError(f"frames differ in size: {opened.paths[0]} and {opened.paths[number]} have {sizes} patches. "
-                            "Say --image-size 480, or another, to bring all to one.")  # fmt: skip
-    return AttentionVideo(opened, np.stack(maps), 1 / fps if fps else seconds, reading)
+            names = f"{opened.paths[0]} and {opened.paths[number]}"
+            raise DataError(f"frames differ in size: {names} have {sizes} patches. Resize all frames by --image-size, such as 480")
+    return AttentionVideo(opened, np.stack(maps), 1 / fps if fps else seconds, loaded)
 
 
-def open_frame_set(where: str | Path) -> tuple[ImageSet, float]:
-    """Open a folder of frames or an animated picture, and tell the seconds a frame."""
-    path = expand(where)
+def open_frame_set(source: str | Path) -> tuple[ImageSet, float]:
+    """Open a folder of frames or an animated image as an image set.
+
+    Figures need random access to the frames, and choose per command whether EXIF tags are applied. Label propagation reads
+    each frame once, with its EXIF rotation, by `dinoeval.data.frames.read_frames`.
+
+    Args:
+        source: A folder, whose frames are ordered by the numbers in their names, or an animated image.
+
+    Returns:
+        The frames, and the duration of a frame in seconds.
+
+    Raises:
+        DataError: If the source is neither, or its first frame cannot be decoded.
+    """
+    path = expand(source)
     if path.is_dir():
         images = open_images(path)
-        order = sorted(range(len(images)), key=lambda row: _by_number(images.paths[row]))
+        order = sorted(range(len(images)), key=lambda row: _numeric_key(images.paths[row]))
         return images.subset(order), 1 / FPS
     try:
         animation = _Animation(path.read_bytes())
-        count = getattr(animation.picture, "n_frames", 1)
+        count = getattr(animation.image, "n_frames", 1)
     except MemoryError:
         raise
-    except Exception as error:  # as below
-        wrong = "no picture" if path.exists() else "no such file"
-        advice = f"a folder of frames or an animated GIF is wanted; `ffmpeg -i {path.name} frames/%05d.png` makes frames of a film"
-        raise DataError(f"{path}: {wrong}; {advice}") from error
+    except Exception as error:  # As in _Animation.
+        reason = "unsupported or corrupted image file" if path.exists() else "no such file"
+        advice = f"pass a folder of frames or an animated GIF; `ffmpeg -i {path.name} frames/%05d.png` extracts the frames of a video"
+        raise DataError(f"{path}: {reason}; {advice}") from error
     if count < 2:
-        raise DataError(f"{path} is one picture that does not move: leave out --video")
+        raise DataError(f"{path} is a single image, not an animation: remove --video")
     names, sizes = tuple(f"{number:05d}" for number in range(count)), np.zeros(count, np.int64)
     try:
-        animation(0)  # Pillow knows how long a WebP's frame is shown once it has decoded it
-    except BadImage as fault:
-        raise DataError(f"frame {names[0]} cannot be used: {fault}") from fault
-    seconds = float(animation.picture.info.get("duration") or 100) / 1000
+        animation(0)  # Pillow knows the frame duration of a WebP only after decoding.
+    except BadImage as error:
+        raise DataError(f"frame {names[0]} of {path} cannot be used: {error}") from error
+    seconds = float(animation.image.info.get("duration") or 100) / 1000
     return ImageSet(name=str(path), split="all", paths=names, sizes=sizes, stamp="", reader=animation), seconds
 
 
-def _by_number(name: str) -> list[str | int]:
-    """`clip/frame10.jpg` -> text and numbers in turn, so that frame 10 comes after frame 9."""
+def _numeric_key(name: str) -> list[str | int]:
+    """Split `clip/frame10.jpg` into text and numbers, so that frame 10 comes after frame 9."""
     return [int(part) if place % 2 else part for place, part in enumerate(re.split(r"([0-9]+)", name))]
 
 
-def _pixels(frames: ImageSet, number: int, reading: FigureTransform) -> np.ndarray:
+def _read_pixels(frames: ImageSet, number: int, transform: FigureTransform) -> np.ndarray:
     try:
-        return reading(reading.picture(frames, number))
-    except BadImage as fault:
-        raise DataError(f"frame {frames.paths[number]} cannot be used: {fault}") from fault
+        return transform(transform.open(frames, number))
+    except BadImage as error:
+        raise DataError(f"frame {frames.paths[number]} cannot be used: {error}") from error
+
+
+def _gif_page(frame: np.ndarray, attention: np.ndarray) -> Image.Image:
+    page = Image.fromarray(np.concatenate((frame, attention), axis=1))
+    if page.width > _MAX_WIDTH:
+        page = page.resize((_MAX_WIDTH, max(1, round(page.height * _MAX_WIDTH / page.width))), Image.Resampling.LANCZOS)
+    return page.quantize(256)
 
 
 class _Animation:
-    """Reads the frames of an animated picture, quickest one after the other."""
+    """A reader of the frames of an animated image, which is fastest in their order."""
 
     def __init__(self, content: bytes) -> None:
-        self.picture = Image.open(io.BytesIO(content))
+        self.image = Image.open(io.BytesIO(content))
 
     def __call__(self, row: int) -> Image.Image:
         try:
-            self.picture.seek(row)
-            return self.picture.convert("RGB")
+            self.image.seek(row)
+            return self.image.convert("RGB")
         except MemoryError:
             raise
-        except Exception as error:  # Pillow's readers raise whatever a broken file leads them to
+        except Exception as error:  # Pillow raises many types of exceptions for corrupted files.
             raise BadImage(str(error).strip() or type(error).__name__) from error

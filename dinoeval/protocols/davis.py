@@ -15,7 +15,7 @@ import dataclasses
 import logging
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -28,20 +28,20 @@ from dinoeval.files import expand
 from dinoeval.protocols._instances import known, query_scores, resolve_root
 from dinoeval.results import Result, Scores
 from dinoeval.session import SplitRecord
+from dinoeval.video import VideoConfig
 
 if TYPE_CHECKING:
     from dinoeval.data.frame_transforms import FrameTransform
     from dinoeval.session import RunRecord, Session
-    from dinoeval.video import PropagationConfig
 
 VERSION = 1
 METRICS = ("J&F", "J", "F", "J_recall", "J_decay", "F_recall", "F_decay")
-_PROPAGATION = ("image_size", "resize_backend", "context", "radius", "top", "temperature", "edge_cases")  # unused with --masks
+_PROPAGATION = tuple(field.name for field in dataclasses.fields(VideoConfig))  # options that --masks does not use
 _log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config:
+class Config(VideoConfig):
     """Label propagation on DAVIS."""
 
     data: str | None = None
@@ -56,21 +56,6 @@ class Config:
     """Only score masks that were made elsewhere, MASKS/<sequence>/NNNNN.png; no network is used."""
     overlay: str | None = None
     """A folder for pictures: an animated GIF and a contact sheet of each sequence, its masks over its frames."""
-    image_size: int = 480
-    """Pixels of the short side."""
-    resize_backend: Literal["opencv", "pil", "torchvision"] = "opencv"
-    """Whose bilinear filter resizes frames; the released code's is OpenCV's."""
-    context: int = 7
-    """Frames looked at besides the first."""
-    radius: int = 12
-    """Rows and columns of tokens that a token looks away."""
-    top: int = 5
-    """Tokens that count."""
-    temperature: float = 0.1
-    """They count with weight exp(cosine / temperature)."""
-    edge_cases: Literal["released", "fixed"] = "released"
-    """Of the released code: objects that are lost when the first mask is shrunk are never predicted, and a soft map that is the same
-    everywhere becomes NaN, which wins, or noise. fixed gives a lost object the token that holds most of it, and leaves such a map."""
 
 
 @dataclasses.dataclass
@@ -104,7 +89,7 @@ def run(config: Config, session: Session) -> Result:
     record = session.record("davis", VERSION, config)
     with record.stage("open"):
         root = resolve_root(config.data, "DAVIS", "the folder that holds JPEGImages/ and Annotations/")
-        rule, transform = _resolve(config, session)
+        transform = _resolve(config, session)
         if config.overlay is not None:
             from dinoeval.figures.overlay import make_folder
 
@@ -112,7 +97,7 @@ def run(config: Config, session: Session) -> Result:
         videos = open_davis(root, config.sequences)
         if config.masks is not None and not videos[0].annotated:
             raise DataError(f"{root} has annotations of first frames only: the masks in {config.masks} cannot be scored")
-    work = _Scoring(expand(config.masks)) if config.masks is not None else _Propagating(session, videos, rule, transform, config.out)
+    work = _Scoring(expand(config.masks)) if config.masks is not None else _Propagating(config, session, videos, transform)
     own = [(number, work.do(videos[number])) for number in distributed.shard(len(videos))]
     if config.overlay is not None:
         with record.stage("overlay"):
@@ -131,23 +116,16 @@ def run(config: Config, session: Session) -> Result:
     return record.result(_scores(record, videos, outcomes))
 
 
-def _resolve(config: Config, session: Session) -> tuple[PropagationConfig, FrameTransform]:
+def _resolve(config: Config, session: Session) -> FrameTransform:
     """Check the options."""
-    from dinoeval.data.frame_transforms import frame_transform
-    from dinoeval.video import PropagationConfig
-
     settings = session.config
     if config.masks is not None and (config.out or settings.arch or settings.weights):
         raise ConfigError("--masks scores masks made elsewhere: leave out --out, --arch and --weights")
     if config.masks is not None and (changed := _changed(config)):
         raise ConfigError(f"--masks scores masks made elsewhere: leave out --{changed[0][0].replace('_', '-')}, which is about making them")
-    if settings.bad_images == "skip":
-        raise ConfigError("no frame of a video can be skipped: leave out --bad-images skip")
     if config.masks is None:
         session.backbone.check_offers(patches=True)
-    names = [field.name for field in dataclasses.fields(PropagationConfig)]
-    rule = PropagationConfig(**{name: getattr(config, name) for name in names})
-    return rule, frame_transform(config.image_size, config.resize_backend, session.backbone.patch_size or 1, *session.normalization())
+    return config.frame_transform(session)
 
 
 def _changed(config: Config) -> list[tuple[str, Any]]:
@@ -173,21 +151,21 @@ class _Scoring:
 class _Propagating:
     """Makes masks, then scores them."""
 
-    def __init__(self, session: Session, videos: list[Video], rule: PropagationConfig, transform: FrameTransform, out: str | None) -> None:
+    def __init__(self, config: Config, session: Session, videos: list[Video], transform: FrameTransform) -> None:
         from dinoeval.data.mask_folders import read_record
         from dinoeval.features.cache import FINISHED, RUNS
         from dinoeval.features.spec import key_of
 
-        self.session, self.rule, self.transform, self.done = session, rule, transform, 0
+        self.session, self.config, self.transform, self.done = session, config, transform, 0
         prints = {video.name: video.fingerprint() for video in videos}
         common = {
             "version": VERSION, "backbone": session.backbone.digest, "network": dataclasses.asdict(session.backbone.config),
-            "precision": session.backbone.precision, "transform": transform.id, **dataclasses.asdict(rule),
+            "precision": session.backbone.precision, "transform": transform.id, **config.propagation_options(),
         }  # fmt: skip
         self.recipes = {name: {**common, "frames and first mask": print_} for name, print_ in prints.items()}
         runs = session.cache.root / RUNS
-        self.folder = expand(out) if out else runs / f"davis-{key_of({**common, 'videos': prints})}"
-        self.marker = None if out else self.folder / FINISHED
+        self.folder = expand(config.out) if config.out else runs / f"davis-{key_of({**common, 'videos': prints})}"
+        self.marker = None if config.out else self.folder / FINISHED
         for name, recipe in self.recipes.items():
             read_record(self.folder / name, recipe)  # refuses masks of another run before any work
         self.count = len(videos)
@@ -213,7 +191,7 @@ class _Propagating:
         from dinoeval.data.mask_folders import write_masks
         from dinoeval.video import Propagation
 
-        propagation = Propagation(self.session.backbone, video.first_mask, self.transform, self.rule)
+        propagation = Propagation(self.session.backbone, video.first_mask, self.transform, self.config)
         names = [path.stem for path in video.frames]
         quiet = None if distributed.rank() == 0 else True
         frames = tqdm(map(read_frame, video.frames), video.name, len(names), unit="frame", disable=quiet, leave=False)

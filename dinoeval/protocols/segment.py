@@ -112,7 +112,7 @@ def _score_images(
     with tqdm(total=len(mine), desc="images", unit="img", disable=None if distributed.rank() == 0 else True, leave=False) as bar:
         for start in range(0, len(mine), step):
             rows = mine[start : start + step]
-            pixels = np.stack([reading(reading.picture(opened.images, row)) for row in rows])  # (N, H, W, 3)
+            pixels = np.stack([reading(reading.open(opened.images, row)) for row in rows])  # (N, H, W, 3)
             batch = normalize_images(torch.from_numpy(pixels).to(backbone.device).permute(0, 3, 1, 2), reading.mean, reading.std)
             attention = backbone.attention(batch, queries=(0,))[:, :, 0, 1:]  # (N, A, h*w)
             backbone.check_finite(attention, [opened.images.paths[row] for row in rows])

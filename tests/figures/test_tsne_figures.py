@@ -1,4 +1,4 @@
-"""Maps of classes: means by hand, t-SNE equal to scikit-learn's, few classes, names that do not cover each other."""
+"""t-SNE figures: means by hand, equality with scikit-learn, few or equal points, names that do not overlap."""
 
 from __future__ import annotations
 
@@ -10,54 +10,47 @@ from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE, trustworthiness
 
 import dinoeval
-from dinoeval.cli import main
 from dinoeval.errors import ConfigError, DataError
+from dinoeval.figures import TsneConfig
 
 
-def groups_of_rows(groups: int = 5, each: int = 20, dims: int = 40) -> np.ndarray:
+def grouped_features(groups: int = 5, each: int = 20, dims: int = 40) -> np.ndarray:
     random = np.random.default_rng(0)
     return (random.standard_normal((groups, 1, dims)) * 4 + random.standard_normal((groups, each, dims))).reshape(-1, dims)
 
 
-def call(capsys, *words: object) -> tuple[int, str, str]:
-    with pytest.raises(SystemExit) as stopped:
-        main([str(word) for word in words])
-    out, err = capsys.readouterr()
-    return int(stopped.value.code or 0), out, err
-
-
-def test_means_by_hand():
-    rows = np.array([[1, 0], [3, 0], [0, 5], [0, 7]], np.float32)
-    means, names = dinoeval.figures.class_means(rows, np.array([0, 0, 2, 2]), ("a", "none", "c"))
+def test_class_means_equal_hand_count():
+    features = np.array([[1, 0], [3, 0], [0, 5], [0, 7]], np.float32)
+    means, names = dinoeval.figures.class_means(features, np.array([0, 0, 2, 2]), ("a", "none", "c"))
     assert (means.tolist(), names) == ([[2, 0], [0, 6]], ("a", "c"))
-    several = np.array([[1, 0], [1, 1], [-1, 1], [0, 1]])  # -1 is difficult: left out
-    means, names = dinoeval.figures.class_means(rows, several, ("a", "b"))
+    multilabel = np.array([[1, 0], [1, 1], [-1, 1], [0, 1]])  # -1 is difficult and does not count.
+    means, names = dinoeval.figures.class_means(features, multilabel, ("a", "b"))
     assert (means.tolist(), names) == ([[2, 0], [1, 4]], ("a", "b"))
 
 
-def test_the_map_is_scikit_learns_after_pca_and_keeps_neighbours():
-    rows = groups_of_rows()
+def test_tsne_equals_scikit_learn_and_keeps_neighbors():
+    features = grouped_features()
     names = [str(number) for number in range(100)]
-    found = dinoeval.figures.tsne(rows, names, steps=500)
-    reduced = PCA(30, random_state=0).fit_transform(rows.astype(np.float32))
+    found = dinoeval.figures.tsne(features, names, TsneConfig(iterations=500))
+    reduced = PCA(30, random_state=0).fit_transform(features.astype(np.float32))
     expected = TSNE(perplexity=20, learning_rate=200.0, init="pca", random_state=0, **{"max_iter": 500}).fit_transform(reduced)
     np.testing.assert_allclose(found.points, expected, atol=1e-3)
-    assert (found.dims, found.perplexity) == (30, 20)
-    assert trustworthiness(rows, found.points, n_neighbors=5) > 0.9
+    assert (found.pca_dims, found.perplexity) == (30, 20)
+    assert trustworthiness(features, found.points, n_neighbors=5) > 0.9
 
 
-def test_few_points_get_a_smaller_perplexity_and_it_is_said(caplog):
+def test_perplexity_is_reduced_with_a_warning_for_few_points(caplog):
     with caplog.at_level("WARNING"):
-        found = dinoeval.figures.tsne(groups_of_rows(10, 1), list("abcdefghij"), steps=250)
-    assert (found.perplexity, found.dims) == (3.0, 9)
-    assert "perplexity 3 instead of 20: there are 10 points" in caplog.text
-    with pytest.raises(DataError, match="3 points are too few"):
-        dinoeval.figures.tsne(groups_of_rows(3, 1), list("abc"))
-    with pytest.raises(ConfigError, match="250 steps or more"):
-        dinoeval.figures.tsne(groups_of_rows(10, 1), list("abcdefghij"), steps=10)
+        found = dinoeval.figures.tsne(grouped_features(10, 1), list("abcdefghij"), TsneConfig(iterations=250))
+    assert (found.perplexity, found.pca_dims) == (3.0, 9)
+    assert "perplexity 3 instead of 20" in caplog.text
+    with pytest.raises(DataError, match="at least 4 points, got 3"):
+        dinoeval.figures.tsne(grouped_features(3, 1), list("abc"))
+    with pytest.raises(ConfigError, match=r"--iterations .*got 10"):
+        TsneConfig(iterations=10)
 
 
-def test_names_do_not_cover_each_other_and_are_read_as_they_are():
+def test_names_do_not_overlap_and_are_not_parsed_as_math():
     grid = np.array([(x, y) for x in range(4) for y in range(4)], np.float32)
     names = tuple(f"${number}^$" for number in range(16))
     found = dinoeval.figures.ClassMap(grid, names, None, (), 30, 20.0, 0.0)
@@ -72,20 +65,20 @@ def test_names_do_not_cover_each_other_and_are_read_as_they_are():
     assert all(text.get_fontsize() >= 7 for text in texts)
 
 
-def test_thumbnails_lie_at_their_points():
+def test_thumbnails_are_drawn_at_their_points():
     points = np.array([[0, 0], [10, 0], [0, 10], [10, 10]], np.float32)
     found = dinoeval.figures.ClassMap(points, tuple("abcd"), None, (), 3, 1.0, 0.0)
-    colours = [(255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 0)]
-    figure = found.figure([Image.new("RGB", (30, 20), colour) for colour in colours])
+    colors = [(255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 0)]
+    figure = found.figure([Image.new("RGB", (30, 20), color) for color in colors])
     figure.canvas.draw()
     pixels = np.asarray(figure.canvas.buffer_rgba())
     assert abs(pixels.shape[0] - pixels.shape[1]) <= 1
-    for point, colour in zip(points, colours, strict=True):
+    for point, color in zip(points, colors, strict=True):
         x, y = figure.axes[0].transData.transform(point)
-        assert pixels[len(pixels) - 1 - int(y), int(x), :3].tolist() == list(colour)
+        assert pixels[len(pixels) - 1 - int(y), int(x), :3].tolist() == list(color)
 
 
-def test_groups_differ_in_colour_or_sign_and_have_their_names_at_their_middle():
+def test_groups_have_distinct_looks_and_names_at_their_median():
     random = np.random.default_rng(0)
     groups = np.repeat(np.arange(10), 5)
     points = (np.stack((groups % 4, groups // 4), 1) + random.uniform(-0.1, 0.1, (50, 2))).astype(np.float32)
@@ -98,29 +91,50 @@ def test_groups_differ_in_colour_or_sign_and_have_their_names_at_their_middle():
         np.testing.assert_allclose(text.xy, np.median(points[groups == group], axis=0), atol=1e-6)
 
 
-def test_the_command_draws_classes_and_images(capsys, tiny_weights, tmp_path):
+def test_tsne_command_draws_classes_and_images(call, tiny_weights, tmp_path):
     data = class_folders(tmp_path / "set", classes=5)
-    words = ("tsne", "--weights", tiny_weights, "--steps", 250, "--out")
-    code, out, err = call(capsys, *words, tmp_path / "classes.svg", "--data", data)
+    words = ("tsne", "--weights", tiny_weights, "--iterations", 250, "--out")
+    code, out, err = call(*words, tmp_path / "classes.svg", "--data", data)
     assert (code, "5 classes, means of 15 images" in out, "perplexity 1.33" in out) == (0, True, True), err
     code, out, err = call(
-        capsys, *words, tmp_path / "each.png", "--data", data, "--each", "--split", "train", "--most", 30, "--show", "pictures"
+        *(*words, tmp_path / "each.png", "--data", data, "--split", "train"),
+        *("--per-image", "--max-images", 30, "--show", "images"),
     )
-    assert (code, "30 images" in out, "30 of 40 images are drawn" in err) == (0, True, True), err
-    with Image.open(tmp_path / "each.png") as picture:
-        assert picture.width >= 975
+    assert (code, "30 images" in out, "30 of 40 images" in err) == (0, True, True), err
+    with Image.open(tmp_path / "each.png") as image:
+        assert image.width >= 975
     (tmp_path / "flat").mkdir()
-    for number, picture in enumerate(synthetic_images(6)):
-        picture.save(tmp_path / f"flat/{number}.png")
-    code, out, err = call(capsys, *words, tmp_path / "flat.pdf", tmp_path / "flat")
+    for number, image in enumerate(synthetic_images(6)):
+        image.save(tmp_path / f"flat/{number}.png")
+    code, out, err = call(*words, tmp_path / "flat.pdf", tmp_path / "flat")
     assert (code, "6 images" in out) == (0, True), err
     assert (tmp_path / "flat.pdf").read_bytes().startswith(b"%PDF")
-    assert "name images or --data, not both" in call(capsys, *words, tmp_path / "a.png", tmp_path / "flat", "--data", data)[2]
-    numbers = {"--most": (3, -1), "--seed": (-1, 2**32), "--learning-rate": ("inf", "nan", 0, "1e+10"), "--steps": (249,), "--dims": (1,),
-               "--perplexity": (0, "inf")}  # fmt: skip
-    for option, value in [(option, value) for option, values in numbers.items() for value in values]:
-        code, _, err = call(
-            capsys, "tsne", tmp_path / "flat", "--out", tmp_path / "a.png", "--weights", tmp_path / "none.pth", option, value
-        )
-        assert (code, f"{option} {value}: " in err) == (2, True), err
-    assert "the readout patches gives a map" in call(capsys, *words, tmp_path / "a.png", "--data", data, "--readout", "patches")[2]
+
+
+def test_tsne_command_rejects_invalid_options(call, tiny_weights, tmp_path):
+    data = class_folders(tmp_path / "set", classes=5)
+    words = ("tsne", "--weights", tiny_weights, "--out", tmp_path / "a.png")
+    assert "--data" in call(*words, data, "--data", data)[2]
+    assert "--readout patches" in call(*words, "--data", data, "--readout", "patches")[2]
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "shown"),
+    [
+        ("--max-images", 3, "3"),
+        ("--max-images", -1, "-1"),
+        ("--seed", -1, "-1"),
+        ("--seed", 2**32, "4294967296"),
+        ("--learning-rate", "inf", "inf"),
+        ("--learning-rate", "nan", "nan"),
+        ("--learning-rate", 0, "0.0"),
+        ("--learning-rate", "1e+10", "10000000000.0"),
+        ("--iterations", 249, "249"),
+        ("--pca-dims", 1, "1"),
+        ("--perplexity", 0, "0.0"),
+        ("--perplexity", "inf", "inf"),
+    ],
+)
+def test_tsne_command_rejects_number_out_of_range(call, tmp_path, option, value, shown):
+    code, _, err = call("tsne", tmp_path, "--out", tmp_path / "a.png", "--weights", tmp_path / "none.pth", option, value)
+    assert (code, f"{option} must be" in err, f"got {shown}" in err) == (2, True, True), err

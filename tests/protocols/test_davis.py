@@ -30,8 +30,8 @@ from dinoeval.paper.comparable import comparable
 from dinoeval.protocols import davis
 from dinoeval.session import SessionConfig
 
-OPTIONS = {"image_size": 64, "radius": 4, "context": 2}
-WORDS = ["--image-size", "64", "--radius", "4", "--context", "2", "--device", "cpu"]
+OPTIONS = {"image_size": 64, "radius": 4, "context_frames": 2}
+WORDS = ["--image-size", "64", "--radius", "4", "--context-frames", "2", "--device", "cpu"]
 VIDEOS = {"cat": synthetic_video(5, seed=1), "dog": synthetic_video(4, (64, 128), objects=1, seed=2)}
 
 
@@ -347,12 +347,12 @@ def test_pictures_of_masks_over_frames(backbone, root, tmp_path):
     ("options", "session", "says"),
     [
         ({"image_size": 32}, {}, "at least 64"),
-        ({"radius": 0}, {}, "radius and top 1 or more"),
+        ({"radius": 0}, {}, "--radius must be from 1 to"),
         ({"temperature": 0.0}, {}, "above 0"),
-        ({"top": 10**20}, {}, "at most"),
+        ({"top_k": 10**20}, {}, "--top-k must be from 1 to"),
         ({"masks": "m", "out": "o"}, {}, "leave out --out"),
         ({"masks": "m"}, {"weights": "w"}, "leave out --out, --arch and --weights"),
-        ({}, {"bad_images": "skip"}, "no frame of a video can be skipped"),
+        ({}, {"bad_images": "skip"}, "--bad-images skip"),
         ({}, {"transform": "dino:256/224"}, "--image-size"),
     ],
 )
@@ -378,9 +378,9 @@ def test_a_video_of_ones_own(tiny_weights, root, tmp_path, backbone, capsys):
     for path in (tmp_path / "out/cat").glob("*.png"):
         assert path.read_bytes() == (tmp_path / "own" / path.name).read_bytes()
     assert propagate(*words) == 0
-    assert "has all 5 masks already" in capsys.readouterr().out
-    assert propagate(*words, "--top", "3") == 2
-    assert "top was 5 and is 3" in capsys.readouterr().err
+    assert "already has all 5 masks" in capsys.readouterr().out
+    assert propagate(*words, "--top-k", "3") == 2
+    assert "top_k was 5 and is 3" in capsys.readouterr().err
 
 
 def test_an_animated_picture_of_ones_own(tiny_weights, tmp_path, capsys):
@@ -394,10 +394,10 @@ def test_an_animated_picture_of_ones_own(tiny_weights, tmp_path, capsys):
     assert (last == video[-1][1]).mean() > 0.7
     Image.new("L", (64, 128)).save(tmp_path / "mask.png")
     assert propagate(*words, "--out", str(tmp_path / "other")) == 2
-    assert "holds no object" in capsys.readouterr().err
+    assert "no object" in capsys.readouterr().err
     Image.new("L", (128, 128), 255).save(tmp_path / "mask.png")
     assert propagate(*words, "--out", str(tmp_path / "other")) == 2
-    assert "the first mask 128 x 128" in capsys.readouterr().err
+    assert "the first mask has 128 x 128" in capsys.readouterr().err
     assert not (tmp_path / "other").exists()
     assert not list(tmp_path.glob(".*"))
 
@@ -413,7 +413,7 @@ def test_pictures_do_not_take_the_place_of_what_they_show(tiny_weights, root, tm
     shutil.copy(mask, root / "JPEGImages/480p/cat/first.png")
     words[1] = str(root / "JPEGImages/480p/cat/first.png")
     assert propagate(*words) == 2
-    assert "lies among the frames" in capsys.readouterr().err
+    assert "first.png is in the folder of the frames" in capsys.readouterr().err
 
 
 def test_void_in_a_grey_truth_is_no_object(tmp_path, backbone):
