@@ -2,7 +2,7 @@
 
 - CenterCrop, of the paper: resize the short side to 256 with the bicubic filter of PIL, crop the central 224 x 224, scale
   to [0, 1], normalize with the mean and standard deviation of ImageNet (eval_knn.py).
-- RandomCrop: random resized crop and horizontal flip, for training linear heads (eval_linear.py).
+- RandomResizedCrop: random resized crop and horizontal flip, for training linear heads (eval_linear.py).
 - Thumbnail: keep the aspect ratio, for retrieval (eval_image_retrieval.py).
 """
 
@@ -146,10 +146,10 @@ Transform = CenterCrop | Thumbnail
 
 
 @dataclasses.dataclass(frozen=True)
-class RandomCrop:
+class RandomResizedCrop:
     """The augmentation of linear heads: random resized crop and horizontal flip.
 
-    It is RandomResizedCrop of torchvision with its defaults, followed by RandomHorizontalFlip. The filter is therefore
+    It equals RandomResizedCrop of torchvision with its defaults, followed by RandomHorizontalFlip. The filter is therefore
     bilinear, unlike in the other transforms of the paper (eval_linear.py).
     """
 
@@ -166,11 +166,11 @@ class RandomCrop:
         Returns:
             Pixels, (3, crop, crop) uint8.
         """
-        from torchvision.transforms import RandomResizedCrop
+        from torchvision import transforms
 
         with torch.random.fork_rng(devices=[]):  # torchvision uses the generator of the process.
             torch.default_generator.manual_seed(seed)
-            top, left, height, width = RandomResizedCrop.get_params(image, [0.08, 1.0], [3 / 4, 4 / 3])  # type: ignore[arg-type]
+            top, left, height, width = transforms.RandomResizedCrop.get_params(image, [0.08, 1.0], [3 / 4, 4 / 3])  # type: ignore[arg-type]
             flip = bool(torch.rand(1) < 0.5)
         part = image.crop((left, top, left + width, top + height))
         pixels = part.resize((self.crop, self.crop), Image.Resampling.BILINEAR)

@@ -8,7 +8,7 @@ import torch
 
 import dinoeval
 from dinoeval.data.opening import open_splits
-from dinoeval.data.transforms import CenterCrop, RandomCrop
+from dinoeval.data.transforms import CenterCrop, RandomResizedCrop
 from dinoeval.errors import DataError, DinoevalError
 from dinoeval.features.readout import Cls, ClsAvg, LastCls
 from dinoeval.training.loading import derive_seed
@@ -137,15 +137,15 @@ def test_interrupted_sweep_resumes_with_equal_numbers(problem, tmp_path, monkeyp
 
 
 def test_random_crop_equals_torchvision_with_bilinear(images):
-    from torchvision.transforms import Compose, RandomHorizontalFlip, RandomResizedCrop
+    from torchvision import transforms
 
     image = images.open(0)
-    reference = Compose([RandomResizedCrop(16), RandomHorizontalFlip()])
+    reference = transforms.Compose([transforms.RandomResizedCrop(16), transforms.RandomHorizontalFlip()])
     seen = set()
     for seed in range(6):
         torch.manual_seed(seed)
         expected = torch.from_numpy(np.array(reference(image))).permute(2, 0, 1)
-        found = RandomCrop(16)(image, seed)
+        found = RandomResizedCrop(16)(image, seed)
         assert torch.equal(found, expected)
         seen.add(found.numpy().tobytes())
     assert len(seen) == 6
@@ -155,7 +155,7 @@ def test_random_crop_does_not_change_the_torch_generator(images):
     torch.manual_seed(1)
     expected = torch.rand(3)
     torch.manual_seed(1)
-    RandomCrop(16)(images.open(0), 5)
+    RandomResizedCrop(16)(images.open(0), 5)
     assert torch.equal(torch.rand(3), expected)
 
 
@@ -180,7 +180,7 @@ def test_augmented_features_are_independent_of_workers(backbone, images):
 def test_augmented_crops_depend_on_seed_epoch_and_row(backbone, images):
     source = Augmented(backbone, images, [Cls()], TRANSFORM, AugmentedSettings(seed=3, workers=0))
     ((found, rows),) = source.batches(2, [np.array([5, 1])])
-    crops = torch.stack([RandomCrop(16)(images.open(row), derive_seed(3, 2, row)) for row in (5, 1)])
+    crops = torch.stack([RandomResizedCrop(16)(images.open(row), derive_seed(3, 2, row)) for row in (5, 1)])
     assert rows.tolist() == [5, 1]
     torch.testing.assert_close(found["cls"], source.features(crops)["cls"])
 

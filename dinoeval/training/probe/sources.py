@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader
 from dinoeval import distributed
 from dinoeval.data.dataset import ImageDataset, Unreadable
 from dinoeval.data.images import ImageSet
-from dinoeval.data.transforms import CenterCrop, RandomCrop, normalize_images
+from dinoeval.data.transforms import CenterCrop, RandomResizedCrop, normalize_images
 from dinoeval.errors import DataError
 from dinoeval.features.readout import Readout
 from dinoeval.models.backbone import Backbone
@@ -151,7 +151,7 @@ class Augmented:
             for number, rows in enumerate(steps)
             for first in range(0, max(1, len(rows)), self.batch_size)
         ]
-        crop = RandomCrop(self.transform.crop)
+        crop = RandomResizedCrop(self.transform.crop)
         loader = DataLoader(
             ImageDataset(self.images, _SeededCrop(crop, self.settings.seed, epoch)),
             batch_sampler=[rows.tolist() for _, rows in parts],
@@ -214,7 +214,7 @@ def concatenate(parts: Sequence[FeatureBatch]) -> FeatureBatch:
 class _SeededCrop:
     """Transform of an ImageDataset: (random crop, row). The crop depends only on seed, epoch and row."""
 
-    crop: RandomCrop
+    crop: RandomResizedCrop
     seed: int
     epoch: int
 
