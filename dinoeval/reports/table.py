@@ -13,8 +13,8 @@ from dinoeval.verdicts import Verdict
 MAX_TABLE_ROWS = 50
 """Rows of a Result's table that are printed; --json writes all."""
 
-MAX_REASONS = 2
-"""Reasons against a comparison that are printed with a Result; `dinoeval check` lists all."""
+MAX_REASONS = 1
+"""Number of reasons against a comparison that are printed with a Result; `dinoeval check` lists all."""
 
 
 def format_result(result: Result) -> str:
