@@ -5,7 +5,7 @@ from __future__ import annotations
 import abc
 import dataclasses
 import re
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 from dinoeval.errors import ConfigError
 
@@ -21,23 +21,14 @@ class Readout(abc.ABC):
     Calling it with the Tokens of N images returns their features, (N, *feature_shape(D, (h, w))) float32.
     """
 
-    patches: ClassVar[bool] = False
+    id: str
+    """Name in cache keys and on the command line."""
+    layers: int = 1
+    """Number of last blocks that it reads."""
+    patches: bool = False
     """Whether it reads patch tokens."""
-
-    @property
-    @abc.abstractmethod
-    def id(self) -> str:
-        """Name in cache keys and on the command line."""
-
-    @property
-    def layers(self) -> int:
-        """Number of last blocks that it reads."""
-        return 1
-
-    @property
-    def num_vectors(self) -> int:
-        """Number of vectors of D dims that a feature consists of."""
-        return 1
+    num_vectors: int = 1
+    """Number of vectors of D dims that a feature consists of."""
 
     def feature_shape(self, dim: int, grid: tuple[int, int]) -> tuple[int, ...]:
         """Return the shape of the feature of one image.
@@ -59,10 +50,7 @@ class Readout(abc.ABC):
 class Cls(Readout):
     """The [CLS] token of the last block, (N, D): k-NN, logistic regression, retrieval."""
 
-    @property
-    def id(self) -> str:
-        """`cls`."""
-        return "cls"
+    id = "cls"
 
     def __call__(self, tokens: Tokens) -> Tensor:
         return tokens.cls
@@ -108,17 +96,9 @@ class ClsAvg(Readout):
     (eval_linear.py since 23 Sep 2021), not a concatenation.
     """
 
-    patches: ClassVar[bool] = True
-
-    @property
-    def id(self) -> str:
-        """`clsavg`."""
-        return "clsavg"
-
-    @property
-    def num_vectors(self) -> int:
-        """Two: [CLS] and the mean."""
-        return 2
+    id = "clsavg"
+    patches = True
+    num_vectors = 2
 
     def __call__(self, tokens: Tokens) -> Tensor:
         import torch
@@ -136,17 +116,13 @@ class ClsGem(Readout):
 
     p: float = 4.0
     """Power of the mean, positive."""
-    patches: ClassVar[bool] = True
+    patches = True
+    num_vectors = 2
 
     @property
     def id(self) -> str:
         """Name, such as `gem4`."""
         return f"gem{int(self.p) if self.p == int(self.p) else repr(self.p)}"
-
-    @property
-    def num_vectors(self) -> int:
-        """Two: [CLS] and the mean."""
-        return 2
 
     def __call__(self, tokens: Tokens) -> Tensor:
         import torch
@@ -160,12 +136,8 @@ class ClsGem(Readout):
 class Patches(Readout):
     """The patch tokens of the last block as a map, (N, h, w, D)."""
 
-    patches: ClassVar[bool] = True
-
-    @property
-    def id(self) -> str:
-        """`patches`."""
-        return "patches"
+    id = "patches"
+    patches = True
 
     def feature_shape(self, dim: int, grid: tuple[int, int]) -> tuple[int, ...]:
         """Return the shape of the map of one image.

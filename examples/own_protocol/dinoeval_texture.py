@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from dinoeval.data.images import require_classes
 from dinoeval.data.opening import open_splits
 from dinoeval.errors import ConfigError
+from dinoeval.features.readout import Readout
 from dinoeval.maths.neighbors import nearest, vote
 from dinoeval.paper.rows import PaperRow, Requirement
 from dinoeval.results import Result, Scores, proportion_error
@@ -44,14 +45,12 @@ class Config:
     """Number of neighbors that vote."""
 
 
-class PatchStatistics:
+class PatchStatistics(Readout):
     """The readout: patch tokens (N, h, w, D) -> means and standard deviations over positions (N, 2 * D)."""
 
     id = "texture1"  # part of the cache key: change it if the values change
-    layers, patches = 1, True  # it reads the patch tokens of the last block
-
-    def row_shape(self, dim: int, grid: tuple[int, int]) -> tuple[int, ...]:
-        return (2 * dim,)
+    patches = True  # it reads the patch tokens of the last block
+    num_vectors = 2  # features have 2 * D dims
 
     def __call__(self, tokens: Any) -> Any:
         import torch
