@@ -18,6 +18,13 @@ from dinoeval.files import expand, write_whole
 SCHEMA = "dinoeval-result/2"
 READABLE_SCHEMAS = ("dinoeval-result/1", SCHEMA)
 """Version 1 also held published numbers; they are dropped, because `dinoeval.paper` decides what a Result is compared with."""
+RENAMED_OPTIONS = {
+    "copydays": {"top": "ap_cutoff", "whitening_centred": "center_whitening"},
+    "davis": {"context": "context_frames", "top": "top_k", "reading": "resize_backend", "failures": "edge_cases"},
+    "logistic": {"max_passes": "max_iter"},
+    "retrieval": {"whitening_centred": "center_whitening"},
+}
+"""Options that have another name in Results of version 1, by protocol."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -98,6 +105,8 @@ class Result(Scores):
         for dropped in ("schema", "references", "not_comparable"):
             content.pop(dropped, None)
         try:
+            renamed = RENAMED_OPTIONS.get(content.get("protocol"), {})
+            content["config"] = {renamed.get(name, name): value for name, value in content["config"].items()}
             result = cls(**content)
             finite = all(math.isfinite(value) for values in (result.metrics, result.standard_errors) for value in values.values())
             mappings = all(isinstance(part, dict) for part in (result.data, result.samples, result.config, result.backbone, result.details))
@@ -114,7 +123,14 @@ class Result(Scores):
 
 
 def proportion_error(percent: float, count: int) -> float:
-    """Return the standard error of a percentage of `count` independent outcomes, in percent.
+    """Return the standard error of a proportion, in percent.
+
+    Args:
+        percent: The proportion, in percent.
+        count: Number of independent outcomes.
+
+    Returns:
+        sqrt(p (1 - p) / count), in percent.
 
     Examples:
         >>> round(proportion_error(50.0, 100), 2)

@@ -111,7 +111,12 @@ class Session:
         return extract(self.backbone, images, readout, transform, self.cache, rows, options)
 
     def normalization(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        """Return the mean and standard deviation of the session's transform, for protocols that resize in their own way.
+        """Return the mean and standard deviation of the session's transform.
+
+        Protocols that resize in their own way use it.
+
+        Returns:
+            Mean and standard deviation per channel.
 
         Raises:
             ConfigError: If --transform names a resize and a crop, which such a protocol does not use.
@@ -191,7 +196,14 @@ class RunRecord:
 
     @contextlib.contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Add the wall-clock time of the block to the seconds of stage `name`."""
+        """Measure a block of code.
+
+        Args:
+            name: Stage whose seconds the wall-clock time of the block is added to.
+
+        Yields:
+            Nothing.
+        """
         started = time.monotonic()
         try:
             yield

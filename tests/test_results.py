@@ -36,6 +36,13 @@ def test_results_of_the_first_schema_are_judged_anew(tmp_path):
     assert row.value == 74.5
 
 
+def test_options_of_the_first_schema_have_their_new_names(tmp_path):
+    content = dataclasses.asdict(result_for(next(row for row in rows_for("retrieval") if row.network == "vit_s16")))
+    content["config"]["whitening_centred"] = True
+    (tmp_path / "old.json").write_text(json.dumps({"schema": READABLE_SCHEMAS[0], **content}))
+    assert Result.load(tmp_path / "old.json").config["center_whitening"] is True
+
+
 @pytest.mark.parametrize(
     ("content", "mentioned"),
     [

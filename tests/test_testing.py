@@ -133,8 +133,6 @@ def test_check_reports_problems_of_the_trial_run(tmp_path, monkeypatch, case):
 
 @pytest.mark.parametrize("name", protocols.builtin_names())
 def test_built_in_protocol_is_complete(name):
-    if name in ("copydays", "davis", "retrieval", "segment"):
-        pytest.xfail("they import torch at import, and lack a few `(default: ...)`, until the refactoring is complete")
     assert check_protocol(protocols.get_protocol(name), run=False) == []
 
 

@@ -13,7 +13,8 @@ from video_factories import synthetic_video
 import dinoeval
 from dinoeval.data.frame_transforms import FrameTransform
 from dinoeval.errors import ConfigError, DataError
-from dinoeval.video import Propagation, PropagationConfig
+from dinoeval.video import Propagation
+from dinoeval.video_config import PropagationConfig
 
 SIDE = 64
 

@@ -13,7 +13,8 @@ from dinoeval.distributed import world_size
 from dinoeval.errors import ConfigError, DataError, join_names
 from dinoeval.files import expand
 from dinoeval.session import Session, SessionConfig
-from dinoeval.video import EdgeCases, Propagation, VideoConfig
+from dinoeval.video import Propagation
+from dinoeval.video_config import EdgeCases, VideoConfig
 
 if TYPE_CHECKING:
     import numpy as np

@@ -8,15 +8,16 @@ reproduces its arithmetic bit for bit.
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal, assert_never
+from typing import TYPE_CHECKING, Literal, assert_never
 
 import numpy as np
-import torch
 from PIL import Image
-from torch import Tensor
 
 from dinoeval.data.transforms import MEAN, STD, normalize_images
 from dinoeval.errors import ConfigError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 DAVIS_STD = (0.228, 0.224, 0.225)
 """Standard deviations in eval_video_segmentation.py; the other scripts use 0.229 for red."""
@@ -85,6 +86,8 @@ class FrameTransform:
         Returns:
             Normalized pixels, (3, H, W) float32.
         """
+        import torch  # imported with the first frame, so that help texts do not wait for it
+
         width, height = self.size(*image.size)
         match self.resize_backend:
             case "opencv":

@@ -11,14 +11,15 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Sequence
-from typing import ClassVar, Protocol
+from typing import TYPE_CHECKING, ClassVar, Protocol
 
 import numpy as np
-import torch
 from PIL import Image
-from torch import Tensor
 
 from dinoeval.errors import BadImage, ConfigError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 MEAN = (0.485, 0.456, 0.406)
 """Mean of the red, green and blue channel of ImageNet, in [0, 1]."""
@@ -166,6 +167,7 @@ class RandomResizedCrop:
         Returns:
             Pixels, (3, crop, crop) uint8.
         """
+        import torch
         from torchvision import transforms
 
         with torch.random.fork_rng(devices=[]):  # torchvision uses the generator of the process.
@@ -191,9 +193,12 @@ def normalize_images(batch: Tensor, mean: Sequence[float] = MEAN, std: Sequence[
         (N, 3, H, W) float32.
 
     Examples:
+        >>> import torch
         >>> normalize_images(torch.zeros(1, 3, 1, 1, dtype=torch.uint8), std=(1, 1, 1)).flatten().tolist()
         [-0.48500001430511475, -0.4560000002384186, -0.4059999883174896]
     """
+    import torch
+
     center = torch.tensor(mean, device=batch.device).view(3, 1, 1)
     scale = torch.tensor(std, device=batch.device).view(3, 1, 1)
     return batch.float().div_(255).sub_(center).div_(scale)
@@ -269,6 +274,8 @@ def parse_transform(name: str, image_size: int, own: Preprocessing | None = None
 
 
 def _to_tensor(image: Image.Image) -> Tensor:
+    import torch  # imported with the first image, so that help texts do not wait for it
+
     return torch.from_numpy(np.array(image)).permute(2, 0, 1)
 
 

@@ -14,7 +14,6 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-RADIUS, TOP_K, TEMPERATURE = 12, 5, 0.1  # eval_video_segmentation.py; the paper only says that it follows Jabri et al.
 _TILE = 10  # rows and columns per tile; larger tiles compute more pairs out of reach, smaller ones make small products
 
 
@@ -23,9 +22,9 @@ def propagate(
     context: Sequence[Tensor],
     context_labels: Sequence[Tensor],
     *,
-    radius: int = RADIUS,
-    top_k: int = TOP_K,
-    temperature: float = TEMPERATURE,
+    radius: int,
+    top_k: int,
+    temperature: float,
 ) -> Tensor:
     """Predict the soft labels of a frame from its context frames.
 
@@ -50,7 +49,7 @@ def propagate(
         >>> import torch
         >>> east, north = torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0])
         >>> context, target = torch.stack([east, north])[None], torch.stack([north, east])[None]
-        >>> propagate(target, [context], [torch.tensor([[[0.0, 1.0]]])], radius=1, top_k=1).tolist()
+        >>> propagate(target, [context], [torch.tensor([[[0.0, 1.0]]])], radius=1, top_k=1, temperature=0.1).tolist()
         [[[1.0, 0.0]]]
     """
     height, width, _ = target.shape

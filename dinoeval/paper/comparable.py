@@ -89,7 +89,15 @@ def _merged(rows: Iterable[PaperRow]) -> tuple[PaperRow, ...]:
 
 
 def unmet_requirements(row: PaperRow, facts: dict[str, Any]) -> list[str]:
-    """List the requirements of a row that the facts of a Result do not meet, each as a phrase."""
+    """List the requirements of a row that a Result does not meet.
+
+    Args:
+        row: The printed number.
+        facts: The facts of the Result, as `facts_of` returns them.
+
+    Returns:
+        One phrase per requirement, with the value found and the value required.
+    """
     named = {requirement.fact for requirement in row.requires}
     requirements = [*(common for common in COMMON if common.fact not in named), *row.requires]
     phrases = [
@@ -103,9 +111,14 @@ def unmet_requirements(row: PaperRow, facts: dict[str, Any]) -> list[str]:
 
 
 def facts_of(result: Result) -> dict[str, Any]:
-    """Flatten a Result to dotted paths, such as `config.temperature`, and add derived facts.
+    """Flatten a Result to facts with dotted paths.
 
-    `bad_images` is the number of images that were left out of any split. Lists become tuples.
+    Args:
+        result: Any Result.
+
+    Returns:
+        Values by path, such as `config.temperature`; lists become tuples. `bad_images` is the number of images that were
+        left out of any split.
     """
     facts: dict[str, Any] = {"transform": result.transform, "version": result.version}
     parts = {
@@ -130,10 +143,17 @@ def _flatten(prefix: str, part: dict[str, Any], facts: dict[str, Any]) -> None:
 
 
 def network_of(result: Result, rows: Iterable[PaperRow]) -> str | None:
-    """Return the model name of the network that was scored, or None if its weights are not known.
+    """Return the model name of the network that was scored.
 
     Results name it in `backbone.network`. Results of earlier versions only hold the name of the weights, which counts if
     it is a model name of the rows and not a file.
+
+    Args:
+        result: Any Result.
+        rows: The rows whose networks are known.
+
+    Returns:
+        The model name, `random/ARCH` for untrained weights, or None if the weights are not known.
     """
     if result.backbone.get("random"):
         return f"{RANDOM}{result.backbone.get('arch')}"

@@ -26,7 +26,14 @@ class Requirement:
     """The largest number that is accepted."""
 
     def accepts(self, value: object) -> bool:
-        """Return whether a Result with this value of the fact meets the requirement."""
+        """Return whether a Result with this value of the fact meets the requirement.
+
+        Args:
+            value: The value that the Result holds.
+
+        Returns:
+            True if it is allowed. Truth values and numbers are not mixed up: False does not match 0.
+        """
         if self.maximum is not None:
             return isinstance(value, (int, float)) and not isinstance(value, bool) and value <= self.maximum
         return any(value == allowed and isinstance(value, bool) == isinstance(allowed, bool) for allowed in self.allowed)
@@ -61,6 +68,12 @@ class PaperRow:
 def show(value: object) -> str:
     """Format a value of a Result for people.
 
+    Args:
+        value: Any value that JSON can hold.
+
+    Returns:
+        The value in words.
+
     Examples:
         >>> show(1281167), show(None), show([0.0])
         ('1,281,167', 'not set', '0.0')
@@ -84,6 +97,9 @@ def builtin_rows() -> tuple[PaperRow, ...]:
     {max = x}, {unset = true}. `[[rows]]` is a group of numbers with common fields: `source`, `protocol`, `metric`,
     `decimals` (1 by default), `conditions` (names), `requires` (more requirements), `remarks`, `incomparable`, and
     `values`, a table from network to value, or to a table from metric to value.
+
+    Returns:
+        All rows, in the order of the file.
     """
     content = tomllib.loads(importlib.resources.files("dinoeval.paper").joinpath("rows.toml").read_text(encoding="utf-8"))
     return tuple(row for group in content["rows"] for row in _rows_of(group, content["conditions"]))
@@ -127,7 +143,14 @@ def _requirement(fact: str, value: Any) -> Requirement:
 
 
 def frozen(value: Any) -> Any:
-    """Return a list as a tuple, so that rows are hashable; other values as they are."""
+    """Turn lists into tuples, so that rows are hashable.
+
+    Args:
+        value: Any value.
+
+    Returns:
+        A tuple for a list, at any depth; other values as they are.
+    """
     return tuple(map(frozen, value)) if isinstance(value, list) else value
 
 

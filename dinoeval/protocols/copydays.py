@@ -117,7 +117,7 @@ def _image_size(config: Config, session: Session) -> int:
 def score_copies(
     cosines: np.ndarray, closer: np.ndarray | None, scenes: np.ndarray, originals: np.ndarray, cutoff: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return the average precision of every image, of the first `cutoff` ranks and of all ranks.
+    """Compute the average precision of every image, cut off and in full.
 
     Args:
         cosines: (Q, N) of images and originals.

@@ -28,7 +28,7 @@ from dinoeval.files import expand
 from dinoeval.protocols._instances import known, query_scores, resolve_root
 from dinoeval.results import Result, Scores
 from dinoeval.session import SplitRecord
-from dinoeval.video import VideoConfig
+from dinoeval.video_config import VideoConfig
 
 if TYPE_CHECKING:
     from dinoeval.data.frame_transforms import FrameTransform

@@ -131,7 +131,7 @@ def _scores(runs: list[HeadScores], val: Features, table: list[dict[str, Any]]) 
 
 
 def default_readout(arch: str) -> str:
-    """Return the readout of the paper's linear scores for an architecture (appendix F.2).
+    """Return the readout of published linear scores (appendix F.2).
 
     Args:
         arch: Name of the architecture.

@@ -105,7 +105,7 @@ def run(config: Config, session: Session) -> Result:
 
 
 def resolve_setting(config: Config) -> tuple[int, tuple[float, ...]]:
-    """Return the image size and the scales: as passed, or the published setting of the dataset.
+    """Return the image size and scales, by default those of the dataset.
 
     Args:
         config: The options.

@@ -18,7 +18,7 @@ MAX_REASONS = 1
 
 
 def format_result(result: Result) -> str:
-    """Format a Result: what was scored, its metrics next to published scores, its table, notes and times.
+    """Format a Result with its metrics next to published scores.
 
     Args:
         result: The Result of any protocol.
