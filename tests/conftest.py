@@ -15,15 +15,6 @@ from dinoeval.cli import main
 from dinoeval.models.checkpoints import save_backbone
 
 
-@pytest.fixture(autouse=True)
-def _own_folders(tmp_path, monkeypatch):
-    """Keep tests away from the cache, weights and datasets of the user, and from the network."""
-    monkeypatch.setenv("DINOEVAL_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setenv("DINOEVAL_WEIGHTS", str(tmp_path / "weights"))
-    monkeypatch.setenv("DINOEVAL_OFFLINE", "1")
-    monkeypatch.delenv("DINOEVAL_DATA", raising=False)
-
-
 @pytest.fixture
 def call(capsys) -> Callable[..., tuple[int, str, str]]:
     """A function that runs one command in this process and returns its exit code, stdout and stderr."""
