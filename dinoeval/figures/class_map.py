@@ -129,7 +129,7 @@ class ClassMap:
             small.thumbnail((_THUMBNAIL, _THUMBNAIL))
             half_width, half_height = (length / max(small.size) * span / 2 for length in small.size)
             box = (x - half_width, x + half_width, y - half_height, y + half_height)
-            axis.imshow(small, extent=box, interpolation="auto", aspect="auto", zorder=2)
+            axis.imshow(small, extent=box, interpolation="antialiased", aspect="auto", zorder=2)
 
 
 def class_means(features: np.ndarray, labels: np.ndarray, classes: Sequence[str]) -> tuple[np.ndarray, tuple[str, ...]]:
