@@ -1,13 +1,15 @@
 """Record every number that dinoeval computes on small fixed inputs, or compare it with an earlier record bit by bit.
 
-    python benchmarks/regression.py --out numbers.json         # write a record
-    python benchmarks/regression.py --against numbers.json     # print every difference; exit code 1 if there is one
+    python benchmarks/regression.py --out benchmarks/results/regression.json      # write a record
+    python benchmarks/regression.py --against benchmarks/results/regression.json  # print every difference
 
-The inputs are made from seeds in a temporary folder, everything runs on one thread, and nothing that depends on time, paths
-or cache keys is recorded. Two records are equal only if they come from the same kind of processor and the same versions of
-the libraries. `--only AREA` runs a part, `--tiny` the cheapest parts; the comparison is then limited to these areas.
+The exit code is 0 if nothing changed, 1 if a value changed or an area failed, and 2 if the record cannot be compared. A record
+holds the versions of the libraries and the processor that it was made on. The last bits of a value depend on both, so it is
+compared only if they are equal.
 
-The areas are the functions in `regression_areas/`. Each one imports what it uses from dinoeval in its first lines.
+The inputs are made from seeds in a temporary folder, and everything runs on one thread. Times, paths and cache keys are not
+recorded. `--only AREA` runs a part, `--tiny` the cheapest parts; the comparison is then limited to these areas, which are the
+functions of `regression_areas/`.
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ LAUNCHER = ("TORCHELASTIC_RUN_ID", "RANK", "WORLD_SIZE", "LOCAL_RANK")
 
 
 def prepare() -> None:
-    """Use one thread everywhere, and the dinoeval that lies beside this script; must run before NumPy and PyTorch are imported."""
+    """Use one thread, and the dinoeval next to this script; must run before NumPy and PyTorch are imported."""
     os.environ.update(dict.fromkeys(THREADS, "1"), TQDM_DISABLE="1", MPLBACKEND="agg")
     for variable in LAUNCHER:
         os.environ.pop(variable, None)
@@ -38,19 +40,17 @@ def prepare() -> None:
 
 
 def limit_threads() -> None:
-    """Tell the libraries that are already imported to use one thread."""
+    """Set the libraries that are already imported to one thread."""
     import torch
 
-    import dinoeval
     from dinoeval.maths.neighbors import load_faiss
 
-    print(f"dinoeval in {Path(dinoeval.__file__).parent}", file=sys.stderr)
     torch.set_num_threads(1)
     load_faiss().omp_set_num_threads(1)
 
 
 def isolate(folder: Path) -> None:
-    """Give an area a cache and a weights folder of its own, no data folder, no network, and fresh random generators."""
+    """Give an area its own cache and weights folder, no data folder, no network, and fresh random generators."""
     import numpy as np
     import torch
 
@@ -61,58 +61,60 @@ def isolate(folder: Path) -> None:
     torch.manual_seed(0)
 
 
-def record(areas: Sequence[str]) -> tuple[dict[str, object], list[str]]:
-    """Run areas and return their numbers by name, and the areas that ended with an error."""
-    from regression_areas import AREAS, CannotRun
-    from regression_areas.recording import Book
+def measure(areas: Sequence[str]) -> tuple[dict[str, object], list[str]]:
+    """Run areas and return their values by name, and the areas that failed."""
+    from regression_areas import AREAS
+    from regression_areas.recording import CannotRunError, Recorder
 
-    numbers: dict[str, object] = {}
+    values: dict[str, object] = {}
     failed = []
     for name in areas:
-        book, began = Book(name), time.monotonic()
+        recorder, started = Recorder(name), time.monotonic()
         with tempfile.TemporaryDirectory() as folder:
             isolate(Path(folder))
             try:
-                AREAS[name](book, Path(folder))
-            except CannotRun as reason:
+                AREAS[name](recorder, Path(folder))
+            except CannotRunError as reason:
                 print(f"{name:<18} left out: {reason}", file=sys.stderr)
                 continue
-            except Exception:  # noqa: BLE001  the other areas are still worth knowing
+            except Exception:  # noqa: BLE001  the other areas are still measured
                 traceback.print_exc()
                 failed.append(name)
-        numbers |= book.numbers
-        print(f"{name:<18} {len(book.numbers):>5} numbers {time.monotonic() - began:>6.1f} s", file=sys.stderr, flush=True)
-    return numbers, failed
+        values |= recorder.values
+        print(f"{name:<18} {len(recorder.values):>5} values {time.monotonic() - started:>6.1f} s", file=sys.stderr, flush=True)
+    return values, failed
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """Parse the command line, measure, write or compare; return the exit code."""
     prepare()
     from regression_areas import AREAS, TINY
-    from regression_areas.recording import differences, read, write
+    from regression_areas.recording import differences, machine, read, write
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, help="write the numbers to this file")
-    parser.add_argument("--against", type=Path, help="compare with the numbers in this file")
+    parser.add_argument("--out", type=Path, help="write a record to this file")
+    parser.add_argument("--against", type=Path, help="compare with the record in this file")
     parser.add_argument("--only", nargs="+", choices=list(AREAS), metavar="AREA", help=f"run some areas: {', '.join(AREAS)}")
     parser.add_argument("--tiny", action="store_true", help=f"run only {', '.join(TINY)}")
     args = parser.parse_args(argv)
-    earlier = read(args.against) if args.against else None
+    earlier_machine, earlier = read(args.against) if args.against else ({}, {})
     limit_threads()
-    numbers, failed = record(args.only or (TINY if args.tiny else tuple(AREAS)))
+    values, failed = measure(args.only or (TINY if args.tiny else tuple(AREAS)))
+    print(f"{len(values):,} values")
     if failed:
-        print(f"ended with an error: {', '.join(failed)}")
-    elif args.out:
-        write(args.out, numbers)
-        print(f"{len(numbers):,} numbers written to {args.out}")
-    if earlier is None:
-        return 1 if failed else 0
-    ran = {*failed, *(name.partition("/")[0] for name in numbers)}
-    found = differences({name: value for name, value in earlier.items() if name.partition("/")[0] in ran}, numbers)
-    for line in found:
-        print(line)
-    counted = {0: "no difference", 1: "1 difference"}.get(len(found), f"{len(found):,} differences")
-    print(f"{len(numbers):,} numbers, {counted}")
-    return 1 if found or failed else 0
+        print(f"failed: {', '.join(failed)}")
+        return 1
+    if args.out:
+        write(args.out, values)
+    if not args.against:
+        return 0
+    if other := differences(earlier_machine, machine()):
+        print(f"not compared, because {args.against} was made on another machine:", *other, sep="\n")
+        return 2
+    measured = {name.partition("/")[0] for name in values}
+    found = differences({name: value for name, value in earlier.items() if name.partition("/")[0] in measured}, values)
+    print(*found, f"{len(found):,} differences", sep="\n")
+    return 1 if found else 0
 
 
 if __name__ == "__main__":

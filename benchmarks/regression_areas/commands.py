@@ -1,111 +1,99 @@
-"""Areas of results and of the command line: verdicts, and what commands write to files."""
+"""Areas of verdicts and of the command line: what commands write to files."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 from PIL import Image
 
-from regression_areas.inputs import class_folders, command, flat_folder, network
-from regression_areas.recording import Book
-from regression_areas.scenes import copydays_set, masked_folder
+import dinoeval
+from dinoeval.paper.comparable import Comparison
+from dinoeval.paper.rows import PaperRow
+from dinoeval.results import Result
+from dinoeval.verdicts import Verdict, compare_results, compare_with_paper
+from regression_areas.datasets import copydays_set, masked_folder
+from regression_areas.inputs import PATCH16, TINY, class_folders, command, image_folder, network
+from regression_areas.recording import Recorder
 
 OUTCOMES = {"worse": -1, "same": 0, "better": 1}
 
 
-def results(book: Book, folder: Path) -> None:
-    """Verdicts on Results: against each other pair by pair and by their errors, against published numbers."""
-    import dinoeval
-    from dinoeval import verdicts as judge
-    from dinoeval.paper.rows import PaperRow
-    from dinoeval.results import Result
-    from dinoeval.verdicts import compare_results
+def results(record: Recorder, folder: Path) -> None:
+    """Verdicts on Results: compared with each other in pairs and by their errors, and with printed numbers."""
 
-    def published(result: Result, decimals: int, values: dict[str, float]) -> tuple[list[Any], None]:
-        rows = [
-            PaperRow(source="here", protocol=result.protocol, network="", metric=metric, value=value, decimals=decimals)
-            for metric, value in values.items()
-        ]
-        z = judge._bonferroni_z(len(rows))
-        return [judge._verdict_on_row(result, row, z) for row in rows], None
-
-    def verdicts(name: str, result: Result, against: Result | None, found=None) -> None:
-        found, reason = found or compare_results(result, against)
-        book.add(f"{name}/comparable", int(reason is None))
-        for verdict in found:
+    def add(name: str, found: tuple[Sequence[Verdict], Any]) -> None:
+        record.add(f"{name}/comparable", not found[1])
+        for verdict in found[0]:
             numbers = [verdict.measured, verdict.reference, verdict.difference, verdict.tolerance, OUTCOMES[verdict.outcome]]
-            book.add(f"{name}/{verdict.metric}", numbers)
+            record.add(f"{name}/{verdict.metric}", numbers)
 
     data = str(class_folders(folder / "classes", val=12))
     copies, masked = str(copydays_set(folder / "copydays")), str(masked_folder(folder / "masked"))
     runs: dict[str, Any] = {
-        "knn": ("knn", "vit_xs4_16", {"data": data, "k": (1, 10, 20)}),
-        "knn_half": ("knn", "vit_xs4_16", {"data": data, "k": (5,), "train_subset": "50pct"}),
-        "copydays": ("copydays", "vit_xs16", {"data": copies, "image_size": 64}),
-        "segment": ("segment", "vit_xs16", {"data": masked, "image_size": 64}),
+        "knn": ("knn", TINY, {"data": data, "k": (1, 10, 20)}),
+        "knn_half": ("knn", TINY, {"data": data, "k": (5,), "train_subset": "50pct"}),
+        "copydays": ("copydays", PATCH16, {"data": copies, "image_size": 64}),
+        "segment": ("segment", PATCH16, {"data": masked, "image_size": 64}),
     }
+    saved = {}
     for name, (protocol, arch, options) in runs.items():
         one, other = (dinoeval.evaluate(protocol, network(folder, arch, seed=seed), **options) for seed in (0, 1))
-        verdicts(f"{name}/pair", one, other)
-        verdicts(f"{name}/itself", one, one)
         one.save(folder / f"{name}.json")
-        verdicts(f"{name}/saved", Result.load(folder / f"{name}.json"), other)
-        lost = dataclasses.replace(one, samples={})
-        verdicts(f"{name}/errors", lost, other)
+        saved[name] = Result.load(folder / f"{name}.json")
+        add(f"{name}/pair", compare_results(one, other))
+        add(f"{name}/itself", compare_results(one, one))
+        add(f"{name}/saved", compare_results(saved[name], other))
+        add(f"{name}/errors", compare_results(dataclasses.replace(one, samples={}), other))
         for shift in (-8.0, -0.3, 0.04, 5.0):
-            close = {metric: round(value + shift, 1) for metric, value in one.metrics.items()}
-            verdicts(f"{name}/published{shift:+}", one, None, published(one, 1, close))
-    knn = Result.load(folder / "knn.json")
-    verdicts("knn/full_float", knn, None, published(knn, 400, {"top1@10": 50.0}))
-    verdicts("knn/not_comparable", knn, Result.load(folder / "knn_half.json"))
+            printed = {"source": "here", "protocol": protocol, "network": "", "decimals": 1}
+            rows = tuple(PaperRow(metric=metric, value=round(value + shift, 1), **printed) for metric, value in one.metrics.items())
+            with patch("dinoeval.verdicts.comparable", lambda _, rows=rows: Comparison(rows, ())):
+                add(f"{name}/published{shift:+}", compare_with_paper(one))
+    add("knn/not_comparable", compare_results(saved["knn"], saved["knn_half"]))
 
 
-def commands(book: Book, folder: Path) -> None:
-    """What the command line writes: Results, features, pictures, answers of a search, weights; and exit codes of check."""
-    import dinoeval
-    from dinoeval.results import Result
+def commands(record: Recorder, folder: Path) -> None:
+    """What the command line writes: Results, features, images, search results, weights; and exit codes of check."""
+    data, photos = class_folders(folder / "classes"), image_folder(folder / "photos", 12, (64, 48), seed=71)
+    network_words = ("--arch", "vit_xs8_16", "--weights", "random", "--device", "cpu")
 
-    data = class_folders(folder / "classes")
-    photos = flat_folder(folder / "photos", 12, (64, 48), seed=71)
-    book.add("knn/code", command("knn", "--json", folder / "digits.json", "--device", "cpu")[0])
-    book.result("knn/digits", Result.load(folder / "digits.json"))
-    weak = ("--arch", "vit_xs8_16", "--weights", "random", "--device", "cpu")
-    command("knn", "--data", "digits", *weak, "--json", folder / "weak.json")
-    book.result("knn/random", Result.load(folder / "weak.json"))
-    book.add("check/worse", command("check", folder / "weak.json", "--against", folder / "digits.json")[0])
-    book.add("check/better", command("check", folder / "digits.json", "--against", folder / "weak.json")[0])
-    command("linear", "--data", data, *weak, "--features", "cached", "--epochs", 2, "--train-batch-size", 12, "--lrs", 0.1, 1.0,
-            "--readouts", "cls", "last2", "--json", folder / "linear.json")  # fmt: skip
-    book.result("linear", Result.load(folder / "linear.json"))
-    command("segment", "--data", masked_folder(folder / "masked"), *weak, "--image-size", 64, "--json", folder / "segment.json")
-    book.result("segment", Result.load(folder / "segment.json"))
+    record.add("knn/code", command("knn", "--json", folder / "digits.json", "--device", "cpu"))
+    command("knn", "--data", "digits", *network_words, "--json", folder / "random.json")
+    record.add("check/worse", command("check", folder / "random.json", "--against", folder / "digits.json"))
+    record.add("check/better", command("check", folder / "digits.json", "--against", folder / "random.json"))
+    training = ("--features", "cached", "--epochs", 2, "--train-batch-size", 12, "--lrs", 0.1, 1.0, "--readouts", "cls", "last2")
+    command("linear", "--data", data, *network_words, *training, "--json", folder / "linear.json")
+    masked = masked_folder(folder / "masked")
+    command("segment", "--data", masked, *network_words, "--image-size", 64, "--json", folder / "segment.json")
+    for name, file in {"knn/digits": "digits", "knn/random": "random", "linear": "linear", "segment": "segment"}.items():
+        record.add_result(name, Result.load(folder / f"{file}.json"))
 
-    command("embed", photos, "--out", folder / "features.npz", *weak, "--readout", "clsavg")
+    command("embed", photos, "--out", folder / "features.npz", *network_words, "--readout", "clsavg")
     with np.load(folder / "features.npz") as written:
-        book.add_all("embed", {"features": written["features"], "paths": written["paths"].tolist()})
-    command("embed", photos / "0003.png", photos / "0001.png", "--out", folder / "two.npy", *weak, "--precision", "bf16")
-    book.add("embed/two", np.load(folder / "two.npy"))
+        record.add_all("embed", {"features": written["features"], "paths": written["paths"].tolist()})
+    command("embed", photos / "0003.png", photos / "0001.png", "--out", folder / "two.npy", *network_words, "--precision", "bf16")
+    record.add("embed/two", np.load(folder / "two.npy"))
 
     pair = photos / "0002.png", photos / "0005.png"
-    command("attention", *pair, "--out", folder / "maps", *weak, "--image-size", 64, "--points", "10,20")
-    command("pca", *pair, "--out", folder / "colors", *weak, "--image-size", 64)
-    for kind in ("maps", "colors"):
-        for path in sorted((folder / kind).glob("*/*.png")):
-            if path.stem not in ("figure", "points"):  # drawn by matplotlib, with words
-                book.add(f"{kind}/{path.parent.name}/{path.stem}", np.array(Image.open(path)))
+    command("attention", *pair, "--out", folder / "maps", *network_words, "--image-size", 64, "--points", "10,20")
+    command("pca", *pair, "--out", folder / "colors", *network_words, "--image-size", 64)
+    for path in sorted(path for kind in ("maps", "colors") for path in (folder / kind).glob("*/*.png")):
+        if path.stem not in ("figure", "points"):  # these contain text
+            record.add(path.relative_to(folder).with_suffix("").as_posix(), np.array(Image.open(path)))
 
-    command("search", "build", photos, "--out", folder / "index", *weak)
-    command("search", "query", folder / "index", photos / "0004.png", "--k", 5, "--json", folder / "answer.json")
-    answer = json.loads((folder / "answer.json").read_text())["queries"][0]["neighbors"]
-    book.add("search/cosines", [one["cosine"] for one in answer])
-    book.add("search/names", [Path(one["path"]).name for one in answer])
+    command("search", "build", photos, "--out", folder / "index", *network_words)
+    command("search", "query", folder / "index", photos / "0004.png", "--k", 5, "--json", folder / "neighbors.json")
+    found = json.loads((folder / "neighbors.json").read_text())["queries"][0]["neighbors"]
+    record.add_all("search", {"cosines": [one["cosine"] for one in found], "names": [Path(one["path"]).name for one in found]})
     command("search", "duplicates", folder / "index", "--json", folder / "groups.json")
     groups = json.loads((folder / "groups.json").read_text())
-    book.add_all("search/duplicates", {"threshold": groups["threshold"], "groups": len(groups["groups"]), **groups["measured"]})
+    record.add_all("search/duplicates", {"threshold": groups["threshold"], "groups": len(groups["groups"]), **groups["measured"]})
     command("models", "convert", "vit_digits", folder / "converted.safetensors")
-    book.add("convert/digest", dinoeval.load(weights=folder / "converted.safetensors", device="cpu").digest)
-    book.add("cache/verify", command("cache", "verify")[0])
+    record.add("convert/digest", dinoeval.load(weights=folder / "converted.safetensors", device="cpu").digest)
+    record.add("cache/verify", command("cache", "verify"))

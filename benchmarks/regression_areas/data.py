@@ -1,4 +1,4 @@
-"""Areas of data: the inputs themselves, parts of training sets, transforms, labels of data sets."""
+"""Areas of data: the inputs themselves, subsets of training images, transforms, labels of datasets."""
 
 from __future__ import annotations
 
@@ -9,136 +9,127 @@ import numpy as np
 import torch
 from PIL import Image
 
+from dinoeval.data.frame_transforms import FrameTransform, opencv_resize
+from dinoeval.data.images import ImageSet
+from dinoeval.data.masks import is_binary_mask, palette, read_mask
+from dinoeval.data.opening import open_images, open_splits
+from dinoeval.data.subsets import hold_out, sample_rows, subset_rows
+from dinoeval.data.transforms import MULTISCALE, CenterCrop, RandomResizedCrop, Thumbnail, normalize_images, parse_transform
+from regression_areas.datasets import boxes_mask, save_mask, video
 from regression_areas.inputs import (
-    cars,
+    TINY,
     class_folders,
-    drawn_state,
     image_modes,
-    inat18,
     label_table,
-    picture,
-    pictures,
-    places205,
+    make_image,
+    make_images,
+    random_state,
     save,
-    tinted,
+    tinted_image,
     voc07,
 )
-from regression_areas.recording import Book
-from regression_areas.scenes import boxes_mask, save_mask, video
+from regression_areas.recording import Recorder
 
 
-def inputs(book: Book, folder: Path) -> None:
-    """The pictures and weights that all other areas are given: if these differ, the cause is not dinoeval."""
-    book.add("pictures", np.stack([np.asarray(image) for image in pictures(3)]))
-    book.add("tinted_picture", np.asarray(tinted(0, 3, seed=1)))
+def inputs(record: Recorder, folder: Path) -> None:
+    """The images and weights that all other areas use. If these differ, the cause is not dinoeval."""
+    record.add("pictures", np.stack([np.asarray(image) for image in make_images(3)]))
+    record.add("tinted_picture", np.asarray(tinted_image(0, 3, seed=1)))
     frames = video()
-    book.add("frames", np.stack([np.asarray(image) for image, _ in frames]))
-    book.add("masks", np.stack([mask for _, mask in frames]))
-    book.add("boxes", boxes_mask((75, 50), (1, 2), 0))
-    book.add("resized_picture", np.asarray(picture(0, (97, 61)).resize((40, 30))))
-    book.state("weights", drawn_state("vit_xs4_16"))
+    record.add("frames", np.stack([np.asarray(image) for image, _ in frames]))
+    record.add("masks", np.stack([mask for _, mask in frames]))
+    record.add("boxes", boxes_mask((75, 50), (1, 2), 0))
+    record.add("resized_picture", np.asarray(make_image(0, (97, 61)).resize((40, 30))))
+    record.add_state("weights", random_state(TINY))
 
 
-def subsets(book: Book, folder: Path) -> None:
-    """Rows of a percentage, rows of a list, rows held out."""
-    from dinoeval.data.opening import open_splits
-    from dinoeval.data.subsets import hold_out, sample_rows, subset_rows
-
+def subsets(record: Recorder, folder: Path) -> None:
+    """Rows of a percentage, listed rows, held-out rows."""
     train, _ = open_splits(str(class_folders(folder / "classes", train=9)))
     for part in ("10pct", "50pct", "33.3pct"):
         for seed in (0, 1):
-            book.add(f"percent/{part}/seed{seed}", subset_rows(train, part, seed))
+            record.add(f"percent/{part}/seed{seed}", subset_rows(train, part, seed))
     names = folder / "names.txt"
     names.write_text("class1/03.png\nclass0/00.png\nclass3/08.png\n")
-    book.add("listed", subset_rows(train, str(names), 0))
+    record.add("listed", subset_rows(train, str(names), 0))
     labels = np.random.default_rng(6).choice(5, 203, p=[0.5, 0.3, 0.15, 0.04, 0.01])
     marks = np.random.default_rng(7).integers(0, 2, (203, 4))
     for percent in (0.3, 1.0, 12.5):
-        book.add(f"labels/{percent}", sample_rows(labels, percent, 3))
-        book.add(f"marks/{percent}", sample_rows(marks, percent, 3))
+        record.add(f"labels/{percent}", sample_rows(labels, percent, 3))
+        record.add(f"marks/{percent}", sample_rows(marks, percent, 3))
     for held in (1, 20, 0.1, 0.333):
-        kept, rest = hold_out(labels, held, 2)
-        book.add_all(f"held_out/{held}", {"kept": kept, "held": rest})
-    book.add("held_out/of_marks", hold_out(marks, 0.1, 0)[1])
+        record.add_all(f"held_out/{held}", dict(zip(("kept", "held"), hold_out(labels, held, 2), strict=True)))
+    record.add("held_out/of_marks", hold_out(marks, 0.1, 0)[1])
 
 
-def transforms(book: Book, folder: Path) -> None:
-    """Pixels that come out of each transform."""
-    from dinoeval.data.frame_transforms import FrameTransform, opencv_resize
-    from dinoeval.data.transforms import MULTISCALE, CenterCrop, RandomResizedCrop, Thumbnail, normalize_images, parse_transform
-
-    shapes = {"wide": (97, 61), "tall": (50, 83), "small": (13, 9), "large": (400, 300)}
-    for name, size in shapes.items():
-        image = picture(1, size, seed=3)
-        for words in ("auto", "dino", "dino:40/32", "dino:16/16"):
-            book.add(f"central/{name}/{words}", parse_transform(words, 32)(image))
-        book.add(f"squashed/{name}", CenterCrop(48, 48, squash=True)(image))
-        book.add(f"bilinear/{name}", CenterCrop(36, 30, "bilinear", (0.5,) * 3, (0.5,) * 3)(image))
-        book.add(f"thumbnail/{name}", Thumbnail(64)(image))
-        for seed in (0, 1, 2):
-            book.add(f"random_crop/{name}/seed{seed}", RandomResizedCrop(32)(image, seed))
-    for reading in ("opencv", "pil", "torchvision"):
+def transforms(record: Recorder, folder: Path) -> None:
+    """Pixels after each transform."""
+    images = {"wide": (97, 61), "tall": (50, 83), "small": (13, 9), "large": (400, 300)}
+    for name, size in images.items():
+        image = make_image(1, size, seed=3)
+        for text in ("auto", "dino", "dino:40/32", "dino:16/16"):
+            record.add(f"central/{name}/{text}", parse_transform(text, 32)(image))
+        record.add(f"squashed/{name}", CenterCrop(48, 48, squash=True)(image))
+        record.add(f"bilinear/{name}", CenterCrop(36, 30, "bilinear", (0.5,) * 3, (0.5,) * 3)(image))
+        record.add(f"thumbnail/{name}", Thumbnail(64)(image))
+        record.add_all(f"random_crop/{name}", {f"seed{seed}": RandomResizedCrop(32)(image, seed) for seed in (0, 1, 2)})
+    for backend in ("opencv", "pil", "torchvision"):
         for side, patch in ((64, 16), (120, 8)):
-            transform = FrameTransform(side=side, resize_backend=reading, patch=patch)
-            for name in ("wide", "tall"):
-                book.add(f"frame/{reading}/{side}/{patch}/{name}", transform(picture(2, shapes[name], seed=3)))
-    book.add("opencv_resize", opencv_resize(np.asarray(picture(3, (60, 44))), 97, 31))
+            transform = FrameTransform(side=side, resize_backend=backend, patch=patch)
+            frames = {name: transform(make_image(2, images[name], seed=3)) for name in ("wide", "tall")}
+            record.add_all(f"frame/{backend}/{side}/{patch}", frames)
+    record.add("opencv_resize", opencv_resize(np.asarray(make_image(3, (60, 44))), 97, 31))
     whole = torch.arange(256, dtype=torch.uint8).repeat(3).view(1, 3, 16, 16)
-    book.add_all("normalized", {"imagenet": normalize_images(whole), "half": normalize_images(whole, (0.5,) * 3, (0.5,) * 3)})
-    book.add("scales", list(MULTISCALE))
+    record.add_all("normalized", {"imagenet": normalize_images(whole), "half": normalize_images(whole, (0.5,) * 3, (0.5,) * 3)})
+    record.add("scales", MULTISCALE)
 
 
-def datasets(book: Book, folder: Path) -> None:
-    """Order and labels of the images of each kind of data set, and their fingerprints."""
-    from dinoeval.data.images import ImageSet
-    from dinoeval.data.opening import open_images, open_splits
+def datasets(record: Recorder, folder: Path) -> None:
+    """Order and labels of the images of each kind of dataset, and their fingerprints."""
 
-    def add(name: str, halves: tuple[ImageSet, ...]) -> None:
-        for half in halves:
-            place = f"{name}/{half.split}"
-            book.add_all(place, {"paths": list(half.paths), "fingerprint": half.fingerprint()})
-            if half.labels is not None:
-                book.add_all(place, {"labels": half.labels, "classes": list(half.classes)})
+    def add(name: str, splits: tuple[ImageSet, ...]) -> None:
+        for images in splits:
+            values = {"paths": images.paths, "fingerprint": images.fingerprint()}
+            labeled = {} if images.labels is None else {"labels": images.labels, "classes": images.classes}
+            record.add_all(f"{name}/{images.split}", {**values, **labeled})
 
     classes = class_folders(folder / "classes")
     add("classes", open_splits(str(classes)))
     add("table", open_splits(str(label_table(folder / "labels"))))
+    lines = {}
     for split in ("train", "val"):
-        lines = [f"{split}/{path},{path.split('/')[0]}" for path in open_images(classes / split).paths[::2]]
-        (folder / f"classes/{split}.csv").write_text("path,label\n" + "\n".join(lines) + "\n")
-    lines = [f"{line},{split}" for split in ("train", "val") for line in (folder / f"classes/{split}.csv").read_text().splitlines()[1:]]
-    (folder / "classes/all.csv").write_text("path,label,split\n" + "\n".join(lines) + "\n")
-    add("one_table", open_splits(str(folder / "classes/all.csv")))
-    add("digits", open_splits("digits"))
+        lines[split] = [f"{split}/{path},{path.split('/')[0]}" for path in open_images(classes / split).paths[::2]]
+        (classes / f"{split}.csv").write_text("path,label\n" + "\n".join(lines[split]) + "\n")
+    combined = [f"{line},{split}" for split in lines for line in lines[split]]
+    (classes / "all.csv").write_text("path,label,split\n" + "\n".join(combined) + "\n")
+    add("one_table", open_splits(str(classes / "all.csv")))
+    digits = open_splits("digits")
+    add("digits", digits)
     add("folder", (open_images(classes),))
-    for make in (voc07, inat18, cars, places205):
-        os.environ["DINOEVAL_DATA"] = str(make(folder / "sets"))
-        add(make.__name__, open_splits(make.__name__))
+    os.environ["DINOEVAL_DATA"] = str(voc07(folder / "sets"))
+    add("voc07", open_splits("voc07"))
     train, _ = open_splits(str(classes))
-    book.add("classes/pixels", np.stack([np.asarray(train.open(row)) for row in (0, 13, 47)]))
-    book.add("digits/pixels", np.asarray(open_splits("digits")[1].open(5)))
+    record.add("classes/pixels", np.stack([np.asarray(train.open(row)) for row in (0, 13, 47)]))
+    record.add("digits/pixels", np.asarray(digits[1].open(5)))
     modes = open_images(image_modes(folder / "modes"))
-    for row, name in enumerate(modes.paths):
-        book.add(f"modes/{Path(name).stem}", np.asarray(modes.open(row)))
-    _masks(book, folder)
+    record.add_all("modes", {Path(name).stem: np.asarray(modes.open(row)) for row, name in enumerate(modes.paths)})
+    _masks(record, folder)
 
 
-def _masks(book: Book, folder: Path) -> None:
-    """Numbers of masks in each kind of file."""
-    from dinoeval.data.masks import is_binary_mask, palette, read_mask
-
+def _masks(record: Recorder, folder: Path) -> None:
+    """Record the labels of masks in each kind of file."""
     mask = boxes_mask((40, 30), (1, 2, 3), 4)
-    numbers = np.where(mask == 255, 0, mask)
+    labels = np.where(mask == 255, 0, mask)
     save_mask(mask, folder / "indexed.png")
     images = {
         "gray": Image.fromarray(mask),
-        "binary": Image.fromarray(np.where(numbers > 0, 255, 0).astype(np.uint8)),
-        "bits16": Image.fromarray(numbers.astype(np.uint16)),
+        "binary": Image.fromarray(np.where(labels > 0, 255, 0).astype(np.uint8)),
+        "bits16": Image.fromarray(labels.astype(np.uint16)),
         "colors": Image.fromarray(palette()[mask]),
     }
     for name, image in images.items():
         save(image, folder / f"{name}.png")
     for name in ("indexed", *images):
         path = folder / f"{name}.png"
-        book.add_all(f"masks/{name}", {"numbers": read_mask(path), "black_and_white": int(is_binary_mask(path))})
-    book.add("masks/binary/void", read_mask(folder / "binary.png", white_is_object=False))
+        record.add_all(f"masks/{name}", {"numbers": read_mask(path), "black_and_white": is_binary_mask(path)})
+    record.add("masks/binary/void", read_mask(folder / "binary.png", white_is_object=False))

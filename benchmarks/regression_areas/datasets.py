@@ -1,4 +1,4 @@
-"""Small sets in the layouts of the instance and mask protocols, made from seeds: retrieval, Copydays, DAVIS, segmentation."""
+"""Small datasets in the layouts of the protocols on instances and masks: retrieval, Copydays, DAVIS, segmentation."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageEnhance, ImageFilter
 
-from regression_areas.inputs import picture, save
+from regression_areas.inputs import make_image, save
 
 VOID = 255
 MASK_SIZES = ((75, 50), (50, 66), (64, 64))  # width and height
@@ -23,32 +23,31 @@ def revisited_set(root: Path, name: str, *, scenes: int = 4, frames: int = 11, q
     hard beyond. One query has no hard image.
 
     Args:
-        root: Folder of the set.
+        root: Folder of the dataset.
         name: roxford5k or rparis6k.
         scenes: Number of scenes.
-        frames: Windows on each scene.
+        frames: Windows per scene.
         queries: Number of queries, taken from the scenes in turn; they are not in the database.
     """
     folder = root / name / "jpg"
     asked = {(number % scenes, 1 + 3 * (number // scenes)) for number in range(queries)}
     kept = [(scene, frame) for scene in range(scenes) for frame in range(frames) if (scene, frame) not in asked]
     for scene in range(scenes):
-        whole = picture(scene, (220, 170), seed=31)
+        whole = make_image(scene, (220, 170), seed=31)
         width, height = (96, 72) if scene % 2 == 0 else (72, 96)
         for frame in range(frames):
             window = whole.crop((9 * frame, 6 * frame, 9 * frame + width, 6 * frame + height))
             save(window, folder / f"scene{scene}_{frame:02d}.jpg", quality=92)
-    truth = []
+    ground_truth: list[dict[str, object]] = []
     for scene, frame in sorted(asked):
-        apart = {row: abs(other - frame) for row, (place, other) in enumerate(kept) if place == scene}
-        easy, junk, hard = ([row for row, away in apart.items() if low < away <= high] for low, high in ((-1, 2), (2, 4), (4, 99)))
-        lists = {"easy": easy, "junk": junk, "hard": hard if truth else []}
-        boxes = {"bbx": [12.0, 9.0, 64.0, 60.0]}
-        truth.append({**boxes, **{key: np.array(rows, np.int64) for key, rows in lists.items()}})
+        steps = {row: abs(other - frame) for row, (place, other) in enumerate(kept) if place == scene}
+        easy, junk, hard = ([row for row, away in steps.items() if low < away <= high] for low, high in ((-1, 2), (2, 4), (4, 99)))
+        lists = {"easy": easy, "junk": junk, "hard": hard if ground_truth else []}
+        ground_truth.append({"bbx": [12.0, 9.0, 64.0, 60.0], **{key: np.array(rows, np.int64) for key, rows in lists.items()}})
     content = {
         "imlist": [f"scene{scene}_{frame:02d}" for scene, frame in kept],
         "qimlist": [f"scene{scene}_{frame:02d}" for scene, frame in sorted(asked)],
-        "gnd": truth,
+        "gnd": ground_truth,
     }
     (root / name / f"gnd_{name}.pkl").write_bytes(pickle.dumps(content, protocol=2))
     return root
@@ -56,7 +55,7 @@ def revisited_set(root: Path, name: str, *, scenes: int = 4, frames: int = 11, q
 
 def copydays_set(root: Path, scenes: int = 6, strong: int = 10) -> Path:
     """Make originals, strong copies, and two blocks each of compressed and of cropped copies."""
-    originals = [picture(scene, (120, 90) if scene % 3 else (90, 120), seed=41) for scene in range(scenes)]
+    originals = [make_image(scene, (120, 90) if scene % 3 else (90, 120), seed=41) for scene in range(scenes)]
     for scene, original in enumerate(originals):
         name = f"{2000 + scene}00.jpg"
         save(original, root / "original" / name, quality=95)
@@ -69,12 +68,12 @@ def copydays_set(root: Path, scenes: int = 6, strong: int = 10) -> Path:
             save(original.crop((left, top, original.width - left, original.height - top)), root / f"crops/{percent}" / name, quality=90)
     for copy in range(strong):
         scene = copy % scenes
-        attacked = _attacked(originals[scene], originals[(scene + 1) % scenes], copy)
+        attacked = _attack(originals[scene], originals[(scene + 1) % scenes], copy)
         save(attacked, root / "strong" / f"{2000 + scene}{1 + copy // scenes:02d}.jpg", quality=5 if copy % 5 == 3 else 80)
     return root
 
 
-def _attacked(image: Image.Image, other: Image.Image, copy: int) -> Image.Image:
+def _attack(image: Image.Image, other: Image.Image, copy: int) -> Image.Image:
     match copy % 5:
         case 0:
             return image.filter(ImageFilter.GaussianBlur(4))
@@ -90,11 +89,10 @@ def _attacked(image: Image.Image, other: Image.Image, copy: int) -> Image.Image:
             return ImageEnhance.Color(ImageEnhance.Contrast(image).enhance(1.6)).enhance(0.2)
 
 
-def video(frames: int = 5, size: tuple[int, int] = (128, 64), objects: int = 2, seed: int = 0, side: int | None = None) -> Frames:
-    """Make frames, each with its mask: squares of one color that move a few pixels a frame over a picture."""
-    width, height = size
-    side = side or min(size) // 3
-    ground, random = np.asarray(picture(0, size, seed=seed)), np.random.default_rng(seed)
+def video(frames: int = 5, size: tuple[int, int] = (128, 64), objects: int = 2, seed: int = 0) -> Frames:
+    """Make frames, each with its mask: squares of one color that move a few pixels per frame over an image."""
+    (width, height), side = size, min(size) // 3
+    ground, random = np.asarray(make_image(0, size, seed=seed)), np.random.default_rng(seed)
     starts = random.integers(0, np.maximum(1, np.array(size) - side), (objects, 2))
     steps, colors = random.integers(-3, 4, (objects, 2)), random.integers(0, 256, (objects, 3))
     made = []
@@ -115,11 +113,6 @@ def with_speck(frames: Frames, label: int) -> Frames:
     return frames
 
 
-def filled(frames: Frames) -> Frames:
-    """Make the first object fill every frame."""
-    return [(image, np.ones_like(mask)) for image, mask in frames]
-
-
 def save_mask(mask: np.ndarray, path: Path) -> None:
     """Write a mask as an indexed PNG."""
     image = Image.fromarray(mask)
@@ -133,11 +126,9 @@ def davis_set(root: Path, videos: dict[str, Frames], year: int = 2017, first_alo
         for number, (image, mask) in enumerate(frames):
             save(image, root / f"JPEGImages/480p/{name}/{number:05d}.jpg", quality=95)
             path = root / f"Annotations/480p/{name}/{number:05d}.png"
-            if number and first_alone:
-                continue
             if year == 2016:
                 save(Image.fromarray(np.where(mask > 0, 255, 0).astype(np.uint8)), path)
-            else:
+            elif number == 0 or not first_alone:
                 save_mask(mask, path)
     listed = root / f"ImageSets/{year}/val.txt"
     listed.parent.mkdir(parents=True)
@@ -145,13 +136,13 @@ def davis_set(root: Path, videos: dict[str, Frames], year: int = 2017, first_alo
     return root
 
 
-def read_masks(folder: Path) -> list[np.ndarray]:
-    """Read the masks of a folder in the order of their names."""
-    return [np.array(Image.open(path)) for path in sorted(folder.glob("*.png"))]
+def read_masks(folder: Path) -> np.ndarray:
+    """Read the masks of a folder in the order of their names, (frames, H, W)."""
+    return np.stack([np.array(Image.open(path)) for path in sorted(folder.glob("*.png"))])
 
 
 def boxes_mask(size: tuple[int, int], objects: Sequence[int], seed: int) -> np.ndarray:
-    """Draw a box for each object, with a border of void."""
+    """Draw a box per object, with a border of void."""
     random, (width, height) = np.random.default_rng(seed), size
     mask, step = np.zeros((height, width), np.uint8), width // len(objects)
     for number, label in enumerate(objects):
@@ -168,7 +159,7 @@ def voc_set(root: Path, images: int = 4) -> Path:
     names = [f"2007_{number:06d}" for number in range(images, 0, -1)]
     for number, name in enumerate(names):
         size = MASK_SIZES[number % len(MASK_SIZES)]
-        save(picture(number, size, seed=61), voc / f"JPEGImages/{name}.jpg", quality=95)
+        save(make_image(number, size, seed=61), voc / f"JPEGImages/{name}.jpg", quality=95)
         mask = boxes_mask(size, (1, 2), number)
         save_mask(mask, voc / f"SegmentationObject/{name}.png")
         save_mask(np.where((mask > 0) & (mask < VOID), 15, mask).astype(np.uint8), voc / f"SegmentationClass/{name}.png")
@@ -182,6 +173,6 @@ def masked_folder(root: Path, images: int = 4) -> Path:
     """Make `images/<n>.jpg` and `masks/<n>.png`."""
     for number in range(images):
         size = MASK_SIZES[number % len(MASK_SIZES)]
-        save(picture(number, size, seed=67), root / f"images/{number}.jpg", quality=95)
+        save(make_image(number, size, seed=67), root / f"images/{number}.jpg", quality=95)
         save(Image.fromarray(boxes_mask(size, (1, 2, 4), number)), root / f"masks/{number}.png")
     return root
