@@ -41,7 +41,7 @@ def knn(record: Recorder, folder: Path) -> None:
         "worker_process": {"backbone": network(folder, seed=3), "session": SessionConfig(workers=1, batch_size=5), "k": (10,)},
     }
     record.run("knn", runs, backbone=backbone, data=data)
-    (Path(data) / "val/class0/99.png").write_bytes(b"not an image")
+    (Path(data) / "val/class0/99.png").write_bytes(b"unreadable")
     record.run("knn", {"bad_image": {"session": SKIP, "k": (10,)}}, backbone=backbone, data=data)
 
 
@@ -98,6 +98,6 @@ def linear(record: Recorder, folder: Path) -> None:
     record.run("linear", runs, **common)
     auto = {"readouts": ("auto",), "lrs": (1.0,), "epochs": 1, "features": "cached"}
     record.run("linear", {"default_batch": auto}, backbone=backbone, data=data)
-    (Path(data) / "train/class1/99.png").write_bytes(b"not an image")
+    (Path(data) / "train/class1/99.png").write_bytes(b"unreadable")
     few = {"session": SKIP, "readouts": ("cls",), "lrs": (0.5,), "held_out": 0.1}
     record.run("linear", {f"bad_image/{features}": {"features": features, **few} for features in ("augmented", "cached")}, **common)

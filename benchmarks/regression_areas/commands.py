@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import numpy as np
 from PIL import Image
 
 import dinoeval
-from dinoeval.paper.comparable import Comparison
-from dinoeval.paper.rows import PaperRow
 from dinoeval.results import Result
-from dinoeval.verdicts import Verdict, compare_results, compare_with_paper
+from dinoeval.verdicts import Verdict, compare_results
 from regression_areas.datasets import copydays_set, masked_folder
 from regression_areas.inputs import PATCH16, TINY, class_folders, command, image_folder, network
 from regression_areas.recording import Recorder
@@ -25,7 +21,7 @@ OUTCOMES = {"worse": -1, "same": 0, "better": 1}
 
 
 def results(record: Recorder, folder: Path) -> None:
-    """Verdicts on Results: compared with each other in pairs and by their errors, and with printed numbers."""
+    """Verdicts on Results: compared with each other in pairs and by their errors."""
 
     def add(name: str, found: tuple[Sequence[Verdict], Any]) -> None:
         record.add(f"{name}/comparable", not found[1])
@@ -50,16 +46,11 @@ def results(record: Recorder, folder: Path) -> None:
         add(f"{name}/itself", compare_results(one, one))
         add(f"{name}/saved", compare_results(saved[name], other))
         add(f"{name}/errors", compare_results(dataclasses.replace(one, samples={}), other))
-        for shift in (-8.0, -0.3, 0.04, 5.0):
-            printed = {"source": "here", "protocol": protocol, "network": "", "decimals": 1}
-            rows = tuple(PaperRow(metric=metric, value=round(value + shift, 1), **printed) for metric, value in one.metrics.items())
-            with patch("dinoeval.verdicts.comparable", lambda _, rows=rows: Comparison(rows, ())):
-                add(f"{name}/published{shift:+}", compare_with_paper(one))
     add("knn/not_comparable", compare_results(saved["knn"], saved["knn_half"]))
 
 
 def commands(record: Recorder, folder: Path) -> None:
-    """What the command line writes: Results, features, images, search results, weights; and exit codes of check."""
+    """What the command line writes: Results, features, images; and exit codes of check."""
     data, photos = class_folders(folder / "classes"), image_folder(folder / "photos", 12, (64, 48), seed=71)
     network_words = ("--arch", "vit_xs8_16", "--weights", "random", "--device", "cpu")
 
@@ -86,14 +77,3 @@ def commands(record: Recorder, folder: Path) -> None:
     for path in sorted(path for kind in ("maps", "colors") for path in (folder / kind).glob("*/*.png")):
         if path.stem not in ("figure", "points"):  # these contain text
             record.add(path.relative_to(folder).with_suffix("").as_posix(), np.array(Image.open(path)))
-
-    command("search", "build", photos, "--out", folder / "index", *network_words)
-    command("search", "query", folder / "index", photos / "0004.png", "--k", 5, "--json", folder / "neighbors.json")
-    found = json.loads((folder / "neighbors.json").read_text())["queries"][0]["neighbors"]
-    record.add_all("search", {"cosines": [one["cosine"] for one in found], "names": [Path(one["path"]).name for one in found]})
-    command("search", "duplicates", folder / "index", "--json", folder / "groups.json")
-    groups = json.loads((folder / "groups.json").read_text())
-    record.add_all("search/duplicates", {"threshold": groups["threshold"], "groups": len(groups["groups"]), **groups["measured"]})
-    command("models", "convert", "vit_digits", folder / "converted.safetensors")
-    record.add("convert/digest", dinoeval.load(weights=folder / "converted.safetensors", device="cpu").digest)
-    record.add("cache/verify", command("cache", "verify"))

@@ -1,33 +1,18 @@
-"""Areas of data: the inputs themselves, subsets of training images, transforms, labels of datasets."""
+"""Areas of data: the inputs themselves, subsets of training images, transforms."""
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 
 from dinoeval.data.frame_transforms import FrameTransform, opencv_resize
-from dinoeval.data.images import ImageSet
-from dinoeval.data.masks import is_binary_mask, palette, read_mask
-from dinoeval.data.opening import open_images, open_splits
+from dinoeval.data.opening import open_splits
 from dinoeval.data.subsets import hold_out, sample_rows, subset_rows
 from dinoeval.data.transforms import MULTISCALE, CenterCrop, RandomResizedCrop, Thumbnail, normalize_images, parse_transform
-from regression_areas.datasets import boxes_mask, save_mask, video
-from regression_areas.inputs import (
-    TINY,
-    class_folders,
-    image_modes,
-    label_table,
-    make_image,
-    make_images,
-    random_state,
-    save,
-    tinted_image,
-    voc07,
-)
+from regression_areas.datasets import boxes_mask, video
+from regression_areas.inputs import TINY, class_folders, make_image, make_images, random_state, tinted_image
 from regression_areas.recording import Recorder
 
 
@@ -82,54 +67,3 @@ def transforms(record: Recorder, folder: Path) -> None:
     whole = torch.arange(256, dtype=torch.uint8).repeat(3).view(1, 3, 16, 16)
     record.add_all("normalized", {"imagenet": normalize_images(whole), "half": normalize_images(whole, (0.5,) * 3, (0.5,) * 3)})
     record.add("scales", MULTISCALE)
-
-
-def datasets(record: Recorder, folder: Path) -> None:
-    """Order and labels of the images of each kind of dataset, and their fingerprints."""
-
-    def add(name: str, splits: tuple[ImageSet, ...]) -> None:
-        for images in splits:
-            values = {"paths": images.paths, "fingerprint": images.fingerprint()}
-            labeled = {} if images.labels is None else {"labels": images.labels, "classes": images.classes}
-            record.add_all(f"{name}/{images.split}", {**values, **labeled})
-
-    classes = class_folders(folder / "classes")
-    add("classes", open_splits(str(classes)))
-    add("table", open_splits(str(label_table(folder / "labels"))))
-    lines = {}
-    for split in ("train", "val"):
-        lines[split] = [f"{split}/{path},{path.split('/')[0]}" for path in open_images(classes / split).paths[::2]]
-        (classes / f"{split}.csv").write_text("path,label\n" + "\n".join(lines[split]) + "\n")
-    combined = [f"{line},{split}" for split in lines for line in lines[split]]
-    (classes / "all.csv").write_text("path,label,split\n" + "\n".join(combined) + "\n")
-    add("one_table", open_splits(str(classes / "all.csv")))
-    digits = open_splits("digits")
-    add("digits", digits)
-    add("folder", (open_images(classes),))
-    os.environ["DINOEVAL_DATA"] = str(voc07(folder / "sets"))
-    add("voc07", open_splits("voc07"))
-    train, _ = open_splits(str(classes))
-    record.add("classes/pixels", np.stack([np.asarray(train.open(row)) for row in (0, 13, 47)]))
-    record.add("digits/pixels", np.asarray(digits[1].open(5)))
-    modes = open_images(image_modes(folder / "modes"))
-    record.add_all("modes", {Path(name).stem: np.asarray(modes.open(row)) for row, name in enumerate(modes.paths)})
-    _masks(record, folder)
-
-
-def _masks(record: Recorder, folder: Path) -> None:
-    """Record the labels of masks in each kind of file."""
-    mask = boxes_mask((40, 30), (1, 2, 3), 4)
-    labels = np.where(mask == 255, 0, mask)
-    save_mask(mask, folder / "indexed.png")
-    images = {
-        "gray": Image.fromarray(mask),
-        "binary": Image.fromarray(np.where(labels > 0, 255, 0).astype(np.uint8)),
-        "bits16": Image.fromarray(labels.astype(np.uint16)),
-        "colors": Image.fromarray(palette()[mask]),
-    }
-    for name, image in images.items():
-        save(image, folder / f"{name}.png")
-    for name in ("indexed", *images):
-        path = folder / f"{name}.png"
-        record.add_all(f"masks/{name}", {"numbers": read_mask(path), "black_and_white": is_binary_mask(path)})
-    record.add("masks/binary/void", read_mask(folder / "binary.png", white_is_object=False))

@@ -1,4 +1,4 @@
-"""Areas of features: weights in every layout, and each readout of each network."""
+"""Areas of features: weights, and each readout of each network."""
 
 from __future__ import annotations
 
@@ -16,71 +16,27 @@ from regression_areas.recording import Recorder
 
 READOUTS = ("cls", "last2", "clsavg", "gem", "gem3", "patches")
 VIT, XCIT = "timm/vit_tiny_patch16_224", "timm/xcit_nano_12_p16_224"
-HUGGING_FACE_NAMES = {
-    "blocks.": "encoder.layer.",
-    "attn.proj": "attention.output.dense",
-    "mlp.fc1": "intermediate.dense",
-    "mlp.fc2": "output.dense",
-    "norm1": "layernorm_before",
-    "norm2": "layernorm_after",
-    "patch_embed.proj": "embeddings.patch_embeddings.projection",
-    "pos_embed": "embeddings.position_embeddings",
-    "cls_token": "embeddings.cls_token",
-}
 
 
 def checkpoints(record: Recorder, folder: Path) -> None:
-    """Digests of weights in each layout, and of random weights."""
-
-    def digest(arch: str | None, weights: Path, **options: str) -> str:
-        return dinoeval.load(arch, weights=weights, device="cpu", **options).digest
-
+    """Digests of the bundled weights, of a full checkpoint, and of random weights."""
     bundled = dinoeval.load(device="cpu")
     sha256 = sha256_of(local_path(get_weights("vit_digits")))
     record.add_all("bundled", {"digest": bundled.digest, "arch": bundled.arch, "sha256": sha256})
     record.add_state("bundled", bundled.network.state_dict())
     state, other = random_state(TINY), random_state(TINY, seed=1)
     record.add("drawn/digest", tensor_digest(state))
-    teacher = {f"backbone.{key}": value for key, value in state.items()}
-    layouts = {
-        "plain": state,
-        "full": {
-            "student": {f"module.backbone.{key}": value for key, value in other.items()},
-            "teacher": {**teacher, "head.mlp.0.weight": torch.zeros(2, 2)},
-            "epoch": 3,
-        },
-        "state_dict": {"state_dict": {f"module.{key}": value for key, value in state.items()}},
-        "hugging_face": _hugging_face(state),
-        "half": {key: value.bfloat16() for key, value in state.items()},
-    }
-    for name, content in layouts.items():
-        torch.save(content, folder / f"{name}.pth")
-        record.add(f"{name}/digest", digest(TINY, folder / f"{name}.pth"))
-    record.add("full/student/digest", digest(TINY, folder / "full.pth", key="student"))
+    full = {"student": {f"module.backbone.{key}": value for key, value in other.items()}}
+    full["teacher"] = {f"backbone.{key}": value for key, value in state.items()}
+    torch.save(full, folder / "full.pth")
+    for name, key in (("full", "teacher"), ("full/student", "student")):
+        record.add(f"{name}/digest", dinoeval.load(TINY, weights=folder / "full.pth", key=key, device="cpu").digest)
     save_backbone(folder / "ours.safetensors", state, arch=TINY)
-    record.add("ours/digest", digest(None, folder / "ours.safetensors"))
+    record.add("ours/digest", dinoeval.load(weights=folder / "ours.safetensors", device="cpu").digest)
     for arch in (TINY, SMALL, "vit_ti16", VIT, XCIT, "resnet50"):
         loaded = dinoeval.load(arch, weights="random", device="cpu")
         sizes = (loaded.dim, loaded.depth, loaded.patch_size or 0, loaded.config.image_size, *loaded.grid(250, 333), loaded.fast_batch(224))
         record.add_all(f"random/{arch.replace('/', ':')}", {"digest": loaded.digest, "sizes": sizes})
-        if arch == XCIT:
-            torch.save(loaded.network.state_dict(), folder / "xcit.pth")
-    record.add("xcit/digest", digest(XCIT, folder / "xcit.pth"))
-
-
-def _hugging_face(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Return the same weights under the names of a ViTModel of transformers."""
-    renamed = {}
-    for name, tensor in state.items():
-        if ".attn.qkv." in name:
-            block, kind = name.split(".")[1], name.rsplit(".", 1)[1]
-            for part, piece in zip(("query", "key", "value"), tensor.chunk(3), strict=True):
-                renamed[f"encoder.layer.{block}.attention.attention.{part}.{kind}"] = piece
-            continue
-        for ours, theirs in HUGGING_FACE_NAMES.items():
-            name = name.replace(ours, theirs)
-        renamed["layernorm." + name.removeprefix("norm.") if name.startswith("norm.") else name] = tensor
-    return renamed
 
 
 def embedding(record: Recorder, folder: Path) -> None:

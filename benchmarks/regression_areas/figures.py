@@ -12,11 +12,7 @@ from PIL import Image
 
 import dinoeval
 from dinoeval.figures import PcaConfig, TsneConfig, attention, attention_video, class_means, pca, tsne
-from dinoeval.maths.neighbors import l2_normalize
-from dinoeval.search import ImageIndex, approximate, build
-from dinoeval.search.duplicates import link_duplicates
-from dinoeval.search.threshold import choose_threshold, make_copies
-from dinoeval.search.vectors import VectorFile, sample, write_vectors
+from dinoeval.search import ImageIndex, build
 from regression_areas.datasets import video
 from regression_areas.inputs import PATCH8, PATCH16, SMALL, image_folder, make_image, network, save
 from regression_areas.recording import Recorder
@@ -152,28 +148,3 @@ def search(record: Recorder, folder: Path) -> None:
     grown = build(photos, folder / "exact", backbone)
     record.add("updated/names", [Path(path).name for path in grown.paths])
     add_neighbors("updated/files", grown, queries, 7)
-    _parts_of_search(record, folder)
-
-
-def _parts_of_search(record: Recorder, folder: Path) -> None:
-    """Record the copies that calibrate a threshold, the choice of a threshold, groups, and trained indexes."""
-    copies = make_copies(make_image(5, (61, 47), seed=58))
-    record.add_all("parts/copies", {str(number): np.asarray(copy) for number, copy in enumerate(copies)})
-    random = np.random.default_rng(59)
-    for spread in (0.02, 0.05, 0.1):
-        chosen = choose_threshold(1 - spread * np.abs(random.standard_normal(200)), 0.8 + 0.08 * random.standard_normal(500), 50)
-        record.add_all(f"parts/threshold/{spread}", dataclasses.asdict(chosen))
-    drawn = l2_normalize(random.standard_normal((3000, 16), dtype=np.float32))
-    write_vectors(folder / "vectors.index", [drawn[:1000], drawn[1000:]], 3000, 16)
-    vectors = VectorFile(folder / "vectors.index", 3000, 16)
-    components, best = link_duplicates(vectors, 0.85)
-    sizes = [len(one) for one in components]
-    record.add_all("parts/linked", {"rows": np.concatenate(components), "sizes": sizes, "nearest": best})
-    record.add("parts/sample", sample(3000, 40))
-    for kind in ("ivf", "pq", "hnsw"):
-        index = approximate.train_index(kind, vectors)
-        tuned, recall = approximate.tune(kind, index, vectors)
-        record.add_all(f"parts/{kind}", {**tuned.parameters(), "recall": recall["recall"]})
-        if kind != "hnsw":
-            record.add(f"parts/{kind}/centroids", index.quantizer.reconstruct_n(0, index.nlist))
-        record.add_all(f"parts/{kind}", dict(zip(("cosines", "rows"), tuned.search(drawn[:50], 8), strict=True)))

@@ -46,7 +46,7 @@ def retrieval(record: Recorder, folder: Path) -> None:
     }
     record.run("retrieval", oxford, dataset="roxford5k", **common)
     record.run("retrieval", {"rparis/default": {}, "rparis/one_scale": {"image_size": 64}}, dataset="rparis6k", **common)
-    (root / "rparis6k/jpg/scene0_05.jpg").write_bytes(b"not an image")
+    (root / "rparis6k/jpg/scene0_05.jpg").write_bytes(b"unreadable")
     skip = {"session": SessionConfig(bad_images="skip"), "image_size": 64}
     record.run("retrieval", {"rparis/bad_image": skip}, dataset="rparis6k", **common)
 

@@ -62,13 +62,14 @@ class Recorder:
             self.add(f"{name}/{COLUMNS.get(column, column.replace(' ', '_'))}", [row[column] for row in rows if column in row])
 
     def add_result(self, name: str, result: dinoeval.Result) -> None:
-        """Record the numbers of a Result: metrics with their errors, samples, table, numbers of images."""
+        """Record the numbers of a Result: metrics with their errors, samples, table, numbers and fingerprints of images."""
         for metric, value in result.metrics.items():
             self.add(f"{name}/{metric}", value)
         self.add_all(name, {f"{metric}/error": value for metric, value in result.standard_errors.items()})
         self.add_all(name, {f"{metric}/deviation": value for metric, value in result.deviations.items()})
         for split, metadata in result.splits.items():
             self.add(f"{name}/images/{split}", [metadata["images"], metadata["classes"], len(metadata["bad_images"])])
+            self.add(f"{name}/fingerprint/{split}", metadata["fingerprint"])
         for column, values in result.samples.items():
             ragged = any(isinstance(value, list) for value in values)
             self.add(f"{name}/samples/{column}", [json.dumps(value) for value in values] if ragged else values)
@@ -133,7 +134,7 @@ def machine() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             versions[name] = "not installed"
     processor = {"system": platform.system(), "architecture": platform.machine(), "processor": describe_machine()["processor"]}
-    return {"python": platform.python_version(), **versions, **processor, "instructions": torch.backends.cpu.get_cpu_capability()}
+    return {**versions, **processor, "instructions": torch.backends.cpu.get_cpu_capability()}
 
 
 def write(path: Path, values: Mapping[str, Any]) -> None:
