@@ -271,7 +271,7 @@ def _describe_run(record: RunRecord, root: Path, videos: list[Video], outcomes: 
 
 def _scores(record: RunRecord, videos: list[Video], outcomes: list[_Outcome]) -> Scores:
     if not videos[0].annotated:
-        return Scores(metrics={}, standard_errors={}, table=_table(videos, outcomes))
+        return Scores(metrics={}, standard_errors={}, table=_table(videos, outcomes), samples={"path": []})
     values = {metric: np.concatenate([outcome.scores[metric] for outcome in outcomes]) for metric in METRICS}
     names = [f"{video.name}/{label}" for video in videos for label in range(1, video.objects + 1)]
     return query_scores(record, values, names, unit="objects", table=_table(videos, outcomes))

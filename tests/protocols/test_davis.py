@@ -305,6 +305,7 @@ def test_first_masks_alone_are_propagated_and_not_scored(tiny_weights, tmp_path,
     assert len(list((tmp_path / "out").rglob("*.png"))) == 9
     result = dinoeval.Result.load(tmp_path / "r.json")
     assert result.metrics == {}
+    assert result.samples == {"path": []}
     with pytest.raises(DataError, match="cannot be scored"):
         dinoeval.evaluate("davis", dinoeval.load(weights=tiny_weights), data=str(root), masks=str(tmp_path / "out"))
 
