@@ -1,4 +1,4 @@
-"""Session: the backbone, the feature cache and how images are read; everything a protocol is given besides its options."""
+"""Session: the backbone, the feature cache and how images are read; everything that a protocol gets in addition to its options."""
 
 from __future__ import annotations
 
@@ -42,9 +42,10 @@ class SessionConfig:
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Forward-pass precision. Published scores are shown only for fp32."""
     transform: str = "auto"
-    """auto (the transform of a timm model, else the paper's), dino (the paper's), or dino:RESIZE/CROP such as dino:256/224."""
+    """dino (the transform of the paper), dino:RESIZE/CROP in pixels such as dino:256/224, or auto (for timm models their own
+    preprocessing, else dino)."""
     bad_images: Literal["error", "skip"] = "error"
-    """Unreadable images are an error that lists them, or are skipped and reported."""
+    """Handling of unreadable images. error: stop and list them. skip: leave them out and report them."""
     batch_size: int | None = None
     """Images per forward pass (default: chosen for the device)."""
     workers: int | None = None
@@ -139,7 +140,7 @@ class Session:
         return RunRecord(self, protocol, version, config)
 
     def describe_backbone(self) -> dict[str, Any]:
-        """Return the metadata of the scored network, as a Result holds it."""
+        """Return the metadata of the scored network, as a Result contains it."""
         backbone, source = self.backbone, self.backbone.provenance
         return {
             "arch": backbone.arch,

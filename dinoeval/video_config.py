@@ -34,9 +34,9 @@ class PropagationConfig:
     temperature: float = TEMPERATURE
     """Temperature of the weights exp(cosine / T)."""
     edge_cases: EdgeCases = "released"
-    """Handling of two edge cases. released: an object that is lost when the first mask is resized to tokens is never predicted,
-    and a constant soft map becomes NaN (which wins everywhere) or noise. fixed: a lost object gets the token that holds most of it,
-    and a constant soft map is kept as it is."""
+    """Handling of two edge cases: an object that is lost when the first mask is resized to tokens, and a constant soft map. released:
+    the object is never predicted; the map becomes NaN (which wins everywhere) or noise. fixed: the object gets the token that holds
+    most of it; the map is not changed."""
 
     def __post_init__(self) -> None:
         for name, minimum in (("context_frames", 0), ("radius", 1), ("top_k", 1)):

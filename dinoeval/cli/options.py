@@ -209,5 +209,5 @@ def _spec(name: str, hint: Any, default: Any, text: str | None, positional: bool
 
 
 def _hint(default: str) -> str:
-    """Show the default, unless it is None or empty: then the help text states what happens without the option."""
+    """Show the default. If it is None or empty, the help text itself states the effective default."""
     return "" if default in ("None", "") else f"(default: {default})"

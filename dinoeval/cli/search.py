@@ -212,7 +212,7 @@ def duplicates(
     print(f"{len(groups):,} groups, {num_images:,} of {len(opened):,} images, with a cosine of at least {cosine:g}")
     if measured:
         print(
-            f"threshold calibrated on copies of {measured.images} images (re-encoded, at half size, cropped by 5 %): it finds "
+            f"threshold calibrated on copies of {measured.images} images (re-encoded, at half size, cropped by 5%): it finds "
             f"{measured.recall:.0%} of the copies;\n{measured.alike:.1%} of the images have another image at least that similar. "
             "To find larger crops, pass a lower --threshold"
         )

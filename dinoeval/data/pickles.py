@@ -55,7 +55,7 @@ def open_pickle(path: Path) -> Any:
 
 
 class _Rejected(Exception):  # noqa: N818
-    """The pickle refers to something other than data; str() says to what."""
+    """The pickle refers to something other than data; str() names it."""
 
 
 class _Sealed(type):

@@ -102,8 +102,8 @@ def open_segmentation(data: str | Path, objects: Objects = "instance", *, min_si
             binary.append(opened.masks.paths[row])
     if binary and indexed:
         raise DataError(
-            f"{root} mixes binary masks ({join_names(binary, 3)}), where {VOID} is an object, and masks with labels "
-            f"({join_names(indexed, 3)}), where {VOID} is void. Save the binary masks with values 0 and 1."
+            f"{root} mixes binary masks ({join_names(binary, 3)}), in which {VOID} is an object, and masks with labels "
+            f"({join_names(indexed, 3)}), in which {VOID} is void. Save the binary masks with values 0 and 1."
         )
     if bad and not skip_bad:
         listed = join_names(f"{one['path']} ({one['reason']})" for one in bad)

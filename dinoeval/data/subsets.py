@@ -40,7 +40,7 @@ def parse_subset(text: str) -> float | Path:
     path = expand(text)
     if not path.is_file():
         expected = "<number>pct, such as 1pct, or an existing text file with one image name per line"
-        raise ConfigError(f"unknown subset '{text}': --train-subset must be {expected}")
+        raise ConfigError(f"invalid --train-subset '{text}': expected {expected}")
     return path
 
 

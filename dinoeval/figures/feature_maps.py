@@ -134,9 +134,9 @@ def pca(
 ) -> FeatureMaps:
     """Fit three principal components to the patch tokens of all images together.
 
-    The components are those of scikit-learn, with fixed signs: patches on the border of the images have a lower mean of the
-    first component than the others, because photographs show their subject away from the border; the largest weight of the
-    other components is positive. Patches whose first component is above its mean are the foreground.
+    The components are those of scikit-learn, with fixed signs. The first component has a lower mean at the border of the
+    images than inside, because photographs show their subject away from the border. The largest weight of the other
+    components is positive. Patches whose first component is above its mean are the foreground.
 
     Args:
         backbone: A vision transformer.
@@ -270,7 +270,7 @@ def _project(tokens: Sequence[np.ndarray], mean: np.ndarray, components: np.ndar
 
 
 def _inward_sign(first: Sequence[np.ndarray]) -> int:
-    """Return 1 if scores (h, w) are lower on the borders of their images, -1 if higher, 0 if no image has an inner patch."""
+    """Return 1 if scores (h, w) are lower at the borders of their images, -1 if higher, 0 if no image has an inner patch."""
     border, inner = [], []
     for scores in first:
         within = np.zeros(scores.shape, bool)

@@ -120,9 +120,9 @@ def figure_transform(backbone: Backbone, image_size: int | str, exif_transpose: 
         ConfigError: If the network has no patches, or the size or the transform cannot be used.
     """
     if backbone.patch_size is None:
-        raise ConfigError(f"{backbone.arch} has no patches to draw. Its readouts: {', '.join(backbone.config.readouts)}")
+        raise ConfigError(f"{backbone.arch} has no patches, which are needed here: pass the --arch of a vision transformer")
     if transform not in ("auto", "dino"):
-        raise ConfigError(f"--transform {transform} does not apply to figures: use --image-size")
+        raise ConfigError(f"--transform {transform} does not apply here: use --image-size")
     statistics = parse_transform(transform, backbone.config.image_size, backbone.config.preprocessing)
     size = parse_size(image_size)
     if size and min(size) < backbone.patch_size:

@@ -183,7 +183,7 @@ def open_frame_set(source: str | Path) -> tuple[ImageSet, float]:
         raise DataError(f"{path} is a single image, not an animation: remove --video")
     names, sizes = tuple(f"{number:05d}" for number in range(count)), np.zeros(count, np.int64)
     try:
-        animation(0)  # Pillow knows the frame duration of a WebP only after decoding.
+        animation(0)  # Pillow reads the frame duration of a WebP only when it decodes the frame.
     except BadImage as error:
         raise DataError(f"frame {names[0]} of {path} cannot be used: {error}") from error
     seconds = float(animation.image.info.get("duration") or 100) / 1000

@@ -14,6 +14,10 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
+<<<<<<< HEAD
+=======
+RADIUS, TOP_K, TEMPERATURE = 12, 5, 0.1  # eval_video_segmentation.py; the paper only states that it follows Jabri et al.
+>>>>>>> aeb072d (Plain wording of messages, help, docstrings and documentation)
 _TILE = 10  # rows and columns per tile; larger tiles compute more pairs out of reach, smaller ones make small products
 
 
@@ -76,7 +80,7 @@ def _tiles(length: int, radius: int) -> Iterator[tuple[slice, slice]]:
 
 
 def _beyond(tile: slice, window: slice, radius: int, device: torch.device) -> Tensor:
-    """Whether a source is out of reach of a target along one axis, (targets, sources) bool."""
+    """Mark the sources that are out of reach of a target along one axis, (targets, sources) bool."""
     targets, sources = (torch.arange(span.start, span.stop, device=device) for span in (tile, window))
     return (targets[:, None] - sources).abs() > radius
 

@@ -236,7 +236,7 @@ class Backbone:
             size = 4 * len(images) * heads * tokens**2
             if size > _LARGE_ATTENTION_BYTES:
                 _log.warning(
-                    "the attention of all %s tokens takes %.1f GB, and as much again to compute: pass the tokens that you need, "
+                    "the attention of all %s tokens takes %.1f GB, and its computation as much again: select tokens, "
                     "such as queries=(0,) for [CLS]",
                     f"{tokens:,}",
                     size / 1e9,
@@ -262,9 +262,9 @@ class Backbone:
         offers = self.config.readouts
         if (patches and "patches" not in offers) or (layers > 1 and "lastN" not in offers):
             lacks = "patch tokens" if patches and "patches" not in offers else "tokens of earlier blocks"
-            raise ConfigError(f"{self.arch} has no {lacks}. Its readouts: {', '.join(offers)}.")
+            raise ConfigError(f"{self.arch} has no {lacks}. Available readouts: {', '.join(offers)}.")
         if not 1 <= layers <= self.depth:
-            raise ConfigError(f"the last {layers} blocks were requested; {self.arch} has {self.depth}")
+            raise ConfigError(f"the last {layers} blocks were requested, but {self.arch} has {self.depth}: use at most last{self.depth}")
 
     def _prepare(self, images: Tensor) -> Tensor:
         """Check the shape of images; cut off the remainders that timm models do not accept."""

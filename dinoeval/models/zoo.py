@@ -42,7 +42,7 @@ class Weights:
     source: str = "README of facebookresearch/dino"
     """Where the address was published."""
     note: str = ""
-    """What users should know about the file."""
+    """Notes for users of the file."""
 
     @property
     def filename(self) -> str:

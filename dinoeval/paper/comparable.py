@@ -68,7 +68,7 @@ def comparable(result: Result, rows: Iterable[PaperRow] | None = None) -> Compar
     candidates = [row for row in own if not row.incomparable] or own
     if not own:
         networks = join_names(dict.fromkeys(row.network for row in rows if not row.incomparable), 4)
-        reasons.append(f"no score of {result.protocol} is published for {name}; published networks: {networks}")
+        reasons.append(f"no {result.protocol} score is published for {name}; networks with published scores: {networks}")
         candidates = [row for row in rows if not row.incomparable]
     reasons += dict.fromkeys(f"{row.source}: {row.incomparable}" for row in related)
     if candidates and not related:
@@ -145,6 +145,7 @@ def _flatten(prefix: str, part: dict[str, Any], facts: dict[str, Any]) -> None:
 def network_of(result: Result, rows: Iterable[PaperRow]) -> str | None:
     """Return the model name of the network that was scored.
 
+<<<<<<< HEAD
     Results name it in `backbone.network`. Results of earlier versions only hold the name of the weights, which counts if
     it is a model name of the rows and not a file.
 
@@ -154,6 +155,10 @@ def network_of(result: Result, rows: Iterable[PaperRow]) -> str | None:
 
     Returns:
         The model name, `random/ARCH` for untrained weights, or None if the weights are not known.
+=======
+    Results name it in `backbone.network`. Results of earlier versions contain only the name of the weights. It is used if
+    it is a model name of the rows.
+>>>>>>> aeb072d (Plain wording of messages, help, docstrings and documentation)
     """
     if result.backbone.get("random"):
         return f"{RANDOM}{result.backbone.get('arch')}"
@@ -165,7 +170,7 @@ def network_of(result: Result, rows: Iterable[PaperRow]) -> str | None:
 
 def _unknown_network(result: Result) -> str:
     weights, arch = result.backbone.get("weights"), result.backbone.get("arch")
-    return f"the weights {weights} are not known as released weights: they are scored as {arch} with unknown weights"
+    return f"the weights {weights} do not match any released weights: they are scored as {arch} with unknown weights"
 
 
 def _shown(value: object) -> str:

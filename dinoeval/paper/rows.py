@@ -46,7 +46,7 @@ class Requirement:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PaperRow:
-    """One printed number and what a Result must be to be compared with it."""
+    """One printed number and what a Result must have to be compared with it."""
 
     source: str
     """Where the number is printed, such as `Table 2`."""
@@ -95,11 +95,16 @@ def builtin_rows() -> tuple[PaperRow, ...]:
 
     The file has two parts. `[conditions.NAME]` is a set of requirements with a name: fact = value, or fact = {any = [...]},
     {max = x}, {unset = true}. `[[rows]]` is a group of numbers with common fields: `source`, `protocol`, `metric`,
+<<<<<<< HEAD
     `decimals` (1 by default), `conditions` (names), `requires` (more requirements), `remarks`, `incomparable`, and
     `values`, a table from network to value, or to a table from metric to value.
 
     Returns:
         All rows, in the order of the file.
+=======
+    `decimals` (1 by default), `conditions` (names), `requires` (more requirements), `remarks` and `incomparable`. Its
+    `values` map a network to a value, or to a table from metric to value.
+>>>>>>> aeb072d (Plain wording of messages, help, docstrings and documentation)
     """
     content = tomllib.loads(importlib.resources.files("dinoeval.paper").joinpath("rows.toml").read_text(encoding="utf-8"))
     return tuple(row for group in content["rows"] for row in _rows_of(group, content["conditions"]))

@@ -39,11 +39,11 @@ MAX_HELD_OUT = 10_000
 
 @dataclasses.dataclass(frozen=True)
 class HeadScores:
-    """What one training run found."""
+    """The result of one training run."""
 
     ranks: dict[str, np.ndarray]
-    """Number of classes (Q,) that a head ranks above the correct one: for the chosen head and for the head that is best on val, by
-    suffix of the metrics."""
+    """Number of classes (Q,) ranked above the correct one, by suffix of the metrics: of the chosen head, and of the head that is best
+    on val."""
     chosen: list[str]
     """Which heads were chosen, and where they are stored."""
     table: list[dict[str, Any]]
@@ -181,7 +181,7 @@ class LinearProbe:
                     save_head(folder / f"head{suffix or '_chosen'}.pth", best, metadata)
         if "held_out" not in eval_sets and len(sweep.heads) == 1:
             ranks = {"": sweep.ranks(eval_sets["val"])[:, 0], **ranks}
-            notes = [*notes, "top1 is the score of the last epoch: with one head and nothing held out there was nothing to choose"]
+            notes = [*notes, "top1 is the score of the last epoch: with one head and no held-out images, nothing was chosen"]
         if self.config.features == "cached":
             notes = [*notes, "trained on cached center crops; the paper trains with augmentation"]
         line = f"{'; '.join(chosen)}; heads in {folder}"

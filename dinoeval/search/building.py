@@ -113,7 +113,7 @@ def build(
         raise ConfigError(unknown("index", index, get_args(IndexKind)))
     root, target = resolve(folder), resolve(out)
     if not root.is_dir():
-        raise DataError(f"folder {root} does not exist")
+        raise DataError(f"folder {root} does not exist: pass a folder of images")
     check_index_folder(target)
     images = open_images(root)
     if len(images) < 2:

@@ -65,7 +65,7 @@ class ImageIndex:
         """The backbone and transform of the index, loaded on first use.
 
         Raises:
-            CheckpointError: If the weights are not where they were when the index was built.
+            CheckpointError: If the weights are no longer stored at the path used when the index was built.
             ConfigError: If the options name other weights, precision or transform.
         """
         if self._session is None:
@@ -182,7 +182,7 @@ class ImageIndex:
         return measure_threshold(self._stored, self.session)
 
     def _without_self(self, source: str, features: np.ndarray, cosines: np.ndarray, rows: np.ndarray, k: int) -> Matches:
-        """The k nearest images other than the file of the query, which the index may hold under several links."""
+        """Return the k nearest images other than the file of the query, which the index may contain under several links."""
         own_file = None
         if source:
             with contextlib.suppress(OSError):

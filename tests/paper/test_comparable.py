@@ -73,7 +73,7 @@ def test_unknown_weights_get_the_same_answer_from_every_protocol(protocol):
     found = comparable(result_for(row, unknown))
     assert found.rows == ()
     assert found.reasons == (
-        f"the weights mine.pth are not known as released weights: they are scored as {row.network} with unknown weights",
+        f"the weights mine.pth do not match any released weights: they are scored as {row.network} with unknown weights",
     )
 
 

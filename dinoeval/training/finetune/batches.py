@@ -133,7 +133,7 @@ def build_augmentation(recipe: FinetuneRecipe, transform: CenterCrop) -> Compose
 
 
 def _posterize(image: Image.Image, bits: int, **_: object) -> Image.Image:
-    """Keep the highest bits; 0 bits give black, as in DeiT's runs. timm 1.0.31 asks for 0 bits, which Pillow 13 refuses."""
+    """Keep the highest bits; 0 bits give black, as in the DeiT runs. timm 1.0.31 requests 0 bits, which Pillow 13 rejects."""
     return ImageOps.posterize(image, bits) if bits else Image.new(image.mode, image.size)
 
 
