@@ -197,7 +197,7 @@ class RunRecord:
 
     @contextlib.contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Measure a block of code.
+        """Measure the time of a block of code.
 
         Args:
             name: Stage whose seconds the wall-clock time of the block is added to.

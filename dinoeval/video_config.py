@@ -1,6 +1,6 @@
 """Options of label propagation, shared by the protocol `davis` and the command `propagate`.
 
-Apart from `video.py`, so that a help text does not import torch.
+They are not in `video.py`, so that help texts do not import torch.
 """
 
 from __future__ import annotations

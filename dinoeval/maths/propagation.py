@@ -14,10 +14,6 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-<<<<<<< HEAD
-=======
-RADIUS, TOP_K, TEMPERATURE = 12, 5, 0.1  # eval_video_segmentation.py; the paper only states that it follows Jabri et al.
->>>>>>> aeb072d (Plain wording of messages, help, docstrings and documentation)
 _TILE = 10  # rows and columns per tile; larger tiles compute more pairs out of reach, smaller ones make small products
 
 

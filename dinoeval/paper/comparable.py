@@ -145,9 +145,8 @@ def _flatten(prefix: str, part: dict[str, Any], facts: dict[str, Any]) -> None:
 def network_of(result: Result, rows: Iterable[PaperRow]) -> str | None:
     """Return the model name of the network that was scored.
 
-<<<<<<< HEAD
-    Results name it in `backbone.network`. Results of earlier versions only hold the name of the weights, which counts if
-    it is a model name of the rows and not a file.
+    Results name it in `backbone.network`. Results of earlier versions contain only the name of the weights. It is used if
+    it is a model name of the rows.
 
     Args:
         result: Any Result.
@@ -155,10 +154,6 @@ def network_of(result: Result, rows: Iterable[PaperRow]) -> str | None:
 
     Returns:
         The model name, `random/ARCH` for untrained weights, or None if the weights are not known.
-=======
-    Results name it in `backbone.network`. Results of earlier versions contain only the name of the weights. It is used if
-    it is a model name of the rows.
->>>>>>> aeb072d (Plain wording of messages, help, docstrings and documentation)
     """
     if result.backbone.get("random"):
         return f"{RANDOM}{result.backbone.get('arch')}"

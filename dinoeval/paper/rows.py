@@ -32,7 +32,7 @@ class Requirement:
             value: The value that the Result holds.
 
         Returns:
-            True if it is allowed. Truth values and numbers are not mixed up: False does not match 0.
+            True if it is allowed. False does not match 0, and True does not match 1.
         """
         if self.maximum is not None:
             return isinstance(value, (int, float)) and not isinstance(value, bool) and value <= self.maximum
@@ -95,16 +95,11 @@ def builtin_rows() -> tuple[PaperRow, ...]:
 
     The file has two parts. `[conditions.NAME]` is a set of requirements with a name: fact = value, or fact = {any = [...]},
     {max = x}, {unset = true}. `[[rows]]` is a group of numbers with common fields: `source`, `protocol`, `metric`,
-<<<<<<< HEAD
-    `decimals` (1 by default), `conditions` (names), `requires` (more requirements), `remarks`, `incomparable`, and
-    `values`, a table from network to value, or to a table from metric to value.
+    `decimals` (1 by default), `conditions` (names), `requires` (more requirements), `remarks` and `incomparable`. Its
+    `values` map a network to a value, or to a table from metric to value.
 
     Returns:
         All rows, in the order of the file.
-=======
-    `decimals` (1 by default), `conditions` (names), `requires` (more requirements), `remarks` and `incomparable`. Its
-    `values` map a network to a value, or to a table from metric to value.
->>>>>>> aeb072d (Plain wording of messages, help, docstrings and documentation)
     """
     content = tomllib.loads(importlib.resources.files("dinoeval.paper").joinpath("rows.toml").read_text(encoding="utf-8"))
     return tuple(row for group in content["rows"] for row in _rows_of(group, content["conditions"]))

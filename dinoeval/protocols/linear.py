@@ -131,11 +131,7 @@ def _scores(runs: list[HeadScores], val: Features, table: list[dict[str, Any]]) 
 
 
 def default_readout(arch: str) -> str:
-<<<<<<< HEAD
     """Return the readout of published linear scores (appendix F.2).
-=======
-    """Return the readout of the linear scores in the paper for an architecture (appendix F.2).
->>>>>>> aeb072d (Plain wording of messages, help, docstrings and documentation)
 
     Args:
         arch: Name of the architecture.
