@@ -135,7 +135,7 @@ class Session:
             config: Its Config, a dataclass.
 
         Returns:
-            A record whose clock starts now.
+            A record; its total time is measured from this call.
         """
         return RunRecord(self, protocol, version, config)
 
@@ -168,7 +168,7 @@ class SplitRecord:
 
 @dataclasses.dataclass
 class RunRecord:
-    """What a protocol notes while it runs. `result` assembles the Result; nothing else does.
+    """The record of a protocol run, from which `result` assembles the Result.
 
     Examples:
         A protocol's `run` in outline:
@@ -200,7 +200,7 @@ class RunRecord:
         """Measure the time of a block of code.
 
         Args:
-            name: Stage whose seconds the wall-clock time of the block is added to.
+            name: Name of the stage. Times of blocks with the same name are added up.
 
         Yields:
             Nothing.

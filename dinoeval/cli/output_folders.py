@@ -125,7 +125,7 @@ def delete_old_heads_and_points(folder: Path, images: Iterable[str]) -> None:
     earlier run and is not changed.
 
     Args:
-        folder: Of one image.
+        folder: Folder of one image.
         images: Names of the images that this run writes, which are kept.
 
     Raises:
@@ -143,7 +143,7 @@ def delete_old_frames(folder: Path, count: int) -> None:
     A folder without attention.gif was not written by an earlier run and is not changed.
 
     Args:
-        folder: Of the video.
+        folder: Folder of the video.
         count: Number of frames that this run writes.
 
     Raises:

@@ -67,8 +67,8 @@ def read_mask(path: Path, *, white_is_object: bool = True) -> np.ndarray:
         Labels, (H, W) uint8.
 
     Raises:
-        DataError: If the file cannot be read, a label is above 255, a color has no label, or the values cannot be labels
-            because the image was compressed or smoothed.
+        DataError: If the file cannot be read, a label is above 255, a color has no label, or the image was compressed or
+            smoothed, so that its values are not labels.
     """
     with _open(path) as image:
         if image.format in _LOSSY_FORMATS:

@@ -67,7 +67,7 @@ class AttentionMaps:
         """Draw the map of a head, from its minimum to its maximum.
 
         Args:
-            number: Of the head, from 0.
+            number: Number of the head, from 0.
 
         Returns:
             Image (h*p, w*p, 3) uint8.
@@ -78,7 +78,7 @@ class AttentionMaps:
         """Draw the mask of a head over the image.
 
         Args:
-            number: Of the head, from 0.
+            number: Number of the head, from 0.
 
         Returns:
             Image (h*p, w*p, 3) uint8.
@@ -118,7 +118,7 @@ class AttentionMaps:
         """Draw the map of a point, averaged over heads.
 
         Args:
-            number: Of the point, from 0.
+            number: Number of the point, from 0.
             heads: Numbers of the heads (default: all).
 
         Returns:
@@ -274,7 +274,7 @@ def compute_attention(
 
     Args:
         backbone: A vision transformer.
-        name: Of the image, for messages.
+        name: Name of the image, for messages.
         image: RGB.
         transform: From the image to the input of the network.
         mass: As for `attention`.
@@ -319,7 +319,7 @@ def attention_rows(backbone: Backbone, name: str, pixels: np.ndarray, transform:
 
     Args:
         backbone: A vision transformer.
-        name: Of the image, for messages.
+        name: Name of the image, for messages.
         pixels: (h*p, w*p, 3) uint8.
         transform: Normalizes the pixels.
         queries: Numbers of Q tokens: 0 is [CLS], patches follow in row-major order.
@@ -343,7 +343,7 @@ def check_points(points: Sequence[tuple[float, float]], name: str, size: tuple[i
 
     Args:
         points: (x, y) in pixels.
-        name: Of the image, for the message.
+        name: Name of the image, for the message.
         size: Its width and height in pixels.
 
     Raises:

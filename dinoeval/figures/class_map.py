@@ -28,7 +28,7 @@ _POINTS_PER_COLUMN = 40  # Points whose names fit in the width of a column; with
 _MAX_WIDTH = 20.0  # Inches.
 _THUMBNAIL = 64  # Pixels.
 _DIGITS = 5  # Decimals of features, divided by the largest, that count as a difference; the others are rounding.
-_MARKERS = ("o", "s", "^", "D")  # Of matplotlib: circle, square, triangle, diamond.
+_MARKERS = ("o", "s", "^", "D")  # Markers of matplotlib: circle, square, triangle, diamond.
 _log = logging.getLogger(__name__)
 
 
@@ -112,7 +112,7 @@ class ClassMap:
         return figure
 
     def _draw_groups(self, axis: Axes, groups: np.ndarray) -> None:
-        """Draw each group in its own color and marker, or all alike if there are too many, with its name at its median."""
+        """Draw each group in its own color and marker, with its name at its median. Too many groups are drawn alike."""
         present = np.unique(groups)
         distinct = len(present) <= len(COLORS) * len(_MARKERS)
         for place, group in enumerate(present):
@@ -123,7 +123,7 @@ class ClassMap:
 
     def _draw_thumbnails(self, axis: Axes, thumbnails: Sequence[Image.Image], extent: float) -> None:
         assert len(thumbnails) == len(self.points)
-        span = 0.75 * extent / max(4.0, len(self.points) ** 0.5)  # Of the longer side: a grid of all images would fit.
+        span = 0.75 * extent / max(4.0, len(self.points) ** 0.5)  # A fraction of the longer side: a grid of all images fits.
         for (x, y), image in zip(self.points, thumbnails, strict=True):
             small = image.convert("RGB")
             small.thumbnail((_THUMBNAIL, _THUMBNAIL))
@@ -170,7 +170,7 @@ def tsne(
 
     Args:
         features: (C, D) float.
-        names: Of the points.
+        names: Names of the points.
         config: Options.
         groups: Number of the group of each point, (C,) int, for colors (default: no groups).
         group_names: Names by group number.

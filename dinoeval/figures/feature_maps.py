@@ -75,7 +75,7 @@ class FeatureMaps:
         """Return the components of an image as red, green and blue.
 
         Args:
-            number: Of the image, from 0.
+            number: Number of the image, from 0.
 
         Returns:
             Colors (h, w, 3) uint8. The background is white if the components were fitted to the foreground only.
@@ -90,7 +90,7 @@ class FeatureMaps:
         """Draw the components of an image in its size.
 
         Args:
-            number: Of the image, from 0.
+            number: Number of the image, from 0.
 
         Returns:
             Image (h*p, w*p, 3) uint8.
@@ -101,7 +101,7 @@ class FeatureMaps:
         """Draw an image with a whitened background.
 
         Args:
-            number: Of the image, from 0.
+            number: Number of the image, from 0.
 
         Returns:
             Image (h*p, w*p, 3) uint8.
@@ -187,7 +187,7 @@ def compute_components(
     Args:
         backbone: A vision transformer.
         images: The image set, for the names.
-        pixels: Of each image, (h*p, w*p, 3) uint8.
+        pixels: Pixels of each image, (h*p, w*p, 3) uint8.
         transform: Normalizes the pixels.
         config: Options.
         batch_size: Images per forward pass (default: chosen for the device).

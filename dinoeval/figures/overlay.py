@@ -65,7 +65,7 @@ def overlay_paths(folder: Path, name: str) -> tuple[Path, Path]:
 
     Args:
         folder: Folder of the overlays.
-        name: Of the video.
+        name: Name of the video.
 
     Returns:
         FOLDER/<name>_overlay.gif and FOLDER/<name>_overlay.png.
@@ -82,7 +82,7 @@ def draw_video(
 
     Args:
         folder: Created if it does not exist.
-        name: Of the video.
+        name: Name of the video.
         titles: Name of each frame.
         frames: RGB images.
         masks: Mask of each frame, of its size.

@@ -192,7 +192,7 @@ def folder_names(paths: Sequence[str]) -> list[str]:
     """Return a distinct folder name for the figures of each image.
 
     Args:
-        paths: Of the images.
+        paths: Paths of the images.
 
     Returns:
         The stem of each path, with a number if it occurred before.

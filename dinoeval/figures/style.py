@@ -88,7 +88,7 @@ def draw_panels(panels: Sequence[tuple[str, np.ndarray]], per_row: int, *, width
     Args:
         panels: Title (empty for none) and image of each panel.
         per_row: Panels in a row.
-        width: Of the figure, in inches.
+        width: Width of the figure, in inches.
 
     Returns:
         The figure and the axes of the panels, in order.
@@ -186,7 +186,7 @@ def outline(image: np.ndarray, mask: np.ndarray, color: np.ndarray, width: int) 
         image: (H, W, 3) uint8.
         mask: (H, W) bool. It has no border at the frame of the image.
         color: (3,) uint8.
-        width: Of the border, in pixels.
+        width: Width of the border, in pixels.
 
     Returns:
         The image, (H, W, 3) uint8.

@@ -60,7 +60,7 @@ class AttentionVideo:
         """Draw the attention of a frame.
 
         Args:
-            number: Of the frame, from 0.
+            number: Number of the frame, from 0.
 
         Returns:
             Image (h*p, w*p, 3) uint8.

@@ -50,7 +50,7 @@ class Provenance:
     name: str
     """A model name, a path, or `random`."""
     layout: str
-    """The layout of the file in words."""
+    """Description of the layout of the file."""
     key: str | None = None
     """`teacher` or `student`, if the file contains both."""
 
@@ -68,7 +68,7 @@ class Backbone:
         arch: The architecture.
         provenance: The origin of the weights.
         device: Where the network runs.
-        precision: Of the forward pass. Norms, positions and the residual stream of DINO's ViT stay float32.
+        precision: Precision of the forward pass. Norms, positions and the residual stream of DINO's ViT stay float32.
 
     Attributes:
         digest: `tensor_digest` of the weights as loaded.
@@ -139,8 +139,8 @@ class Backbone:
         """Return the numbers of rows and columns of patches.
 
         Args:
-            height: Of the image, in pixels.
-            width: Of the image, in pixels.
+            height: Height of the image, in pixels.
+            width: Width of the image, in pixels.
 
         Returns:
             (h, w), or (0, 0) for a network without patches.

@@ -47,7 +47,7 @@ def load(
         A Backbone with all of its tensors loaded.
 
     Raises:
-        CheckpointError: If the weights cannot be found or read, or if they lack a tensor of the network or have another one.
+        CheckpointError: If the weights cannot be found or read, or if a tensor is missing or unexpected.
         ConfigError: If there is no such architecture, model name, device or precision.
 
     Examples:

@@ -34,9 +34,9 @@ class Weights:
     license: str = "Apache-2.0"
     """SPDX identifier."""
     sha256: str | None = None
-    """Of the file, if known; 64 hexadecimal digits."""
+    """SHA-256 of the file, if known; 64 hexadecimal digits."""
     size: int | None = None
-    """Of the file in bytes, if known."""
+    """Size of the file in bytes, if known."""
     tensor_digest: str | None = None
     """Digest of the backbone's tensors (`models.checkpoints.tensor_digest`), if known."""
     source: str = "README of facebookresearch/dino"

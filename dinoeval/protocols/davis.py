@@ -70,9 +70,9 @@ class _Outcome:
 
 
 def run(config: Config, session: Session) -> Result:
-    """Propagate the first masks of all sequences and score the masks; finished sequences are not repeated.
+    """Propagate the first masks of all sequences and score the masks.
 
-    Several processes share the sequences.
+    Finished sequences are not repeated. Several processes share the sequences.
 
     Args:
         config: The options.

@@ -146,7 +146,7 @@ def _log_memory(config: Config, size: int, dim: int, images: ImageSet) -> None:
     needed = memory_needed(size, dim, 2 if images.multi_label else classes)
     features = 4 * size * dim * (2 if len(config.lambdas) > 1 else 1)  # the fit to a part copies the other features
     _log.info(
-        "%s fits %s features of %d dimensions to %d classes: about %.2f GB of memory, besides %.2f GB of features",
+        "%s fits %s features of %d dimensions to %d classes: about %.2f GB of memory, in addition to %.2f GB of features",
         config.solver,
         f"{size:,}",
         dim,

@@ -78,7 +78,7 @@ def build(
 ) -> ImageIndex:
     """Build an index of the images of a folder, or update an existing one.
 
-    An update extracts features of new and changed images only, and drops images that are gone.
+    An update extracts features of new and changed images only, and drops deleted images.
 
     Args:
         folder: Folder of images, searched recursively.

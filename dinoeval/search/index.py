@@ -114,8 +114,8 @@ class ImageIndex:
     def query(self, images: QueryImages, k: int = 10) -> list[Matches]:
         """Find the k images that are most similar to each query.
 
-        A query whose file is in the index, by whatever path or link, is left out of its own result. Copies of it in other
-        files are not.
+        If the file of a query is in the index, under any path or link, it is left out of its own result. Copies of it in
+        other files are not.
 
         Args:
             images: A folder, a file, a CSV table or a PIL image; or several paths or PIL images.

@@ -35,10 +35,10 @@ def test_row_accepts_a_result_that_meets_its_requirements(row):
 def test_row_rejects_every_unmet_requirement_by_name(row):
     for one in row.requires:
         wrong = (one.maximum or 0) * 2 if one.maximum is not None else "something else"
-        found = comparable(result_for(row, {one.fact: wrong}), [row])
+        found = comparable(result_for(row, {one.field: wrong}), [row])
         assert found.rows == found.related == ()
         if not row.incomparable:
-            assert any(reason.startswith((one.fact, LABELS.get(one.fact, one.fact))) for reason in found.reasons)
+            assert any(reason.startswith((one.field, LABELS.get(one.field, one.field))) for reason in found.reasons)
 
 
 @pytest.mark.parametrize(

@@ -27,8 +27,8 @@ from dinoeval.files import expand
 from dinoeval.models.checkpoints.layouts import to_released_names
 from dinoeval.models.checkpoints.state_dict import tensor_digest
 
-# Harmless names that DINO's own checkpoints refer to: the argparse.Namespace of the options, and NumPy scalars in the
-# optimizer's groups (the schedules are NumPy arrays), under the module paths of NumPy 1 and 2.
+# Harmless names that the checkpoints of DINO refer to, under the module paths of NumPy 1 and 2: the argparse.Namespace of
+# the options, and NumPy scalars in the optimizer groups (the schedules are NumPy arrays).
 _SCALAR = np._core.multiarray.scalar  # type: ignore[attr-defined]
 _SAFE_GLOBALS: list[Any] = [
     argparse.Namespace,
@@ -51,7 +51,7 @@ class Checkpoint:
     ignored: dict[str, Tensor]
     """Tensors that their names mark as parts of a head; some timm models have a part of such a name."""
     layout: str
-    """In words, such as `PyTorch zip file, full checkpoint, key teacher, prefix backbone.`."""
+    """Description of the layout, such as `PyTorch zip file, full checkpoint, key teacher, prefix backbone.`."""
     key: str | None
     """`teacher` or `student`, or None if the file contains one network only."""
     arch: str | None = None
@@ -98,8 +98,8 @@ def read_file(path: Path) -> tuple[Any, str, dict[str, str]]:
         path: A file, or a folder with `model.safetensors` or `pytorch_model.bin`.
 
     Returns:
-        The content, usually a mapping; the container in words; and metadata that the file has about itself,
-        such as `arch` and `tensor_digest`.
+        The content, usually a mapping; a description of the container; and metadata of the file, such as `arch` and
+        `tensor_digest`.
 
     Raises:
         CheckpointError: If the file is missing, truncated, not a checkpoint, or would run code.

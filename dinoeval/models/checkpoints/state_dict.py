@@ -98,7 +98,7 @@ def describe_shapes(state: Mapping[str, Tensor]) -> str | None:
         state: Tensors under the released names.
 
     Returns:
-        Width, depth, patch size and number of positions in words, or None if these are not tensors of a ViT.
+        A phrase with width, depth, patch size and number of positions, or None if these are not tensors of a ViT.
 
     Examples:
         >>> import torch

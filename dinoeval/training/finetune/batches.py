@@ -74,8 +74,8 @@ def assign_mixup_groups(batch_size: int, group_size: int, rank: int, world_size:
 class RepeatedOrder(Sampler):
     """The items of each step of an epoch, in a new order every epoch.
 
-    Each image comes `repeats` times in a row. An epoch has as many items as the dataset has images, so it contains one in
-    `repeats` of them (RASampler of DeiT).
+    Each image occurs `repeats` times in a row. An epoch has as many items as the dataset has images, so it contains one of
+    every `repeats` images (RASampler of DeiT).
 
     Args:
         count: Number of training images.
