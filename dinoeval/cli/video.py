@@ -29,8 +29,8 @@ def propagate(frames: str, first_mask: str, /, *, out: str, overlay: str | None 
 
     Args:
         frames: Folder of frames, in the order of the numbers in their names, or an animated image such as a GIF.
-        first_mask: Mask of the first frame, of the same size: an indexed or gray PNG (0 is the background, each object has its own
-            number), or a black and white image.
+        first_mask: Mask of the first frame, of the same size. An indexed or gray PNG with 0 for the background and one number per
+            object, or a black and white image.
         out: Folder for the masks, which are named like the frames. It must be new or empty, or contain the masks of the same command.
         overlay: Folder for an animated GIF and a contact sheet that show the masks over the frames (default: not drawn).
         video: Options of label propagation, shared with `dinoeval davis`.

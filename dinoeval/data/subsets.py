@@ -70,9 +70,9 @@ def sample_rows(labels: np.ndarray, percent: float, seed: int) -> np.ndarray:
     """Sample a percentage of the images of every class.
 
     With one label per image, floor(N * percent / 100) images are allotted to the classes in proportion to their sizes by
-    the largest-remainder method; ties go to the lower class. A class that would get no image gets one in addition. For the 1,281,167 images of ImageNet this gives 12,811 images for 1% and 128,116 for 10%, as many as
-    in the lists of SimCLR, which contain other images. Within a class, the images with the smallest random numbers are
-    chosen.
+    the largest-remainder method; ties go to the lower class. A class that would get no image gets one in addition. For the
+    1,281,167 images of ImageNet this gives 12,811 images for 1% and 128,116 for 10%, as many as in the lists of SimCLR,
+    which contain other images. Within a class, the images with the smallest random numbers are chosen.
 
     With multi-label sets, the same number of images, but at least one, is sampled regardless of the labels.
 

@@ -98,7 +98,7 @@ def run(config: Config, session: Session) -> Result:
         if config.masks is not None and not videos[0].annotated:
             raise DataError(f"--masks {config.masks} cannot be scored: {root} has annotations of first frames only. Remove --masks")
     work = _Scoring(expand(config.masks)) if config.masks is not None else _Propagating(config, session, videos, transform)
-    own = [(number, work.do(videos[number])) for number in distributed.shard(len(videos))]
+    own = [(number, work.process(videos[number])) for number in distributed.shard(len(videos))]
     if config.overlay is not None:
         with record.stage("overlay"):
             _draw(expand(config.overlay), [videos[number] for number, _ in own], work.folder)
@@ -142,7 +142,7 @@ class _Scoring:
 
     folder: Path
 
-    def do(self, video: Video) -> _Outcome:
+    def process(self, video: Video) -> _Outcome:
         if not (self.folder / video.name).is_dir():
             raise DataError(f"{self.folder} has no folder {video.name}: --masks expects MASKS/<sequence>/NNNNN.png")
         began = time.monotonic()
@@ -159,21 +159,21 @@ class _Propagating:
         from dinoeval.features.spec import key_of
 
         self.session, self.config, self.transform, self.done = session, config, transform, 0
-        prints = {video.name: video.fingerprint() for video in videos}
+        fingerprints = {video.name: video.fingerprint() for video in videos}
         common = {
             "version": VERSION, "backbone": session.backbone.digest, "network": dataclasses.asdict(session.backbone.config),
             "precision": session.backbone.precision, "transform": transform.id, **config.propagation_options(),
         }  # fmt: skip
-        self.settings = {name: {**common, "frames and first mask": print_} for name, print_ in prints.items()}
+        self.settings = {name: {**common, "frames and first mask": fingerprint} for name, fingerprint in fingerprints.items()}
         runs = session.cache.root / RUNS
-        self.folder = expand(config.out) if config.out else runs / f"davis-{key_of({**common, 'videos': prints})}"
+        self.folder = expand(config.out) if config.out else runs / f"davis-{key_of({**common, 'videos': fingerprints})}"
         self.marker = None if config.out else self.folder / FINISHED
         for name, settings in self.settings.items():
             read_record(self.folder / name, settings)  # rejects masks of another run before any work
         self.count = len(videos)
         _log.info("writing masks to %s", self.folder)
 
-    def do(self, video: Video) -> _Outcome:
+    def process(self, video: Video) -> _Outcome:
         from dinoeval.data.mask_folders import read_record
 
         began = time.monotonic()

@@ -130,7 +130,7 @@ def _train(config: Config, session: Session, recipe: FinetuneRecipe, train: Imag
         return FinetuneRun(session.backbone, train, val, recipe, session.transform, settings).finish()
     except torch.cuda.OutOfMemoryError as error:
         raise DinoevalError(
-            "out of GPU memory: reduce --batch-size, for example to 32 (the batch size of a step does not change), or pass --precision bf16. "
+            "out of GPU memory: reduce --batch-size, for example to 32 (--train-batch-size does not change), or pass --precision bf16. "
             "Rerun the same command to resume from the last epoch"
         ) from error
 

@@ -129,11 +129,11 @@ def _score_subsets(config: Config, ks: list[int], trains: list[Features], val: F
     return runs, seconds
 
 
-def fitting_ks(asked: tuple[int, ...], images: int) -> tuple[list[int], list[str]]:
+def fitting_ks(requested: tuple[int, ...], images: int) -> tuple[list[int], list[str]]:
     """Cut the default list of k to the number of training images.
 
     Args:
-        asked: The values of --k.
+        requested: The values of --k.
         images: Number of training images.
 
     Returns:
@@ -146,11 +146,11 @@ def fitting_ks(asked: tuple[int, ...], images: int) -> tuple[list[int], list[str
         >>> fitting_ks((10, 20, 100, 200), 120)[0]
         [10, 20, 100]
     """
-    ks = sorted(set(asked))
+    ks = sorted(set(requested))
     fitting = [k for k in ks if k <= images]
     if len(fitting) == len(ks):
         return ks, []
     too_large = ", ".join(str(k) for k in ks if k > images)
-    if asked != Config().k:
+    if requested != Config().k:
         raise ConfigError(f"--k {too_large} exceeds the {images:,} training images: pass --k {images} or less")
     return fitting or [images], [f"k = {too_large} left out: there are only {images:,} training images"]

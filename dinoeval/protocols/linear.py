@@ -178,8 +178,8 @@ def _score_head(record: RunRecord, name: str, train: ImageSet, val: ImageSet) ->
     session = record.session
     assert config.head is not None
     head = open_head(config.head)
-    wanted = head.metadata.get("readout", "auto") if config.readouts == ("auto",) else config.readouts[0]
-    readout = parse_readout(default_readout(session.backbone.arch) if wanted == "auto" else wanted)
+    readout_name = head.metadata.get("readout", "auto") if config.readouts == ("auto",) else config.readouts[0]
+    readout = parse_readout(default_readout(session.backbone.arch) if readout_name == "auto" else readout_name)
     session.backbone.check_offers(readout.layers, readout.patches)
     width = readout.feature_shape(session.backbone.dim, (0, 0))[0]
     classes, dim = head.weight.shape

@@ -108,12 +108,12 @@ def _score_images(
     from dinoeval.data.transforms import normalize_images
 
     backbone = session.backbone
-    mine = list(distributed.shard(len(opened.images)))
+    own_rows = list(distributed.shard(len(opened.images)))
     # Images that keep their sizes are processed one at a time.
     step = (session.config.batch_size or backbone.fast_batch(max(transform.size))) if transform.size else 1
-    with tqdm(total=len(mine), desc="images", unit="img", disable=None if distributed.rank() == 0 else True, leave=False) as bar:
-        for start in range(0, len(mine), step):
-            rows = mine[start : start + step]
+    with tqdm(total=len(own_rows), desc="images", unit="img", disable=None if distributed.rank() == 0 else True, leave=False) as bar:
+        for start in range(0, len(own_rows), step):
+            rows = own_rows[start : start + step]
             pixels = np.stack([transform(transform.open(opened.images, row)) for row in rows])  # (N, H, W, 3)
             batch = normalize_images(torch.from_numpy(pixels).to(backbone.device).permute(0, 3, 1, 2), transform.mean, transform.std)
             attention = backbone.attention(batch, queries=(0,))[:, :, 0, 1:]  # (N, A, h*w)
@@ -194,8 +194,8 @@ def summarize(scores: list[np.ndarray]) -> tuple[dict[str, np.ndarray], list[dic
 def _notes(config: Config, session: Session, opened: MaskedImages, vanished: int, lost: int) -> list[str]:
     objects = f"{config.objects} masks, " if opened.voc else ""
     notes = [
-        f"assumed, because the paper does not state it: mass {config.mass:g} (0.6 in the main text, 0.8 in the appendix, with the same "
-        f"scores), image size {config.image_size}, {objects}void pixels {config.void}, ground truth resized to the network input",
+        f"assumed, because the paper does not state it: image size {config.image_size}, {objects}void pixels {config.void}, ground truth "
+        f"resized to the network input, mass {config.mass:g} (the paper has 0.6 and 0.8 for the same scores)",
         "jaccard and jaccard_fixed_head are optimistically biased: the ground truth chooses the best head, per object or for all images",
     ]
     counted = [

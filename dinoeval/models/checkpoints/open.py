@@ -27,8 +27,8 @@ from dinoeval.files import expand
 from dinoeval.models.checkpoints.layouts import to_released_names
 from dinoeval.models.checkpoints.state_dict import tensor_digest
 
-# Harmless names that the checkpoints of DINO refer to, under the module paths of NumPy 1 and 2: the argparse.Namespace of
-# the options, and NumPy scalars in the optimizer groups (the schedules are NumPy arrays).
+# Harmless names in the checkpoints of DINO: the argparse.Namespace of the options, and NumPy scalars in the optimizer
+# groups (the schedules are NumPy arrays). NumPy 1 and 2 have different module paths.
 _SCALAR = np._core.multiarray.scalar  # type: ignore[attr-defined]
 _SAFE_GLOBALS: list[Any] = [
     argparse.Namespace,

@@ -93,8 +93,8 @@ PRESETS = {
     "released": Recipe(),
     # The "boosted" run in the README of the released code: 16 GPUs with 64 images each.
     "boosted": Recipe(epochs=300, batch_size=1024, teacher_temp=0.07, warmup_teacher_temp_epochs=30, norm_last_layer=False),
-    # Not from the paper: for small images on a CPU. Two global crops that keep most of the image: with small local crops,
-    # a network this small on so few images finds nothing in common between the views, and its output becomes uniform.
+    # Not from the paper: for small images on a CPU. There are two global crops that keep most of the image. With small
+    # local crops, such a small network on so few images finds nothing in common between views, and its output collapses.
     "cifar10": Recipe(
         epochs=20,
         batch_size=64,
