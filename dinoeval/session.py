@@ -93,7 +93,7 @@ class Session:
             readout: How tokens become vectors.
             rows: Row numbers (n,) of a part of the images; by default all. A part is taken from the features of the
                 whole set if those are cached; otherwise only the part is extracted.
-            transform: Another transform than the session's.
+            transform: Transform to use instead of that of the session.
 
         Returns:
             Features of the images that can be read, in order.
@@ -123,7 +123,7 @@ class Session:
             ConfigError: If --transform names a resize and a crop, which such a protocol does not use.
         """
         if self.config.transform not in ("auto", "dino"):
-            raise ConfigError(f"--transform {self.config.transform} does not apply: this protocol resizes by --image-size")
+            raise ConfigError(f"--transform {self.config.transform} does not apply: this protocol resizes with --image-size")
         return self.transform.mean, self.transform.std
 
     def record(self, protocol: str, version: int, config: Any) -> RunRecord:

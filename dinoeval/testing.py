@@ -119,7 +119,7 @@ def tiny_image_folder(
     """Write a labeled dataset of class folders, `train/class0/0.png` and so on.
 
     Args:
-        path: Folder to write to; it is made.
+        path: Folder to write to; it is created.
         classes: Number of classes. Images of a class share a tint.
         train: Training images per class.
         val: Evaluation images per class.

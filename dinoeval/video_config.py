@@ -81,7 +81,7 @@ class VideoConfig(PropagationConfig):
             The transform. For a network without patches it has patch size 1.
 
         Raises:
-            ConfigError: If the session resizes by --transform or skips unreadable images, or the frames are too small.
+            ConfigError: If the session resizes with --transform or skips unreadable images, or the frames are too small.
         """
         if session.config.bad_images == "skip":
             raise ConfigError("--bad-images skip does not apply to videos, because every frame is needed: remove it")

@@ -41,7 +41,7 @@ class JsonOutput:
     """Write the result to this file as JSON (default: not written)."""
 
     def check(self) -> None:
-        """Fail before the work if the file cannot be written.
+        """Fail before the work starts if the file cannot be written.
 
         Raises:
             DinoevalError: If --json names a folder, or a file that cannot be written.

@@ -1,4 +1,4 @@
-"""The output folders of `attention` and `pca`: separate from the images that are read, without remains of an earlier run."""
+"""The output folders of `attention` and `pca`: separate from the images that are read, without leftovers of an earlier run."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def input_paths(opened: ImageSet, images: Sequence[str]) -> list[Path]:
 
     Args:
         opened: The image set.
-        images: The words by which it was opened.
+        images: The arguments that it was opened from.
 
     Returns:
         The path of each image.

@@ -41,7 +41,7 @@ class SearchOutput(JsonOutput):
     """Write a contact sheet to this file, .html or .png (default: not written)."""
 
     def check(self) -> None:
-        """Fail before the work if a file cannot be written.
+        """Fail before the work starts if a file cannot be written.
 
         Raises:
             DinoevalError: If --json or --sheet cannot be written.
@@ -131,7 +131,7 @@ def query(
 ) -> int:
     """Find the nearest images in an index.
 
-    Features of the queries are made with the weights, precision and transform of the index.
+    Query features are extracted with the weights, precision and transform of the index.
 
     Args:
         index: Folder of an index, made by `dinoeval search build`.

@@ -98,7 +98,7 @@ class Video:
 
 
 def void_to_background(mask: np.ndarray) -> np.ndarray:
-    """Replace void by background.
+    """Replace void with background.
 
     Args:
         mask: Labels, (H, W) uint8.

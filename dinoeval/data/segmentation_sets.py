@@ -78,7 +78,7 @@ def open_segmentation(data: str | Path, objects: Objects = "instance", *, min_si
         The images that can be used and have an object.
 
     Raises:
-        DataError: If an image has no mask; if a mask has another size than its image or is not a map of labels; if no image
+        DataError: If an image has no mask; if a mask differs in size from its image or is not a map of labels; if no image
             is left; or, unless `skip_bad`, if an image cannot be decoded or is too small.
     """
     root = expand(data)

@@ -46,7 +46,7 @@ def overlay(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
 
 
 def make_folder(folder: Path) -> None:
-    """Create the folder of the overlays, before the work.
+    """Create the folder of the overlays, before the work starts.
 
     Args:
         folder: May exist.

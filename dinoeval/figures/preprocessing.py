@@ -175,7 +175,7 @@ def open_figure_images(images: ImageSource | Iterable[ImageSource]) -> ImageSet:
         return open_images(images)
     images = list(images)
     if others := [type(image).__name__ for image in images if not isinstance(image, (str, Path, Image.Image))]:
-        raise DataError(f"figures accept paths and PIL images, got {others[0]}: convert an array by PIL.Image.fromarray")
+        raise DataError(f"figures accept paths and PIL images, got {others[0]}: convert an array with PIL.Image.fromarray")
     if not any(isinstance(image, Image.Image) for image in images):
         return open_images(images)  # type: ignore[arg-type]
     return in_memory([image if isinstance(image, Image.Image) else _open_file(image) for image in images])

@@ -96,7 +96,7 @@ class AttentionVideo:
 
 
 def check_video(path: str | Path) -> None:
-    """Check that a GIF can be written to a path, before the work.
+    """Check that a GIF can be written to a path, before the work starts.
 
     Args:
         path: File to be written.
@@ -146,7 +146,7 @@ def attention_video(
         if maps[-1].shape != maps[0].shape:
             sizes = " and ".join(f"{w} x {h}" for h, w in (maps[0].shape, maps[-1].shape))
             names = f"{opened.paths[0]} and {opened.paths[number]}"
-            raise DataError(f"frames differ in size: {names} have {sizes} patches. Resize all frames by --image-size, such as 480")
+            raise DataError(f"frames differ in size: {names} have {sizes} patches. Resize all frames with --image-size, such as 480")
     return AttentionVideo(opened, np.stack(maps), 1 / fps if fps else seconds, loaded)
 
 

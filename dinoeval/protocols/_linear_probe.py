@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 SEED = 0
 MAX_HELD_OUT = 10_000
-"""Images: enough to choose between heads, and less than one percent of ImageNet."""
+"""Maximum number of held-out images: enough to choose between heads, and less than one percent of ImageNet."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,7 +127,7 @@ class LinearProbe:
         return self._report(sweep, eval_sets, folder, notes)
 
     def _batch(self, images: int) -> tuple[int, list[str]]:
-        """Return the images per step; the default batch is cut to the training images, another one must fit."""
+        """Return the images per step: the default, reduced to the number of training images, or a passed value that must fit."""
         batch = self.config.train_batch_size
         if batch <= images:
             return batch, []
@@ -189,7 +189,7 @@ class LinearProbe:
 
 
 def describe_input(session: Session) -> dict[str, Any]:
-    """Return what a head belongs to: tensors alone determine neither the number of heads nor the preprocessing."""
+    """Describe the network and preprocessing that a head was trained with; the digest alone does not determine them."""
     backbone = session.backbone
     return {
         "backbone": backbone.digest,

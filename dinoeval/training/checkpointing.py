@@ -32,7 +32,7 @@ class RunFolder:
     Under torchrun every process makes the same calls; only the first process writes.
 
     Args:
-        path: The folder; `resume` makes it.
+        path: The folder; `resume` creates it.
         settings: What two runs must share for one to resume the other. JSON values.
         checkpoint: File name of the state.
         settings_key: Key of the settings inside the state.
