@@ -59,7 +59,7 @@ def embed(backbone: Backbone, images: Images, *, readout: str | Readout = "cls",
         images = list(images)
         for image in images:
             if not isinstance(image, (str, Path, Image.Image)):
-                raise DataError(f"images must be paths or PIL images, got {type(image).__name__}: convert arrays by PIL.Image.fromarray")
+                raise DataError(f"images must be paths or PIL images, got {type(image).__name__}: convert arrays with PIL.Image.fromarray")
         if any(isinstance(image, Image.Image) for image in images):
             decoded = [image if isinstance(image, Image.Image) else _open(image) for image in images]
             return forward(backbone, in_memory(decoded), readout, parsed)

@@ -1,7 +1,7 @@
 """Result: what one run of a protocol measured, and everything needed to repeat it.
 
-Metrics are in percent everywhere. This module imports neither torch nor the paper's numbers, so that
-`dinoeval check` answers at once.
+Metrics are in percent everywhere. This module imports neither torch nor the numbers of the paper, so that
+`dinoeval check` starts fast.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ class Scores:
     table: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     """Details beyond the metrics, such as every head of a sweep; one mapping per row."""
     samples: dict[str, list] = dataclasses.field(default_factory=dict)
-    """One list per column, all of the same length: `path`, `label`, then outcomes by metric: 1 for correct, 0 for wrong, a
-    fraction if the metric averages fractions, None if the metric leaves the sample out."""
+    """One list per column, all of the same length: `path`, `label`, then outcomes by metric. An outcome is 1 for correct, 0 for
+    wrong, a fraction if the metric averages fractions, or None if the metric leaves the sample out."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -64,9 +64,9 @@ class Result(Scores):
     seconds: dict[str, float]
     """Wall-clock time by stage."""
     details: dict[str, Any] = dataclasses.field(default_factory=dict)
-    """What the protocol counted or checked besides, such as the images of each block of a dataset."""
+    """Values that the protocol counted or checked, such as the number of images in each block of a dataset."""
     notes: list[str] = dataclasses.field(default_factory=list)
-    """Sentences that a reader of the numbers must know."""
+    """Sentences that a reader of the numbers needs."""
 
     def save(self, path: str | Path) -> None:
         """Write the Result as JSON; the file appears complete or not at all.
@@ -99,7 +99,7 @@ class Result(Scores):
         except OSError as error:
             raise DinoevalError(f"cannot read the Result {path}: {error.strerror}") from error
         except ValueError as error:
-            raise DinoevalError(f"{path} is not a Result: {error}") from error
+            raise DinoevalError(f"{path} is not a Result ({error}): pass a file that --json wrote") from error
         if not isinstance(content, dict) or content.get("schema") not in READABLE_SCHEMAS:
             raise DinoevalError(f"{path} is not a Result of a known schema ({', '.join(READABLE_SCHEMAS)}): write one with --json")
         for dropped in ("schema", "references", "not_comparable"):

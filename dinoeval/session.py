@@ -1,4 +1,4 @@
-"""Session: the backbone, the feature cache and how images are read; everything a protocol is given besides its options."""
+"""Session: the backbone, the feature cache and how images are read; everything that a protocol gets in addition to its options."""
 
 from __future__ import annotations
 
@@ -42,9 +42,10 @@ class SessionConfig:
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Forward-pass precision. Published scores are shown only for fp32."""
     transform: str = "auto"
-    """auto (the transform of a timm model, else the paper's), dino (the paper's), or dino:RESIZE/CROP such as dino:256/224."""
+    """dino (the transform of the paper), dino:RESIZE/CROP in pixels such as dino:256/224, or auto (for timm models their own
+    preprocessing, else dino)."""
     bad_images: Literal["error", "skip"] = "error"
-    """Unreadable images are an error that lists them, or are skipped and reported."""
+    """Handling of unreadable images. error: stop and list them. skip: leave them out and report them."""
     batch_size: int | None = None
     """Images per forward pass (default: chosen for the device)."""
     workers: int | None = None
@@ -92,7 +93,7 @@ class Session:
             readout: How tokens become vectors.
             rows: Row numbers (n,) of a part of the images; by default all. A part is taken from the features of the
                 whole set if those are cached; otherwise only the part is extracted.
-            transform: Another transform than the session's.
+            transform: Transform to use instead of that of the session.
 
         Returns:
             Features of the images that can be read, in order.
@@ -122,7 +123,7 @@ class Session:
             ConfigError: If --transform names a resize and a crop, which such a protocol does not use.
         """
         if self.config.transform not in ("auto", "dino"):
-            raise ConfigError(f"--transform {self.config.transform} does not apply: this protocol resizes by --image-size")
+            raise ConfigError(f"--transform {self.config.transform} does not apply: this protocol resizes with --image-size")
         return self.transform.mean, self.transform.std
 
     def record(self, protocol: str, version: int, config: Any) -> RunRecord:
@@ -134,12 +135,12 @@ class Session:
             config: Its Config, a dataclass.
 
         Returns:
-            A record whose clock starts now.
+            A record; its total time is measured from this call.
         """
         return RunRecord(self, protocol, version, config)
 
     def describe_backbone(self) -> dict[str, Any]:
-        """Return the metadata of the scored network, as a Result holds it."""
+        """Return the metadata of the scored network, as a Result contains it."""
         backbone, source = self.backbone, self.backbone.provenance
         return {
             "arch": backbone.arch,
@@ -167,7 +168,7 @@ class SplitRecord:
 
 @dataclasses.dataclass
 class RunRecord:
-    """What a protocol notes while it runs. `result` assembles the Result; nothing else does.
+    """The record of a protocol run, from which `result` assembles the Result.
 
     Examples:
         A protocol's `run` in outline:
@@ -196,10 +197,10 @@ class RunRecord:
 
     @contextlib.contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Measure a block of code.
+        """Measure the time of a block of code.
 
         Args:
-            name: Stage whose seconds the wall-clock time of the block is added to.
+            name: Name of the stage. Times of blocks with the same name are added up.
 
         Yields:
             Nothing.

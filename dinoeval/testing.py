@@ -1,4 +1,4 @@
-"""For the tests of packages that add a protocol: a check of the whole contract, and a small network and images to run it on.
+"""Test helpers for packages that add a protocol: a check of the whole contract, a small network and small images.
 
 N images. Everything is drawn from seeded NumPy generators: values are the same on every machine.
 """
@@ -119,7 +119,7 @@ def tiny_image_folder(
     """Write a labeled dataset of class folders, `train/class0/0.png` and so on.
 
     Args:
-        path: Folder to write to; it is made.
+        path: Folder to write to; it is created.
         classes: Number of classes. Images of a class share a tint.
         train: Training images per class.
         val: Evaluation images per class.
@@ -237,7 +237,7 @@ def _check_config(config: Any) -> list[str]:
 
     problems = []
     fields, texts = dataclasses.fields(config), options.field_help(config)
-    if not getattr(config, "__dataclass_params__").frozen:  # noqa: B009  pyright does not know the attribute
+    if not getattr(config, "__dataclass_params__").frozen:  # noqa: B009  pyright does not see the attribute
         problems.append("Config must be frozen: @dataclasses.dataclass(frozen=True, kw_only=True)")
     if not all(field.kw_only for field in fields):
         problems.append("Config must be keyword-only: @dataclasses.dataclass(frozen=True, kw_only=True)")

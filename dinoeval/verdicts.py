@@ -19,9 +19,9 @@ Z = 2.0
 MAX_SAMPLING_POINTS = 1.0
 """Largest part of a difference from a printed number, in points, that is attributed to sampling error.
 
-A printed number is compared only with scores of the same images, and the standard error describes other images: for 70
-queries, two standard errors are 6 points. On the same images, decoders and rounding remain: Table 4 prints 85.5 where the
-released README prints 85.8 for the same command."""
+A printed number is compared only with scores of the same images, but the standard error describes other images. For 70
+queries, two standard errors are 6 points. On the same images, only decoders and rounding cause differences: for the same
+command, Table 4 prints 85.5 and the released README prints 85.8."""
 IGNORED_OPTIONS = ("data", "k")
 """Options that may differ between two Results that are compared: the images are compared by fingerprint, and each k is a metric."""
 
@@ -63,9 +63,9 @@ def compare_with_paper(result: Result) -> tuple[list[Verdict], tuple[str, ...]]:
 def compare_results(result: Result, reference: Result) -> tuple[list[Verdict], str | None]:
     """Compare a Result with another Result of the same protocol, options and images.
 
-    Two Results with outcomes for the same images are compared in pairs: if the outcomes changed by d, the difference is
+    Two Results with outcomes for the same images are compared in pairs. If the outcomes change by d, the difference is
     sum(d) / n and its standard error sqrt(sum(d ** 2)) / n. z is 2 for one metric; for m metrics the tails are m times
-    smaller (Bonferroni), so that equal models fail on any metric with a probability below 2.3 %.
+    smaller (Bonferroni). So equal models fail on any metric with a probability below 2.3%.
 
     Args:
         result: The Result to judge.

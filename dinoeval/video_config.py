@@ -1,6 +1,6 @@
 """Options of label propagation, shared by the protocol `davis` and the command `propagate`.
 
-Apart from `video.py`, so that a help text does not import torch.
+They are not in `video.py`, so that help texts do not import torch.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ class PropagationConfig:
     temperature: float = TEMPERATURE
     """Temperature of the weights exp(cosine / T)."""
     edge_cases: EdgeCases = "released"
-    """Handling of two edge cases. released: an object that is lost when the first mask is resized to tokens is never predicted,
-    and a constant soft map becomes NaN (which wins everywhere) or noise. fixed: a lost object gets the token that holds most of it,
-    and a constant soft map is kept as it is."""
+    """Handling of two edge cases: an object that is lost when the first mask is resized to tokens, and a constant soft map. released:
+    the object is never predicted; the map becomes NaN (which wins everywhere) or noise. fixed: the object gets the token that holds
+    most of it; the map is not changed."""
 
     def __post_init__(self) -> None:
         for name, minimum in (("context_frames", 0), ("radius", 1), ("top_k", 1)):
@@ -81,7 +81,7 @@ class VideoConfig(PropagationConfig):
             The transform. For a network without patches it has patch size 1.
 
         Raises:
-            ConfigError: If the session resizes by --transform or skips unreadable images, or the frames are too small.
+            ConfigError: If the session resizes with --transform or skips unreadable images, or the frames are too small.
         """
         if session.config.bad_images == "skip":
             raise ConfigError("--bad-images skip does not apply to videos, because every frame is needed: remove it")

@@ -5,13 +5,13 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from dinoeval.paper.comparable import comparable, facts_of
+from dinoeval.paper.comparable import comparable, fields_of
 from dinoeval.paper.rows import PaperRow, rows_for
 from dinoeval.results import Result
 
 
 def result_for(row: PaperRow, changes: dict[str, Any] | None = None) -> Result:
-    """Make a Result that meets all requirements of a row, except for changed facts given by their dotted paths."""
+    """Make a Result that meets all requirements of a row, except for changed fields given by their dotted paths."""
     random = row.network.startswith("random/")
     parts: dict[str, Any] = {
         "config": {},
@@ -27,9 +27,9 @@ def result_for(row: PaperRow, changes: dict[str, Any] | None = None) -> Result:
         "details": {},
         "transform": "dino@1:256/224",
     }
-    facts = {one.fact: one.maximum if one.maximum is not None else one.allowed[0] for one in row.requires}
-    for fact, value in {**facts, **(changes or {})}.items():
-        *path, last = fact.split(".")
+    fields = {one.field: one.maximum if one.maximum is not None else one.allowed[0] for one in row.requires}
+    for field, value in {**fields, **(changes or {})}.items():
+        *path, last = field.split(".")
         place = parts
         for name in path:
             place = place.setdefault(name, {})
@@ -60,6 +60,6 @@ def reasons(result: Result, network: str = "vit_s16") -> str:
 
 
 def missing_facts(result: Result) -> set[str]:
-    """Return the facts that the rows of the protocol require and that the Result does not hold at all."""
-    facts = facts_of(result)
-    return {one.fact for row in rows_for(result.protocol) for one in row.requires if one.fact not in facts}
+    """Return the fields that the rows of the protocol require and that the Result does not hold at all."""
+    fields = fields_of(result)
+    return {one.field for row in rows_for(result.protocol) for one in row.requires if one.field not in fields}

@@ -160,7 +160,7 @@ def help_text(args: Sequence[str], version: str) -> str | None:
 
 
 def _members(group: str) -> dict[str, Command]:
-    """List the commands whose first word is `group` and that have a second word; with them the command `group`, if it exists."""
+    """List the commands whose first word is `group`; empty if there is only one."""
     members = {command.name: command for command in _TABLE if command.name.split()[0] == group}
     return members if len(members) > 1 else {}
 

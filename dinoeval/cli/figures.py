@@ -53,7 +53,7 @@ class AttentionOptions:
     threshold: float = THRESHOLD
     """Lowest attention in the overlay, from 0 (the minimum of a head) to 1 (its maximum)."""
     points: tuple[str, ...] = ()
-    """Points whose own attention is drawn, each as X,Y in pixels of the image (default: none)."""
+    """Points whose attention is drawn, each as X,Y in pixels of the image (default: none)."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -247,10 +247,10 @@ def tsne(
     """Plot a t-SNE embedding of the classes of a dataset, or of images.
 
     Args:
-        images: Files or folders without classes, of which every image is drawn; or none, to draw --data.
+        images: Files or folders of unlabeled images, all of which are drawn. Omit them to draw --data.
         out: File of the figure: NAME.png, NAME.pdf or NAME.svg.
         show: Draw names, or an image at each point (for a class its first image).
-        source: The points that are drawn.
+        source: Options that select the points.
         config: Options of t-SNE.
         session: The network, and how images are read.
     """
@@ -350,7 +350,7 @@ def _parse_point(text: str) -> tuple[float, float]:
 
 
 def _check_points(points: Sequence[tuple[float, float]], images: ImageSet, transform: FigureTransform) -> None:
-    """Check the points on every readable image, before the work."""
+    """Check the points on every readable image, before the work starts."""
     from dinoeval.figures.attention_maps import check_points
 
     for row, path in enumerate(images.paths):

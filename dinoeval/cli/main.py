@@ -46,13 +46,13 @@ def main(argv: list[str] | None = None) -> None:
         print(f"\ndinoeval: interrupted.{saved}", file=sys.stderr)
         sys.exit(130)
     except BrokenPipeError:
-        # The reader of our output is gone. Python would report the error again when it flushes stdout at exit.
+        # The process that reads the output has exited. Python would report the error again when it flushes stdout at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
 
 
 def _log_to_stderr() -> None:
-    """Send log messages to the current stderr, so that stdout holds the answer alone."""
+    """Send log messages to the current stderr, so that stdout contains only results."""
     logger = logging.getLogger("dinoeval")
     for handler in list(logger.handlers):
         logger.removeHandler(handler)

@@ -41,7 +41,7 @@ class JsonOutput:
     """Write the result to this file as JSON (default: not written)."""
 
     def check(self) -> None:
-        """Fail before the work if the file cannot be written.
+        """Fail before the work starts if the file cannot be written.
 
         Raises:
             DinoevalError: If --json names a folder, or a file that cannot be written.
@@ -209,5 +209,5 @@ def _spec(name: str, hint: Any, default: Any, text: str | None, positional: bool
 
 
 def _hint(default: str) -> str:
-    """Show the default, unless it is None or empty: then the help text states what happens without the option."""
+    """Show the default. If it is None or empty, the help text itself states the effective default."""
     return "" if default in ("None", "") else f"(default: {default})"

@@ -1,4 +1,4 @@
-"""The output folders of `attention` and `pca`: separate from the images that are read, without remains of an earlier run."""
+"""The output folders of `attention` and `pca`: separate from the images that are read, without leftovers of an earlier run."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def input_paths(opened: ImageSet, images: Sequence[str]) -> list[Path]:
 
     Args:
         opened: The image set.
-        images: The words by which it was opened.
+        images: The arguments that it was opened from.
 
     Returns:
         The path of each image.
@@ -125,7 +125,7 @@ def delete_old_heads_and_points(folder: Path, images: Iterable[str]) -> None:
     earlier run and is not changed.
 
     Args:
-        folder: Of one image.
+        folder: Folder of one image.
         images: Names of the images that this run writes, which are kept.
 
     Raises:
@@ -143,7 +143,7 @@ def delete_old_frames(folder: Path, count: int) -> None:
     A folder without attention.gif was not written by an earlier run and is not changed.
 
     Args:
-        folder: Of the video.
+        folder: Folder of the video.
         count: Number of frames that this run writes.
 
     Raises:

@@ -41,7 +41,7 @@ class SearchOutput(JsonOutput):
     """Write a contact sheet to this file, .html or .png (default: not written)."""
 
     def check(self) -> None:
-        """Fail before the work if a file cannot be written.
+        """Fail before the work starts if a file cannot be written.
 
         Raises:
             DinoevalError: If --json or --sheet cannot be written.
@@ -131,7 +131,7 @@ def query(
 ) -> int:
     """Find the nearest images in an index.
 
-    Features of the queries are made with the weights, precision and transform of the index.
+    Query features are extracted with the weights, precision and transform of the index.
 
     Args:
         index: Folder of an index, made by `dinoeval search build`.
@@ -212,7 +212,7 @@ def duplicates(
     print(f"{len(groups):,} groups, {num_images:,} of {len(opened):,} images, with a cosine of at least {cosine:g}")
     if measured:
         print(
-            f"threshold calibrated on copies of {measured.images} images (re-encoded, at half size, cropped by 5 %): it finds "
+            f"threshold calibrated on copies of {measured.images} images (re-encoded, at half size, cropped by 5%): it finds "
             f"{measured.recall:.0%} of the copies;\n{measured.alike:.1%} of the images have another image at least that similar. "
             "To find larger crops, pass a lower --threshold"
         )

@@ -25,13 +25,13 @@ _log = logging.getLogger("dinoeval.video")
 def propagate(frames: str, first_mask: str, /, *, out: str, overlay: str | None = None, video: VideoConfig, session: SessionConfig) -> int:
     """Propagate the objects of a first-frame mask through a video.
 
-    Works as DINO does on DAVIS. Writes one mask per frame, as indexed PNG files.
+    Uses the method of `dinoeval davis`. Writes one indexed PNG per frame.
 
     Args:
         frames: Folder of frames, in the order of the numbers in their names, or an animated image such as a GIF.
-        first_mask: Mask of the first frame, of the same size: an indexed or gray PNG with 0 for the background and one number per
+        first_mask: Mask of the first frame, of the same size. An indexed or gray PNG with 0 for the background and one number per
             object, or a black and white image.
-        out: Folder for the masks, which are named like the frames. It must be absent or empty, or hold the masks of the same command.
+        out: Folder for the masks, which are named like the frames. It must be new or empty, or contain the masks of the same command.
         overlay: Folder for an animated GIF and a contact sheet that show the masks over the frames (default: not drawn).
         video: Options of label propagation, shared with `dinoeval davis`.
         session: The network.
@@ -73,7 +73,7 @@ def propagate(frames: str, first_mask: str, /, *, out: str, overlay: str | None 
 
 @dataclasses.dataclass(frozen=True)
 class _Source:
-    """The video and the mask that the user named."""
+    """The video and the mask that the user passed."""
 
     frames: Path
     """A folder, or an animated image."""
@@ -134,7 +134,7 @@ class _Source:
         return propagation.masks(names, tqdm(images, "frames", len(names), unit="frame", disable=None, leave=False))
 
     def draw(self, overlay: Path, masks: Path) -> None:
-        """Draw the masks over the frames and print where."""
+        """Draw the masks over the frames and print the paths."""
         from dinoeval.data.frames import read_frames
         from dinoeval.data.masks import read_mask
         from dinoeval.figures.overlay import draw_video
@@ -145,7 +145,7 @@ class _Source:
 
 
 def _print_notes(record: Mapping[str, Any], edge_cases: EdgeCases) -> None:
-    """Print what the record of the masks says about edge cases."""
+    """Print the edge cases in the record of the masks."""
     if lost := join_names(map(str, record["lost"])):
         if edge_cases == "released":
             print(f"note: objects {lost} are too small for any token and are in no later mask; --edge-cases fixed keeps them")

@@ -40,7 +40,7 @@ def fetch(name: str, /) -> int:
         name: Model name from `dinoeval models`.
 
     Raises:
-        DinoevalError: If the name is unknown, or the file cannot be downloaded or has another hash than expected.
+        DinoevalError: If the name is unknown, or the file cannot be downloaded or has an unexpected hash.
     """
     from dinoeval.models.download import ensure_weights, sha256_of
     from dinoeval.models.zoo import get_weights

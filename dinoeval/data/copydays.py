@@ -62,8 +62,8 @@ def open_copydays(data: str | Path, allow_missing: bool = False) -> Copydays:
     root = expand(data)
     absent = [block for block in (ORIGINAL, STRONG) if not (root / block).is_dir()]
     if absent:
-        expected = "Copydays has original/, strong/, jpegqual/ and crops/"
-        raise DataError(f"{root} has no folder {' and no '.join(absent)}: {expected}, but it contains {list_entries(root)}")
+        expected = "expected original/, strong/, jpegqual/ and crops/"
+        raise DataError(f"{root} has no folder {' and no '.join(absent)}: {expected}, found {list_entries(root)}")
     found = {block: _list_jpegs(root / block) for block in BLOCKS if (root / block).is_dir()}
     if empty := [block for block, names in found.items() if not names]:
         raise DataError(f"{root} has no .jpg file in {join_names(empty)}")

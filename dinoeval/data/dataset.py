@@ -31,8 +31,8 @@ class Unreadable:
 class ImageDataset(Dataset):
     """The images of a set, decoded and transformed.
 
-    An image that cannot be used is returned as a value, `Unreadable` or `DataError`, because PyTorch would wrap an
-    exception raised in a worker process in the traceback of that process.
+    An image that cannot be used is returned as a value, `Unreadable` or `DataError`. PyTorch would wrap an exception of a
+    worker process in the traceback of that process.
 
     Args:
         images: The image set.

@@ -2,7 +2,7 @@
 
 Files are ROOT/JPEGImages/480p/<sequence>/NNNNN.jpg, ROOT/Annotations/480p/<sequence>/NNNNN.png, and lists of sequences in
 ROOT/ImageSets. Annotations of DAVIS 2017 are indexed, one label per object; those of DAVIS 2016 are binary, one object.
-Opening a dataset checks all files except for image data after the header of a frame.
+Opening a dataset checks all files, but only the headers of the frames.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ class Video:
 
 
 def void_to_background(mask: np.ndarray) -> np.ndarray:
-    """Replace void by background.
+    """Replace void with background.
 
     Args:
         mask: Labels, (H, W) uint8.
@@ -129,8 +129,8 @@ def open_davis(data: str | Path, sequences: Sequence[str] = ()) -> list[Video]:
     """
     root = expand(data)
     if absent := [folder for folder in (FRAMES, ANNOTATIONS) if not (root / folder).is_dir()]:
-        expected = "DAVIS has JPEGImages/, Annotations/ and ImageSets/"
-        raise DataError(f"{root} has no folder {' and no '.join(absent)}: {expected}, but it contains {list_entries(root)}")
+        expected = "expected JPEGImages/, Annotations/ and ImageSets/"
+        raise DataError(f"{root} has no folder {' and no '.join(absent)}: {expected}, found {list_entries(root)}")
     videos = [_open_video(root, name) for name in _resolve_sequences(root, sequences)]
     partial = [video.name for video in videos if not video.annotated]
     if partial and len(partial) < len(videos):

@@ -31,7 +31,7 @@ def load_image(reader: ImageReader, row: int, name: str) -> Image.Image:
         The RGB image, not rotated by its EXIF orientation.
 
     Raises:
-        BadImage: If the file does not exist, may not be read or cannot be decoded.
+        BadImage: If the file does not exist, is not readable or cannot be decoded.
         DataError: If the disk fails.
     """
     try:

@@ -16,7 +16,7 @@ VOID = 255
 """Label of pixels that are not evaluated."""
 MAX_OBJECTS = VOID - 1
 _LOSSY_FORMATS = ("JPEG", "MPO", "WEBP")
-# At least this many labels between 0 and 255, together rarer than 255, are the smoothed edges of a binary mask.
+# A mask with at least this many values between 0 and 255, together rarer than 255, looks like an antialiased binary mask.
 _MIN_SMOOTHED_LABELS = 8
 
 
@@ -67,8 +67,8 @@ def read_mask(path: Path, *, white_is_object: bool = True) -> np.ndarray:
         Labels, (H, W) uint8.
 
     Raises:
-        DataError: If the file cannot be read, a label is above 255, a color has no label, or the values cannot be labels
-            because the image was compressed or smoothed.
+        DataError: If the file cannot be read, a label is above 255, a color has no label, or the image was compressed or
+            smoothed, so that its values are not labels.
     """
     with _open(path) as image:
         if image.format in _LOSSY_FORMATS:
@@ -131,7 +131,7 @@ def _from_gray(path: Path, values: np.ndarray, white_is_object: bool) -> np.ndar
 def _from_colors(path: Path, pixels: np.ndarray, white_is_object: bool) -> np.ndarray:
     colors, places = np.unique(pixels.reshape(-1, 3), axis=0, return_inverse=True)
     known = {tuple(color): label for label, color in enumerate(palette().tolist())}
-    # The palette has four grays itself: a gray image is read by its values only if one of them is not in the palette.
+    # The palette contains four grays, so a gray image is read by its values only if one of them is not in the palette.
     if (colors == colors[:, :1]).all() and any(tuple(color) not in known for color in colors.tolist()):
         return _from_gray(path, pixels[..., 0], white_is_object)
     if others := [str(color) for color in map(tuple, colors.tolist()) if color not in known]:

@@ -42,8 +42,8 @@ def open_splits(data: str) -> Splits:
         elif path.is_file():
             train, val = open_split_table(path)
         else:
-            others = "Or pass a folder with train/ and val/, or a CSV table."
-            raise DataError(f"{path} does not exist; {unknown('dataset', data, NAMES)} {others}")
+            others = f"{path} is not a folder or a CSV table either."
+            raise DataError(f"{unknown('dataset', data, NAMES)} {others}")
     except OSError as error:
         raise DataError(f"{error.filename or path} cannot be read: {error.strerror or error}") from error
     _check_splits(train, val)
@@ -97,7 +97,7 @@ def _check_splits(train: ImageSet, val: ImageSet) -> None:
         if (missing := set(one.classes) - set(other.classes))
     ]
     if only:
-        raise DataError(f"the splits of {train.name} have different classes; {'; '.join(only)}")
+        raise DataError(f"the splits of {train.name} must have the same classes; {'; '.join(only)}")
     if train.classes != val.classes:
         raise DataError(f"the classes of {train.name} are numbered differently in {train.split} and {val.split}")
     for images in (train, val):

@@ -55,7 +55,7 @@ def open_pickle(path: Path) -> Any:
 
 
 class _Rejected(Exception):  # noqa: N818
-    """The pickle refers to something other than data; str() says to what."""
+    """The pickle refers to something other than data; str() names it."""
 
 
 class _Sealed(type):
@@ -157,7 +157,7 @@ class _DataUnpickler(pickle.Unpickler):
 
 
 def _plain(value: Any, depth: int = 0, done: dict[int, Any] | None = None) -> Any:
-    """Replace the stand-ins by their arrays, recursively; shared objects stay shared."""
+    """Replace stand-in objects with the arrays that they represent, recursively; shared objects stay shared."""
     done = {} if done is None else done
     if depth > min(100, sys.getrecursionlimit() // 4):
         raise ValueError("it is nested too deeply")

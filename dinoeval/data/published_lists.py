@@ -70,7 +70,7 @@ def open_voc07(name: str, folder: Path, split: str) -> ImageSet:
     columns = [read_labeled_names(path) for path in lists]
     images = columns[0][0]
     if different := [path.name for path, (names, _) in zip(lists, columns, strict=True) if names != images]:
-        raise DataError(f"{different[0]} in {lists[0].parent} lists other images than {lists[0].name}: unpack the dataset again")
+        raise DataError(f"{different[0]} in {lists[0].parent} lists different images from {lists[0].name}: unpack the dataset again")
     marks = np.stack([marks for _, marks in columns], axis=1)
     if not np.isin(marks, (-1, 0, 1)).all():
         raise DataError(f"the class lists in {lists[0].parent} have marks other than 1, 0 and -1: unpack the dataset again")
@@ -128,7 +128,7 @@ def open_inat(name: str, folder: Path, split: str) -> ImageSet:
         labels = [class_of[category_of[image["id"]]] for image in content["images"]]
     except (ValueError, KeyError, TypeError) as error:
         expected = "images (id, file_name), annotations (image_id, category_id) and categories (id, name) that fit together"
-        raise DataError(f"invalid list {table}: expected {expected}, got {error!r}. Replace it by the published file.") from error
+        raise DataError(f"invalid list {table}: expected {expected}, got {error!r}. Replace it with the published file.") from error
     return from_files(name, split, folder, files, np.array(labels, np.int64), list(species.values()))
 
 

@@ -81,7 +81,7 @@ class RetrievalSet:
         """Return the queries cropped to their boxes.
 
         Returns:
-            An image set of Q images with a stamp of its own.
+            An image set of Q images with a different stamp.
 
         Raises:
             DataError: If a box is missing or has no area.

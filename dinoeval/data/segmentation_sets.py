@@ -78,7 +78,7 @@ def open_segmentation(data: str | Path, objects: Objects = "instance", *, min_si
         The images that can be used and have an object.
 
     Raises:
-        DataError: If an image has no mask; if a mask has another size than its image or is not a map of labels; if no image
+        DataError: If an image has no mask; if a mask differs in size from its image or is not a map of labels; if no image
             is left; or, unless `skip_bad`, if an image cannot be decoded or is too small.
     """
     root = expand(data)
@@ -102,8 +102,8 @@ def open_segmentation(data: str | Path, objects: Objects = "instance", *, min_si
             binary.append(opened.masks.paths[row])
     if binary and indexed:
         raise DataError(
-            f"{root} mixes binary masks ({join_names(binary, 3)}), where {VOID} is an object, and masks with labels "
-            f"({join_names(indexed, 3)}), where {VOID} is void. Save the binary masks with values 0 and 1."
+            f"{root} mixes binary masks ({join_names(binary, 3)}), in which {VOID} is an object, and masks with labels "
+            f"({join_names(indexed, 3)}), in which {VOID} is void. Save the binary masks with values 0 and 1."
         )
     if bad and not skip_bad:
         listed = join_names(f"{one['path']} ({one['reason']})" for one in bad)

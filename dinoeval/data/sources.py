@@ -204,7 +204,7 @@ _SOURCES = {
         _open_cars,
         "stanford_cars/ with cars_train/*.jpg, cars_test/*.jpg, devkit/cars_train_annos.mat, devkit/cars_meta.mat and "
         "cars_test_annos_withlabels.mat",
-        "https://ai.stanford.edu/~jkrause/cars/car_dataset.html (the files are no longer there, but copies exist elsewhere)",
+        "https://ai.stanford.edu/~jkrause/cars/car_dataset.html (the files were removed; copies exist on other sites)",
     ),
     "inat18": _Source(_open_lists, "train2018.json, val2018.json and the images as train_val2018/", f"{_INAT_HOME}/2018"),
     "inat19": _Source(_open_lists, "train2019.json, val2019.json and the images as train_val2019/", f"{_INAT_HOME}/2019"),

@@ -40,7 +40,7 @@ def parse_subset(text: str) -> float | Path:
     path = expand(text)
     if not path.is_file():
         expected = "<number>pct, such as 1pct, or an existing text file with one image name per line"
-        raise ConfigError(f"unknown subset '{text}': --train-subset must be {expected}")
+        raise ConfigError(f"invalid --train-subset '{text}': expected {expected}")
     return path
 
 
@@ -70,10 +70,9 @@ def sample_rows(labels: np.ndarray, percent: float, seed: int) -> np.ndarray:
     """Sample a percentage of the images of every class.
 
     With one label per image, floor(N * percent / 100) images are allotted to the classes in proportion to their sizes by
-    the largest-remainder method; of equal remainders the lower class comes first. A class that would get no image gets
-    one in addition. For the 1,281,167 images of ImageNet this gives 12,811 images for 1% and 128,116 for 10%, as many as
-    in the lists of SimCLR, which contain other images. Within a class, the images with the smallest random numbers are
-    chosen.
+    the largest-remainder method; ties go to the lower class. A class that would get no image gets one in addition. For the
+    1,281,167 images of ImageNet this gives 12,811 images for 1% and 128,116 for 10%, as many as in the lists of SimCLR,
+    which contain other images. Within a class, the images with the smallest random numbers are chosen.
 
     With multi-label sets, the same number of images, but at least one, is sampled regardless of the labels.
 

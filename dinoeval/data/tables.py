@@ -59,7 +59,7 @@ def open_split_table(path: Path) -> Splits:
         DataError: If the table has other splits, or rows without labels.
     """
     if path.suffix.lower() not in TABLE_EXTENSIONS:
-        raise DataError(f"{path} is neither a folder nor a .csv or .tsv table")
+        raise DataError(f"{path} is neither a folder nor a .csv or .tsv table: pass --data a folder with train/ and val/, or a table")
     splits: dict[str, list[Row]] = {}
     for row in read_table(path):
         splits.setdefault(row.get("split") or "", []).append(row)

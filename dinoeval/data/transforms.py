@@ -1,7 +1,7 @@
 """Preprocessing from a PIL image to the network input. A Result records the versioned id of its transform.
 
-- CenterCrop, of the paper: resize the short side to 256 with the bicubic filter of PIL, crop the central 224 x 224, scale
-  to [0, 1], normalize with the mean and standard deviation of ImageNet (eval_knn.py).
+- CenterCrop, of the paper: resize the short side to 256 pixels (PIL, bicubic) and crop the central 224 x 224. Then scale to
+  [0, 1] and normalize with the mean and standard deviation of ImageNet (eval_knn.py).
 - RandomResizedCrop: random resized crop and horizontal flip, for training linear heads (eval_linear.py).
 - Thumbnail: keep the aspect ratio, for retrieval (eval_image_retrieval.py).
 """
@@ -266,10 +266,10 @@ def parse_transform(name: str, image_size: int, own: Preprocessing | None = None
         return DINO_TRANSFORM
     match = re.fullmatch(r"dino(?:@1)?:([1-9]\d*)/([1-9]\d*)", name)
     if match is None:
-        raise ConfigError(f"unknown transform '{name}'. Available: auto, dino (of the paper), and dino:RESIZE/CROP such as dino:256/224")
+        raise ConfigError(f"unknown --transform '{name}'. Available: auto, dino (of the paper), and dino:RESIZE/CROP such as dino:256/224")
     transform = CenterCrop(int(match[1]), int(match[2]))
     if transform.crop > transform.resize:
-        raise ConfigError(f"transform '{name}' crops {transform.crop} pixels from {transform.resize}: CROP must be at most RESIZE")
+        raise ConfigError(f"--transform '{name}' crops {transform.crop} pixels from {transform.resize}: CROP must be at most RESIZE")
     return transform
 
 

@@ -101,7 +101,7 @@ class Entry:
         """Compare all bytes of the index file with their checksums.
 
         Returns:
-            What is wrong, or None if the entry is intact.
+            A description of the error, or None if the entry is intact.
         """
         path = self.folder / INDEX
         dim = int(np.prod(self.feature_shape))

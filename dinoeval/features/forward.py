@@ -1,8 +1,8 @@
 """Compute features: decode images, batch images of equal size, run the backbone, apply the readout.
 
-Images are processed in chunks with fixed bounds, so that a resumed run, or another number of processes, multiplies the
-same batches and gives the same bits. A chunk is one forward pass. If images keep sizes of their own, a chunk is larger,
-with one or more passes for the images of each size. N images of H x W pixels, D dims.
+Images are processed in chunks with fixed bounds. So a resumed run, or another number of processes, computes the same
+batches and gives the same bits. A chunk is one forward pass. If images keep their sizes, a chunk is larger, with one or
+more passes for the images of each size. N images of H x W pixels, D dims.
 """
 
 from __future__ import annotations
@@ -180,7 +180,7 @@ def _rescale(images: Tensor, scale: float) -> Tensor:
 
 @dataclasses.dataclass(frozen=True)
 class _MinimumSize:
-    """A transform that rejects images too small for a patch at the smallest scale. A class, so that workers can be sent it."""
+    """A transform that rejects images too small for a patch at the smallest scale. Worker processes need to pickle it."""
 
     transform: Transform
     smallest: int  # pixels

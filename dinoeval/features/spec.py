@@ -29,7 +29,7 @@ def feature_spec(backbone: Backbone, images: ImageSet, readout: Readout, transfo
         transform: How images are prepared.
 
     Returns:
-        A mapping that JSON can represent; `key_of` makes a cache key of it.
+        A mapping that JSON can represent; `key_of` turns it into a cache key.
     """
     return {
         "extraction": EXTRACTION_VERSION,

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from dinoeval.models.backbone import Backbone
 
 MASS = 0.6
-"""Fraction of the attention that a mask keeps: the main text says 0.6, the appendix 0.8."""
+"""Fraction of the attention that a mask keeps: 0.6 in the main text, 0.8 in the appendix."""
 THRESHOLD = 0.2
 """Lowest attention in the overlay, in the range of each head from 0 to 1. Stated by the authors for Figure 3."""
 COLORMAP = "viridis"
@@ -67,7 +67,7 @@ class AttentionMaps:
         """Draw the map of a head, from its minimum to its maximum.
 
         Args:
-            number: Of the head, from 0.
+            number: Number of the head, from 0.
 
         Returns:
             Image (h*p, w*p, 3) uint8.
@@ -78,7 +78,7 @@ class AttentionMaps:
         """Draw the mask of a head over the image.
 
         Args:
-            number: Of the head, from 0.
+            number: Number of the head, from 0.
 
         Returns:
             Image (h*p, w*p, 3) uint8.
@@ -118,7 +118,7 @@ class AttentionMaps:
         """Draw the map of a point, averaged over heads.
 
         Args:
-            number: Of the point, from 0.
+            number: Number of the point, from 0.
             heads: Numbers of the heads (default: all).
 
         Returns:
@@ -209,7 +209,7 @@ class AttentionMaps:
         if not heads:
             raise ConfigError("--heads needs at least one head")
         if unknown := [head for head in heads if not 0 <= head < self.num_heads]:
-            raise ConfigError(f"head {unknown[0]} does not exist: the last block has {self.num_heads} heads, 0 to {self.num_heads - 1}")
+            raise ConfigError(f"--heads: head {unknown[0]} does not exist; the last block has heads 0 to {self.num_heads - 1}")
         return tuple(dict.fromkeys(heads))
 
 
@@ -231,7 +231,7 @@ def attention(
         image_size: Side in pixels of the square that the image is resized to without keeping its aspect ratio, as released;
             `640x480` (width x height); or `native` (the size of the image).
         mass: Fraction of the attention that a mask keeps, above 0 and at most 1.
-        points: Points (x, y) whose own attention is computed, in pixels of the image after its EXIF rotation.
+        points: Points (x, y) whose attention is computed, in pixels of the image after its EXIF rotation.
         exif_transpose: Whether to rotate the image by its EXIF tag.
         transform: `auto` or `dino`: selects the mean and standard deviation.
 
@@ -274,7 +274,7 @@ def compute_attention(
 
     Args:
         backbone: A vision transformer.
-        name: Of the image, for messages.
+        name: Name of the image, for messages.
         image: RGB.
         transform: From the image to the input of the network.
         mass: As for `attention`.
@@ -319,7 +319,7 @@ def attention_rows(backbone: Backbone, name: str, pixels: np.ndarray, transform:
 
     Args:
         backbone: A vision transformer.
-        name: Of the image, for messages.
+        name: Name of the image, for messages.
         pixels: (h*p, w*p, 3) uint8.
         transform: Normalizes the pixels.
         queries: Numbers of Q tokens: 0 is [CLS], patches follow in row-major order.
@@ -343,7 +343,7 @@ def check_points(points: Sequence[tuple[float, float]], name: str, size: tuple[i
 
     Args:
         points: (x, y) in pixels.
-        name: Of the image, for the message.
+        name: Name of the image, for the message.
         size: Its width and height in pixels.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Classes or images as points of a plane: mean features, PCA, t-SNE. The figure of the appendix.
+"""Classes or images as points in two dimensions: mean features, PCA, t-SNE. The figure of the appendix.
 
 N images, C points, D dimensions.
 """
@@ -23,12 +23,12 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 MIN_POINTS = 4
-"""Fewer points cannot be laid out in a plane."""
+"""Minimum number of points of an embedding."""
 _POINTS_PER_COLUMN = 40  # Points whose names fit in the width of a column; with more, the figure is wider.
 _MAX_WIDTH = 20.0  # Inches.
 _THUMBNAIL = 64  # Pixels.
 _DIGITS = 5  # Decimals of features, divided by the largest, that count as a difference; the others are rounding.
-_MARKERS = ("o", "s", "^", "D")  # Of matplotlib: circle, square, triangle, diamond.
+_MARKERS = ("o", "s", "^", "D")  # Markers of matplotlib: circle, square, triangle, diamond.
 _log = logging.getLogger(__name__)
 
 
@@ -40,11 +40,11 @@ class TsneConfig:
     """
 
     pca_dims: int = 30
-    """Number of principal components that t-SNE gets, at least 2."""
+    """Number of principal components that are passed to t-SNE, at least 2."""
     perplexity: float = 20.0
-    """Perplexity of t-SNE. It is reduced to a third of the other points if there are few points."""
+    """Perplexity of t-SNE. If there are few points, it is reduced to a third of the number of other points."""
     learning_rate: float = 200.0
-    """Learning rate of t-SNE as in scikit-learn, whose 200 is 800 in other implementations."""
+    """Learning rate of t-SNE in the convention of scikit-learn: 200 equals 800 in other implementations."""
     iterations: int = 5000
     """Number of iterations of t-SNE, at least 250."""
     seed: int = 0
@@ -66,7 +66,7 @@ class TsneConfig:
 
 @dataclasses.dataclass(frozen=True)
 class ClassMap:
-    """Points of a plane, found by t-SNE."""
+    """A t-SNE embedding in two dimensions."""
 
     points: np.ndarray
     """(C, 2) float32."""
@@ -112,7 +112,7 @@ class ClassMap:
         return figure
 
     def _draw_groups(self, axis: Axes, groups: np.ndarray) -> None:
-        """Draw each group in its own color and marker, or all alike if there are too many, with its name at its median."""
+        """Draw each group in its own color and marker, with its name at its median. Too many groups are drawn alike."""
         present = np.unique(groups)
         distinct = len(present) <= len(COLORS) * len(_MARKERS)
         for place, group in enumerate(present):
@@ -123,7 +123,7 @@ class ClassMap:
 
     def _draw_thumbnails(self, axis: Axes, thumbnails: Sequence[Image.Image], extent: float) -> None:
         assert len(thumbnails) == len(self.points)
-        span = 0.75 * extent / max(4.0, len(self.points) ** 0.5)  # Of the longer side: a grid of all images would fit.
+        span = 0.75 * extent / max(4.0, len(self.points) ** 0.5)  # A fraction of the longer side: a grid of all images fits.
         for (x, y), image in zip(self.points, thumbnails, strict=True):
             small = image.convert("RGB")
             small.thumbnail((_THUMBNAIL, _THUMBNAIL))
@@ -163,14 +163,14 @@ def tsne(
     groups: np.ndarray | None = None,
     group_names: Sequence[str] = (),
 ) -> ClassMap:
-    """Lay out features in a plane by PCA and t-SNE, both of scikit-learn.
+    """Embed features in two dimensions by PCA and t-SNE, both of scikit-learn.
 
-    t-SNE starts from the first two components, which the paper leaves open. With few points fewer components are kept, and
-    the perplexity is at most a third of the other points, because a point cannot have more neighbors than exist.
+    t-SNE starts from the first two components; the paper does not state its initialization. With few points, fewer
+    components are kept, and the perplexity is at most a third of the number of other points.
 
     Args:
         features: (C, D) float.
-        names: Of the points.
+        names: Names of the points.
         config: Options.
         groups: Number of the group of each point, (C,) int, for colors (default: no groups).
         group_names: Names by group number.
@@ -194,13 +194,15 @@ def tsne(
     assert features.ndim == 2
     assert count == len(names)
     if count < MIN_POINTS:
-        raise DataError(f"a map needs at least {MIN_POINTS} points, got {count}: use a dataset with more classes, or draw --per-image")
+        raise DataError(
+            f"a t-SNE figure needs at least {MIN_POINTS} points, got {count}: use a dataset with more classes, or pass --per-image"
+        )
     kept = min(config.pca_dims, count - 1, features.shape[1])
     distinct = len(np.unique((features / (np.abs(features).max() or 1)).round(_DIGITS), axis=0))
     if distinct < MIN_POINTS or kept < 2:
         dims = features.shape[1]
         raise DataError(
-            f"a map needs at least {MIN_POINTS} points that differ, in at least 2 dimensions: "
+            f"a t-SNE figure needs at least {MIN_POINTS} points that differ, in at least 2 dimensions: "
             f"{distinct} of {count} points differ, in {dims} dimension{'s' * (dims > 1)}"
         )
     perplexity = min(config.perplexity, (count - 1) / 3)
@@ -225,7 +227,7 @@ def tsne(
 
 
 def _draw_names(axis: Axes, points: np.ndarray, names: Sequence[str], *, halo: bool = False) -> None:
-    """Write each name next to its point, or on it with a halo, where it covers the names before it least."""
+    """Write each name next to its point, or on it with a halo, at the place that overlaps least with earlier names."""
     from matplotlib.patheffects import withStroke
 
     renderer = axis.figure.canvas.get_renderer()  # type: ignore[attr-defined]

@@ -75,7 +75,7 @@ class FeatureMaps:
         """Return the components of an image as red, green and blue.
 
         Args:
-            number: Of the image, from 0.
+            number: Number of the image, from 0.
 
         Returns:
             Colors (h, w, 3) uint8. The background is white if the components were fitted to the foreground only.
@@ -90,7 +90,7 @@ class FeatureMaps:
         """Draw the components of an image in its size.
 
         Args:
-            number: Of the image, from 0.
+            number: Number of the image, from 0.
 
         Returns:
             Image (h*p, w*p, 3) uint8.
@@ -101,7 +101,7 @@ class FeatureMaps:
         """Draw an image with a whitened background.
 
         Args:
-            number: Of the image, from 0.
+            number: Number of the image, from 0.
 
         Returns:
             Image (h*p, w*p, 3) uint8.
@@ -134,9 +134,9 @@ def pca(
 ) -> FeatureMaps:
     """Fit three principal components to the patch tokens of all images together.
 
-    The components are those of scikit-learn, with fixed signs: patches on the border of the images have a lower mean of the
-    first component than the others, because photographs show their subject away from the border; the largest weight of the
-    other components is positive. Patches whose first component is above its mean are the foreground.
+    The components are those of scikit-learn, with fixed signs. The first component has a lower mean at the border of the
+    images than inside, because photographs show their subject away from the border. The largest weight of the other
+    components is positive. Patches whose first component is above its mean are the foreground.
 
     Args:
         backbone: A vision transformer.
@@ -187,7 +187,7 @@ def compute_components(
     Args:
         backbone: A vision transformer.
         images: The image set, for the names.
-        pixels: Of each image, (h*p, w*p, 3) uint8.
+        pixels: Pixels of each image, (h*p, w*p, 3) uint8.
         transform: Normalizes the pixels.
         config: Options.
         batch_size: Images per forward pass (default: chosen for the device).
@@ -270,7 +270,7 @@ def _project(tokens: Sequence[np.ndarray], mean: np.ndarray, components: np.ndar
 
 
 def _inward_sign(first: Sequence[np.ndarray]) -> int:
-    """Return 1 if scores (h, w) are lower on the borders of their images, -1 if higher, 0 if no image has an inner patch."""
+    """Return 1 if scores (h, w) are lower at the borders of their images, -1 if higher, 0 if no image has an inner patch."""
     border, inner = [], []
     for scores in first:
         within = np.zeros(scores.shape, bool)

@@ -46,7 +46,7 @@ def overlay(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
 
 
 def make_folder(folder: Path) -> None:
-    """Create the folder of the overlays, before the work.
+    """Create the folder of the overlays, before the work starts.
 
     Args:
         folder: May exist.
@@ -65,7 +65,7 @@ def overlay_paths(folder: Path, name: str) -> tuple[Path, Path]:
 
     Args:
         folder: Folder of the overlays.
-        name: Of the video.
+        name: Name of the video.
 
     Returns:
         FOLDER/<name>_overlay.gif and FOLDER/<name>_overlay.png.
@@ -82,7 +82,7 @@ def draw_video(
 
     Args:
         folder: Created if it does not exist.
-        name: Of the video.
+        name: Name of the video.
         titles: Name of each frame.
         frames: RGB images.
         masks: Mask of each frame, of its size.

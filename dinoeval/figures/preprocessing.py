@@ -120,9 +120,9 @@ def figure_transform(backbone: Backbone, image_size: int | str, exif_transpose: 
         ConfigError: If the network has no patches, or the size or the transform cannot be used.
     """
     if backbone.patch_size is None:
-        raise ConfigError(f"{backbone.arch} has no patches to draw. Its readouts: {', '.join(backbone.config.readouts)}")
+        raise ConfigError(f"{backbone.arch} has no patches, which are needed here: pass the --arch of a vision transformer")
     if transform not in ("auto", "dino"):
-        raise ConfigError(f"--transform {transform} does not apply to figures: use --image-size")
+        raise ConfigError(f"--transform {transform} does not apply here: use --image-size")
     statistics = parse_transform(transform, backbone.config.image_size, backbone.config.preprocessing)
     size = parse_size(image_size)
     if size and min(size) < backbone.patch_size:
@@ -175,7 +175,7 @@ def open_figure_images(images: ImageSource | Iterable[ImageSource]) -> ImageSet:
         return open_images(images)
     images = list(images)
     if others := [type(image).__name__ for image in images if not isinstance(image, (str, Path, Image.Image))]:
-        raise DataError(f"figures accept paths and PIL images, got {others[0]}: convert an array by PIL.Image.fromarray")
+        raise DataError(f"figures accept paths and PIL images, got {others[0]}: convert an array with PIL.Image.fromarray")
     if not any(isinstance(image, Image.Image) for image in images):
         return open_images(images)  # type: ignore[arg-type]
     return in_memory([image if isinstance(image, Image.Image) else _open_file(image) for image in images])
@@ -192,7 +192,7 @@ def folder_names(paths: Sequence[str]) -> list[str]:
     """Return a distinct folder name for the figures of each image.
 
     Args:
-        paths: Of the images.
+        paths: Paths of the images.
 
     Returns:
         The stem of each path, with a number if it occurred before.

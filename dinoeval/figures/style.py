@@ -32,7 +32,7 @@ _TITLE_HEIGHT = 0.14  # Inches.
 
 
 def check_figure(path: str | Path) -> None:
-    """Check that a figure can be written to a path, before the work.
+    """Check that a figure can be written to a path, before the work starts.
 
     Args:
         path: File to be written.
@@ -68,8 +68,8 @@ def new_figure(width: float, height: float) -> Figure:
     """Create an empty white figure that pyplot does not manage.
 
     Args:
-        width: In inches.
-        height: In inches.
+        width: Width in inches.
+        height: Height in inches.
 
     Returns:
         The figure, with an Agg canvas.
@@ -88,7 +88,7 @@ def draw_panels(panels: Sequence[tuple[str, np.ndarray]], per_row: int, *, width
     Args:
         panels: Title (empty for none) and image of each panel.
         per_row: Panels in a row.
-        width: Of the figure, in inches.
+        width: Width of the figure, in inches.
 
     Returns:
         The figure and the axes of the panels, in order.
@@ -184,9 +184,9 @@ def outline(image: np.ndarray, mask: np.ndarray, color: np.ndarray, width: int) 
 
     Args:
         image: (H, W, 3) uint8.
-        mask: (H, W) bool. It has no border at the frame of the image.
+        mask: (H, W) bool. No border is drawn at the edges of the image.
         color: (3,) uint8.
-        width: Of the border, in pixels.
+        width: Width of the border, in pixels.
 
     Returns:
         The image, (H, W, 3) uint8.

@@ -60,7 +60,7 @@ class AttentionVideo:
         """Draw the attention of a frame.
 
         Args:
-            number: Of the frame, from 0.
+            number: Number of the frame, from 0.
 
         Returns:
             Image (h*p, w*p, 3) uint8.
@@ -96,7 +96,7 @@ class AttentionVideo:
 
 
 def check_video(path: str | Path) -> None:
-    """Check that a GIF can be written to a path, before the work.
+    """Check that a GIF can be written to a path, before the work starts.
 
     Args:
         path: File to be written.
@@ -146,7 +146,7 @@ def attention_video(
         if maps[-1].shape != maps[0].shape:
             sizes = " and ".join(f"{w} x {h}" for h, w in (maps[0].shape, maps[-1].shape))
             names = f"{opened.paths[0]} and {opened.paths[number]}"
-            raise DataError(f"frames differ in size: {names} have {sizes} patches. Resize all frames by --image-size, such as 480")
+            raise DataError(f"frames differ in size: {names} have {sizes} patches. Resize all frames with --image-size, such as 480")
     return AttentionVideo(opened, np.stack(maps), 1 / fps if fps else seconds, loaded)
 
 
@@ -183,7 +183,7 @@ def open_frame_set(source: str | Path) -> tuple[ImageSet, float]:
         raise DataError(f"{path} is a single image, not an animation: remove --video")
     names, sizes = tuple(f"{number:05d}" for number in range(count)), np.zeros(count, np.int64)
     try:
-        animation(0)  # Pillow knows the frame duration of a WebP only after decoding.
+        animation(0)  # Pillow reads the frame duration of a WebP only when it decodes the frame.
     except BadImage as error:
         raise DataError(f"frame {names[0]} of {path} cannot be used: {error}") from error
     seconds = float(animation.image.info.get("duration") or 100) / 1000

@@ -11,7 +11,7 @@ from typing import Literal
 import numpy as np
 
 Area = Literal["exact", "11-point"]
-_DRAWS = 100  # The standard error is then itself accurate to 7 %.
+_DRAWS = 100  # The standard error is then itself accurate to 7%.
 
 
 @dataclasses.dataclass(frozen=True)

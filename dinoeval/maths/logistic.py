@@ -104,11 +104,11 @@ def fit_logistic(
     if len(classes) < 2:
         raise ValueError(f"classification needs at least 2 classes, got {len(classes)}")
     solve = _fit_cyanure if solver == "cyanure" else _fit_sklearn
-    # In single precision, the duality gap that cyanure computes has an error of a percent with many classes, so that it
-    # never stops, and the line search of scikit-learn ends early. Issue 121 also uses double precision.
+    # In single precision, the duality gap that cyanure computes has an error of about 1% with many classes, so cyanure
+    # never stops. The line search of scikit-learn ends early. Issue 121 also uses double precision.
     features = np.ascontiguousarray(features, np.float64)
-    # Two classes need one column w: the columns of the equivalent softmax are w/2 and -w/2, whose squared norms sum to
-    # half of that of w. With two columns cyanure would use the squared loss.
+    # Two classes need one column w. The equivalent softmax has the columns w/2 and -w/2; their squared norms sum to half
+    # of that of w. With two columns, cyanure would use the squared loss.
     binary = len(classes) == 2
     weights, passes = solve(features, targets, strength / 2 if binary else strength, tolerance, max_iter)
     if binary:
@@ -225,7 +225,7 @@ def _fit_cyanure(features: np.ndarray, targets: np.ndarray, strength: float, tol
         tol=tolerance,
         max_iter=max_iter,
         duality_gap_interval=min(_GAP_INTERVAL, max_iter),
-        # After a fit with several threads, the next search of FAISS in this process hangs in its OpenBLAS (cyanure 1.2.2
+        # After a fit with several threads, the next FAISS search in this process hangs in OpenBLAS (cyanure 1.2.2
         # and faiss-cpu 1.15.1, both on the same libgomp).
         n_threads=1,
         random_state=0,

@@ -22,8 +22,8 @@ _VOTE_BYTES = 64 << 20
 def load_faiss() -> ModuleType:
     """Import FAISS with the fastest matrix kernels for this processor.
 
-    The OpenBLAS in the wheels of faiss-cpu does not recognize newer processors and falls back to kernels of 2004
-    ("Prescott"), which make a search several times slower. OpenBLAS reads OPENBLAS_CORETYPE once, when it is loaded.
+    The OpenBLAS in the wheels of faiss-cpu does not recognize newer processors. It falls back to kernels of 2004
+    ("Prescott"), and a search is several times slower. OpenBLAS reads OPENBLAS_CORETYPE once, when it is loaded.
 
     Returns:
         The module `faiss`. The environment is left as it was.
@@ -117,10 +117,10 @@ def nearest(queries: np.ndarray, bank: Iterable[np.ndarray], k: int, *, normaliz
 
 
 def _search_block(queries: np.ndarray, block: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """Best k vectors of one block, (Q, min(k, b)); equal cosines go to the smaller indices, in ascending order.
+    """Return the best k vectors of one block, (Q, min(k, b)); equal cosines are in ascending order of the index.
 
-    FAISS keeps any of the vectors with equal cosines at its cut. So one more is requested. If it equals the k-th, the
-    query is repeated for twice as many, until the last one found is worse or the block is exhausted.
+    Among vectors that tie at the k-th place, FAISS returns any. So one more is requested. If it equals the k-th, the query
+    is repeated for twice as many, until the last one found is worse or the block is exhausted.
     """
     faiss = load_faiss()
     requested = min(k + 1, len(block))
@@ -183,7 +183,7 @@ def vote(cosines: np.ndarray, labels: np.ndarray, *, ks: Sequence[int], temperat
 
 
 def _vote_weights(cosines: np.ndarray, temperature: float) -> np.ndarray:
-    """Weights (Q, K) float64, relative to the largest of each query, so that no temperature overflows.
+    """Return weights (Q, K) float64, relative to the largest of each query, so that no temperature overflows.
 
     The division changes no ranking. A weight that underflows still counts as a vote.
     """
@@ -192,7 +192,7 @@ def _vote_weights(cosines: np.ndarray, temperature: float) -> np.ndarray:
 
 
 def _rank_classes(scores: np.ndarray, ranks: int) -> np.ndarray:
-    """Classes with the largest positive scores, (Q, C) -> (Q, ranks); argmax returns the first of equal scores."""
+    """Return the classes with the largest positive scores, (Q, C) -> (Q, ranks); ties go to the lower index."""
     scores = scores.copy()
     queries = np.arange(len(scores))
     ranked = np.full((len(scores), ranks), -1, np.int64)

@@ -76,7 +76,7 @@ def _tiles(length: int, radius: int) -> Iterator[tuple[slice, slice]]:
 
 
 def _beyond(tile: slice, window: slice, radius: int, device: torch.device) -> Tensor:
-    """Whether a source is out of reach of a target along one axis, (targets, sources) bool."""
+    """Mark the sources that are out of reach of a target along one axis, (targets, sources) bool."""
     targets, sources = (torch.arange(span.start, span.stop, device=device) for span in (tile, window))
     return (targets[:, None] - sources).abs() > radius
 

@@ -37,8 +37,8 @@ class Whitening:
 def learn_whitening(blocks: Iterable[np.ndarray], center: bool = False) -> Whitening:
     """Learn a whitening from features.
 
-    The released code subtracts the mean from the features that are whitened, but takes the covariance of the features
-    without subtracting it and without normalizing them (eval_copy_detection.py).
+    The released code subtracts the mean from the features that are whitened. However, it computes the covariance from
+    uncentered, unnormalized features (eval_copy_detection.py).
 
     Args:
         blocks: Features in blocks (n, D) float. No block is kept in memory.

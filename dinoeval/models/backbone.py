@@ -50,7 +50,7 @@ class Provenance:
     name: str
     """A model name, a path, or `random`."""
     layout: str
-    """The layout of the file in words."""
+    """Description of the layout of the file."""
     key: str | None = None
     """`teacher` or `student`, if the file contains both."""
 
@@ -68,7 +68,7 @@ class Backbone:
         arch: The architecture.
         provenance: The origin of the weights.
         device: Where the network runs.
-        precision: Of the forward pass. Norms, positions and the residual stream of DINO's ViT stay float32.
+        precision: Precision of the forward pass. Norms, positions and the residual stream of DINO's ViT stay float32.
 
     Attributes:
         digest: `tensor_digest` of the weights as loaded.
@@ -139,8 +139,8 @@ class Backbone:
         """Return the numbers of rows and columns of patches.
 
         Args:
-            height: Of the image, in pixels.
-            width: Of the image, in pixels.
+            height: Height of the image, in pixels.
+            width: Width of the image, in pixels.
 
         Returns:
             (h, w), or (0, 0) for a network without patches.
@@ -236,7 +236,7 @@ class Backbone:
             size = 4 * len(images) * heads * tokens**2
             if size > _LARGE_ATTENTION_BYTES:
                 _log.warning(
-                    "the attention of all %s tokens takes %.1f GB, and as much again to compute: pass the tokens that you need, "
+                    "the attention of all %s tokens takes %.1f GB, and its computation as much again: select tokens, "
                     "such as queries=(0,) for [CLS]",
                     f"{tokens:,}",
                     size / 1e9,
@@ -262,9 +262,9 @@ class Backbone:
         offers = self.config.readouts
         if (patches and "patches" not in offers) or (layers > 1 and "lastN" not in offers):
             lacks = "patch tokens" if patches and "patches" not in offers else "tokens of earlier blocks"
-            raise ConfigError(f"{self.arch} has no {lacks}. Its readouts: {', '.join(offers)}.")
+            raise ConfigError(f"{self.arch} has no {lacks}. Available readouts: {', '.join(offers)}.")
         if not 1 <= layers <= self.depth:
-            raise ConfigError(f"the last {layers} blocks were requested; {self.arch} has {self.depth}")
+            raise ConfigError(f"the last {layers} blocks were requested, but {self.arch} has {self.depth}: use at most last{self.depth}")
 
     def _prepare(self, images: Tensor) -> Tensor:
         """Check the shape of images; cut off the remainders that timm models do not accept."""

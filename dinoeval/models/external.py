@@ -34,13 +34,13 @@ class Preprocessing:
     """How the training images of a model were prepared."""
 
     resize: int
-    """Of the short side, in pixels."""
+    """Size of the short side, in pixels."""
     crop: int
     """Side of the center crop, in pixels."""
     interpolation: str
     """Name of a PIL filter."""
     mean: tuple[float, ...]
-    """Per channel, of pixels in [0, 1]."""
+    """Mean per channel, of pixels in [0, 1]."""
     std: tuple[float, ...]
     """Standard deviation per channel, of pixels in [0, 1]."""
     squash: bool
@@ -204,8 +204,8 @@ def tokens(network: Any, images: Tensor, layers: int) -> tuple[Tensor, Tensor, t
 
     Returns:
         The pooled feature (N, D), the patch tokens (N, h, w, D), and the last blocks through the final norm, earliest
-        first, each (N, 1 + h*w, D): [CLS], then patches. Registers and distillation tokens are left out. The blocks
-        are empty if the model does not offer `lastN`.
+        first. Each block is (N, 1 + h*w, D): [CLS], then patches. Registers and distillation tokens are left out. The
+        blocks are empty if the model does not offer `lastN`.
     """
     patch = network.config.patch_size
     grid = [side // patch for side in images.shape[-2:]]

@@ -1,4 +1,4 @@
-"""Files of linear heads: the released layout, and ours, which the released code can open. C classes, D dims."""
+"""Files of linear heads: the released layout, and that of dinoeval, which the released code can open. C classes, D dims."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def open_head(name: str) -> LinearHead:
         raise CheckpointError(f"'{name}' is not a linear head. Available: {heads}.")
     path = ensure_weights(entry) if entry else expand(name)
     if not path.is_file():
-        raise CheckpointError(f"no file {path}. --head takes a file in the released layout, or a model name such as vit_b16_linear.")
+        raise CheckpointError(f"--head {path} does not exist: pass a file in the released layout, or a model name such as vit_b16_linear")
     content, _, header = read_file(path)
     content = content if isinstance(content, Mapping) else {}
     state = content.get("state_dict", content)

@@ -47,7 +47,7 @@ def load(
         A Backbone with all of its tensors loaded.
 
     Raises:
-        CheckpointError: If the weights cannot be found or read, or if they lack a tensor of the network or have another one.
+        CheckpointError: If the weights cannot be found or read, or if a tensor is missing or unexpected.
         ConfigError: If there is no such architecture, model name, device or precision.
 
     Examples:
@@ -99,7 +99,7 @@ def choose_device(device: str = "auto") -> tuple[torch.device, str]:
             chosen = torch.device(device)
             torch.zeros(1, device=chosen).item()
         except (RuntimeError, AssertionError, NotImplementedError) as error:
-            raise ConfigError(f"device '{device}' cannot be used: {str(error).splitlines()[0]}. Try --device auto.") from error
+            raise ConfigError(f"--device {device} cannot be used: {str(error).splitlines()[0]}. Try --device auto.") from error
         return chosen, "as requested"
     if torch.cuda.is_available():
         number = int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count()
@@ -137,7 +137,7 @@ def _resolve(arch: str | None, weights: str | Path | None) -> tuple[str | None, 
     if entry is None and "/" not in name and not Path(name).suffix and not Path(name).exists():
         entry = get_weights(name)  # raises, with a suggestion
     if entry is not None and entry.kind == "linear head":
-        raise CheckpointError(f"'{entry.name}' is a linear head, not a backbone")
+        raise CheckpointError(f"'{entry.name}' is a linear head, not a backbone: pass it to `dinoeval linear --head`")
     return arch, entry or expand(name)
 
 

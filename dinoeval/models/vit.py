@@ -216,8 +216,8 @@ class VisionTransformer(nn.Module):
         Resizing to a size instead of by a factor samples other points. Source: vision_transformer.py.
 
         Args:
-            height: Of the image, in pixels.
-            width: Of the image, in pixels.
+            height: Height of the image, in pixels.
+            width: Width of the image, in pixels.
 
         Returns:
             Position embeddings, (1, T, D).
@@ -243,7 +243,7 @@ class VisionTransformer(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Compute the final-norm [CLS] token.
 
-        Only [CLS] passes the last block, because nothing else of its output is used. That saves a twelfth of the work.
+        The last block computes only [CLS], because its other outputs are not used. That saves a twelfth of the work.
 
         Args:
             images: (N, 3, H, W).

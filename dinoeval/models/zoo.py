@@ -34,15 +34,15 @@ class Weights:
     license: str = "Apache-2.0"
     """SPDX identifier."""
     sha256: str | None = None
-    """Of the file, if known; 64 hexadecimal digits."""
+    """SHA-256 of the file, if known; 64 hexadecimal digits."""
     size: int | None = None
-    """Of the file in bytes, if known."""
+    """Size of the file in bytes, if known."""
     tensor_digest: str | None = None
     """Digest of the backbone's tensors (`models.checkpoints.tensor_digest`), if known."""
     source: str = "README of facebookresearch/dino"
     """Where the address was published."""
     note: str = ""
-    """What users should know about the file."""
+    """Notes for users of the file."""
 
     @property
     def filename(self) -> str:

@@ -11,7 +11,7 @@ from dinoeval.paper.rows import PaperRow, Requirement, frozen, rows_for, show
 from dinoeval.results import Result
 
 MISSING = object()
-"""The value of a fact that the Result does not hold."""
+"""The value of a field that the Result does not have."""
 RANDOM = "random/"
 """Prefix of the network name of untrained weights, as in `random/vit_s16`."""
 COMMON = (
@@ -19,7 +19,7 @@ COMMON = (
     Requirement("backbone.key", ("teacher", None)),
     Requirement("bad_images", (0,)),
 )
-"""Requirements of every row that does not name another value of the fact."""
+"""Requirements of every row that does not name another value of the field."""
 LABELS = {
     "backbone.precision": "precision",
     "backbone.key": "network of the checkpoint",
@@ -54,9 +54,9 @@ def comparable(result: Result, rows: Iterable[PaperRow] | None = None) -> Compar
         return Comparison((), (f"no published score of the protocol {result.protocol} is known",))
     network = network_of(result, rows)
     name = network or result.backbone.get("arch", "unknown")
-    facts = facts_of(result)
+    fields = fields_of(result)
     own = [row for row in rows if row.network == name]
-    unmet = {row: unmet_requirements(row, facts) for row in own}
+    unmet = {row: unmet_requirements(row, fields) for row in own}
     met = [row for row in own if network and not unmet[row]]
     usable = _merged(row for row in met if not row.incomparable)
     related = _merged(row for row in met if row.incomparable)
@@ -68,11 +68,11 @@ def comparable(result: Result, rows: Iterable[PaperRow] | None = None) -> Compar
     candidates = [row for row in own if not row.incomparable] or own
     if not own:
         networks = join_names(dict.fromkeys(row.network for row in rows if not row.incomparable), 4)
-        reasons.append(f"no score of {result.protocol} is published for {name}; published networks: {networks}")
+        reasons.append(f"no {result.protocol} score is published for {name}; networks with published scores: {networks}")
         candidates = [row for row in rows if not row.incomparable]
     reasons += dict.fromkeys(f"{row.source}: {row.incomparable}" for row in related)
     if candidates and not related:
-        reasons += min((unmet_requirements(row, facts) for row in candidates), key=len)
+        reasons += min((unmet_requirements(row, fields) for row in candidates), key=len)
     return Comparison((), tuple(dict.fromkeys(reasons)), related)
 
 
@@ -88,30 +88,30 @@ def _merged(rows: Iterable[PaperRow]) -> tuple[PaperRow, ...]:
     return tuple(merged.values())
 
 
-def unmet_requirements(row: PaperRow, facts: dict[str, Any]) -> list[str]:
+def unmet_requirements(row: PaperRow, fields: dict[str, Any]) -> list[str]:
     """List the requirements of a row that a Result does not meet.
 
     Args:
         row: The printed number.
-        facts: The facts of the Result, as `facts_of` returns them.
+        fields: The fields of the Result, as `fields_of` returns them.
 
     Returns:
         One phrase per requirement, with the value found and the value required.
     """
-    named = {requirement.fact for requirement in row.requires}
-    requirements = [*(common for common in COMMON if common.fact not in named), *row.requires]
+    named = {requirement.field for requirement in row.requires}
+    requirements = [*(common for common in COMMON if common.field not in named), *row.requires]
     phrases = [
-        f"{LABELS.get(one.fact, one.fact)}: {_shown(facts.get(one.fact, MISSING))} ({row.source} requires {one.expected})"
+        f"{LABELS.get(one.field, one.field)}: {_shown(fields.get(one.field, MISSING))} ({row.source} requires {one.expected})"
         for one in requirements
-        if not one.accepts(facts.get(one.fact, MISSING))
+        if not one.accepts(fields.get(one.field, MISSING))
     ]
-    if f"metrics.{row.metric}" not in facts:
+    if f"metrics.{row.metric}" not in fields:
         phrases.append(f"the metric {row.metric} is missing")
     return phrases
 
 
-def facts_of(result: Result) -> dict[str, Any]:
-    """Flatten a Result to facts with dotted paths.
+def fields_of(result: Result) -> dict[str, Any]:
+    """Flatten a Result to a mapping with dotted paths.
 
     Args:
         result: Any Result.
@@ -120,7 +120,7 @@ def facts_of(result: Result) -> dict[str, Any]:
         Values by path, such as `config.temperature`; lists become tuples. `bad_images` is the number of images that were
         left out of any split.
     """
-    facts: dict[str, Any] = {"transform": result.transform, "version": result.version}
+    fields: dict[str, Any] = {"transform": result.transform, "version": result.version}
     parts = {
         "config": result.config,
         "backbone": result.backbone,
@@ -129,24 +129,24 @@ def facts_of(result: Result) -> dict[str, Any]:
         "metrics": result.metrics,
     }
     for name, part in parts.items():
-        _flatten(name, part, facts)
-    facts["bad_images"] = sum(len(split.get("bad_images") or ()) for split in result.splits.values())
-    return facts
+        _flatten(name, part, fields)
+    fields["bad_images"] = sum(len(split.get("bad_images") or ()) for split in result.splits.values())
+    return fields
 
 
-def _flatten(prefix: str, part: dict[str, Any], facts: dict[str, Any]) -> None:
+def _flatten(prefix: str, part: dict[str, Any], fields: dict[str, Any]) -> None:
     for name, value in part.items():
         path = f"{prefix}.{name}"
-        facts[path] = frozen(value)
+        fields[path] = frozen(value)
         if isinstance(value, dict):
-            _flatten(path, value, facts)
+            _flatten(path, value, fields)
 
 
 def network_of(result: Result, rows: Iterable[PaperRow]) -> str | None:
     """Return the model name of the network that was scored.
 
-    Results name it in `backbone.network`. Results of earlier versions only hold the name of the weights, which counts if
-    it is a model name of the rows and not a file.
+    Results name it in `backbone.network`. Results of earlier versions contain only the name of the weights. It is used if
+    it is a model name of the rows.
 
     Args:
         result: Any Result.
@@ -165,7 +165,7 @@ def network_of(result: Result, rows: Iterable[PaperRow]) -> str | None:
 
 def _unknown_network(result: Result) -> str:
     weights, arch = result.backbone.get("weights"), result.backbone.get("arch")
-    return f"the weights {weights} are not known as released weights: they are scored as {arch} with unknown weights"
+    return f"the weights {weights} do not match any released weights: they are scored as {arch} with unknown weights"
 
 
 def _shown(value: object) -> str:

@@ -16,23 +16,23 @@ ENTRY_POINTS = "dinoeval.protocols"
 
 @dataclasses.dataclass(frozen=True)
 class Requirement:
-    """A fact of a Result and the value it must have to be compared with a printed number."""
+    """A field of a Result and the value it must have to be compared with a printed number."""
 
-    fact: str
-    """Dotted path in the Result, such as `data.train.images`; see `comparable.facts_of` for derived facts."""
+    field: str
+    """Dotted path in the Result, such as `data.train.images`; see `comparable.fields_of` for derived fields."""
     allowed: tuple[Any, ...] = ()
     """The values that are accepted; empty if `maximum` is set."""
     maximum: float | None = None
     """The largest number that is accepted."""
 
     def accepts(self, value: object) -> bool:
-        """Return whether a Result with this value of the fact meets the requirement.
+        """Return whether a Result with this value of the field meets the requirement.
 
         Args:
             value: The value that the Result holds.
 
         Returns:
-            True if it is allowed. Truth values and numbers are not mixed up: False does not match 0.
+            True if it is allowed. False does not match 0, and True does not match 1.
         """
         if self.maximum is not None:
             return isinstance(value, (int, float)) and not isinstance(value, bool) and value <= self.maximum
@@ -40,13 +40,13 @@ class Requirement:
 
     @property
     def expected(self) -> str:
-        """What the requirement accepts, in words."""
+        """Description of the values that the requirement accepts."""
         return f"at most {self.maximum:g}" if self.maximum is not None else " or ".join(map(show, self.allowed))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PaperRow:
-    """One printed number and what a Result must be to be compared with it."""
+    """One printed number and what a Result must have to be compared with it."""
 
     source: str
     """Where the number is printed, such as `Table 2`."""
@@ -60,7 +60,7 @@ class PaperRow:
     """Printed decimals: the true value lies within half a unit of the last one."""
     requires: tuple[Requirement, ...] = ()
     remarks: tuple[str, ...] = ()
-    """What a comparison takes for granted, because the paper or the files leave it open."""
+    """What a comparison assumes, because the paper or the files do not state it."""
     incomparable: str = ""
     """Why no Result can be compared with this row, such as images that the paper does not name; empty for other rows."""
 
@@ -93,10 +93,10 @@ def show(value: object) -> str:
 def builtin_rows() -> tuple[PaperRow, ...]:
     """Read the rows of `rows.toml`.
 
-    The file has two parts. `[conditions.NAME]` is a set of requirements with a name: fact = value, or fact = {any = [...]},
+    The file has two parts. `[conditions.NAME]` is a set of requirements with a name: field = value, or field = {any = [...]},
     {max = x}, {unset = true}. `[[rows]]` is a group of numbers with common fields: `source`, `protocol`, `metric`,
-    `decimals` (1 by default), `conditions` (names), `requires` (more requirements), `remarks`, `incomparable`, and
-    `values`, a table from network to value, or to a table from metric to value.
+    `decimals` (1 by default), `conditions` (names), `requires` (more requirements), `remarks` and `incomparable`. Its
+    `values` map a network to a value, or to a table from metric to value.
 
     Returns:
         All rows, in the order of the file.
@@ -106,11 +106,11 @@ def builtin_rows() -> tuple[PaperRow, ...]:
 
 
 def _rows_of(group: Mapping[str, Any], conditions: Mapping[str, Mapping[str, Any]]) -> list[PaperRow]:
-    facts: dict[str, Any] = {}
+    fields: dict[str, Any] = {}
     for name in group.get("conditions", ()):
-        facts |= conditions[name]
-    facts |= group.get("requires", {})
-    requires = tuple(_requirement(fact, value) for fact, value in facts.items())
+        fields |= conditions[name]
+    fields |= group.get("requires", {})
+    requires = tuple(_requirement(field, value) for field, value in fields.items())
     rows = []
     for network, values in group["values"].items():
         for metric, value in (values if isinstance(values, dict) else {group["metric"]: values}).items():
@@ -130,16 +130,16 @@ def _rows_of(group: Mapping[str, Any], conditions: Mapping[str, Mapping[str, Any
     return rows
 
 
-def _requirement(fact: str, value: Any) -> Requirement:
+def _requirement(field: str, value: Any) -> Requirement:
     match value:
         case {"max": maximum}:
-            return Requirement(fact, maximum=float(maximum))
+            return Requirement(field, maximum=float(maximum))
         case {"any": allowed}:
-            return Requirement(fact, tuple(map(frozen, allowed)))
+            return Requirement(field, tuple(map(frozen, allowed)))
         case {"unset": True}:
-            return Requirement(fact, (None,))
+            return Requirement(field, (None,))
         case _:
-            return Requirement(fact, (frozen(value),))
+            return Requirement(field, (frozen(value),))
 
 
 def frozen(value: Any) -> Any:

@@ -104,8 +104,8 @@ def training_subsets(images: ImageSet, subset: str | None, seeds: int) -> list[n
 def extract_subsets(session: Session, train: ImageSet, subsets: Sequence[np.ndarray], val: ImageSet) -> tuple[list[Features], Features]:
     """Return the [CLS] features of each training subset and of the evaluation split.
 
-    Subsets that together are as large as the training split are taken from the features of the whole split, so that no
-    image is extracted twice.
+    Subsets that together are as large as the training split use the features of the whole split. So no image is extracted
+    twice.
     """
     if sum(map(len, subsets)) >= len(train):
         whole = session.features(train, Cls())
@@ -187,7 +187,7 @@ def average_runs(
 
     Args:
         runs: The metrics of each run, in percent.
-        own_errors: Standard error of each metric from the evaluated images, in percent; the same images in every run.
+        own_errors: Standard error of each metric over the evaluated images, in percent; every run has the same images.
 
     Returns:
         Means; standard errors, which combine the images and the subsets; and standard deviations over the runs, empty for
@@ -211,7 +211,7 @@ def subset_scores(
 ) -> Scores:
     """Average runs on the training split or on subsets of it, and note in the record what was trained on.
 
-    For several runs, `samples` holds paths and labels only: the outcomes of an image are not independent across runs, so
+    For several runs, `samples` contains paths and labels only. The outcomes of an image are not independent across runs, so
     such Results are compared by their standard errors.
 
     Args:

@@ -50,7 +50,8 @@ def resolve_root(data: str | None, name: str, expected: str) -> Path:
         return expand(data)
     if root is not None and (root / name).is_dir():
         return root / name
-    raise ConfigError(f"no dataset: $DINOEVAL_DATA{'/' + name if name else ''} does not exist; pass --data, {expected}")
+    default = f"$DINOEVAL_DATA{'/' + name if name else ''}"
+    raise ConfigError(f"--data is not set and {default} does not exist: pass --data, {expected}")
 
 
 def open_image_folder(folder: str | None, option: str) -> ImageSet | None:
@@ -66,12 +67,12 @@ def open_image_folder(folder: str | None, option: str) -> ImageSet | None:
     if folder is None:
         return None
     if not expand(folder).is_dir():
-        raise DataError(f"--{option} {folder}: the folder does not exist")
+        raise DataError(f"--{option} {folder} does not exist: pass a folder of images")
     return dataclasses.replace(open_images(folder), split=option)
 
 
 def folder_names(config: Any) -> dict[str, str]:
-    """Return the names of the folders that --distractors and --whitening name, without where they are stored."""
+    """Return the names of the folders of --distractors and --whitening, without their locations."""
     return {option: Path(value).name for option in ("distractors", "whitening") if (value := getattr(config, option))}
 
 

@@ -34,16 +34,16 @@ if TYPE_CHECKING:
 
 SEED = 0
 MAX_HELD_OUT = 10_000
-"""Images: enough to choose between heads, and less than one percent of ImageNet."""
+"""Maximum number of held-out images: enough to choose between heads, and less than one percent of ImageNet."""
 
 
 @dataclasses.dataclass(frozen=True)
 class HeadScores:
-    """What one training run found."""
+    """The result of one training run."""
 
     ranks: dict[str, np.ndarray]
-    """Number of classes (Q,) that a head ranks above the correct one: for the chosen head and for the head that is best on val, by
-    suffix of the metrics."""
+    """Number of classes (Q,) ranked above the correct one, by suffix of the metrics: of the chosen head, and of the head that is best
+    on val."""
     chosen: list[str]
     """Which heads were chosen, and where they are stored."""
     table: list[dict[str, Any]]
@@ -127,7 +127,7 @@ class LinearProbe:
         return self._report(sweep, eval_sets, folder, notes)
 
     def _batch(self, images: int) -> tuple[int, list[str]]:
-        """Return the images per step; the default batch is cut to the training images, another one must fit."""
+        """Return the images per step: the default, reduced to the number of training images, or a passed value that must fit."""
         batch = self.config.train_batch_size
         if batch <= images:
             return batch, []
@@ -181,7 +181,7 @@ class LinearProbe:
                     save_head(folder / f"head{suffix or '_chosen'}.pth", best, metadata)
         if "held_out" not in eval_sets and len(sweep.heads) == 1:
             ranks = {"": sweep.ranks(eval_sets["val"])[:, 0], **ranks}
-            notes = [*notes, "top1 is the score of the last epoch: with one head and nothing held out there was nothing to choose"]
+            notes = [*notes, "top1 is the score of the last epoch: with one head and no held-out images, nothing was chosen"]
         if self.config.features == "cached":
             notes = [*notes, "trained on cached center crops; the paper trains with augmentation"]
         line = f"{'; '.join(chosen)}; heads in {folder}"
@@ -189,7 +189,7 @@ class LinearProbe:
 
 
 def describe_input(session: Session) -> dict[str, Any]:
-    """Return what a head belongs to: tensors alone determine neither the number of heads nor the preprocessing."""
+    """Describe the network and preprocessing that a head was trained with; the digest alone does not determine them."""
     backbone = session.backbone
     return {
         "backbone": backbone.digest,

@@ -3,8 +3,8 @@
 The descriptor is the final-norm [CLS] token of the last block, concatenated with the generalized mean (p = 4) of its patch
 tokens; whitened by statistics of another image set; L2-normalized. Originals and distractors are ranked by cosine. Images
 are resized to a square without keeping the aspect ratio (PIL, bicubic). The score is the mean over the strong copies of the
-average precision, by trapezoids, of the first 20 ranks: a copy whose original comes first scores 1, second 0.25, beyond the
-twentieth 0. Source: eval_copy_detection.py of facebookresearch/dino; the paper names neither the power, the square, the
+average precision of the first 20 ranks, by trapezoids. A copy whose original comes first scores 1, second 0.25, beyond the
+twentieth 0. Source: eval_copy_detection.py of facebookresearch/dino. The paper names neither the power, the square, the
 cutoff nor the uncentered covariance of the whitening.
 
 `mAP_full_strong` is the same over the whole ranking; the table has both for every block.
@@ -46,7 +46,7 @@ class Config:
     """Copy detection on Copydays."""
 
     data: str | None = None
-    """Folder that holds original/, strong/, jpegqual/ and crops/ (default: $DINOEVAL_DATA/copydays)."""
+    """Folder with original/, strong/, jpegqual/ and crops/ (default: $DINOEVAL_DATA/copydays)."""
     distractors: str | None = None
     """Folder of images to add to the originals; the paper uses 10,000 of YFCC100M (default: none)."""
     whitening: str | None = None
@@ -59,7 +59,7 @@ class Config:
     gem_p: float = GEM_POWER
     """Power of the generalized mean."""
     ap_cutoff: int = AP_CUTOFF
-    """Ranks that count in average precision; mAP_full_strong counts all."""
+    """Number of first ranks that count in average precision; mAP_full_strong counts all."""
 
 
 def run(config: Config, session: Session) -> Result:
@@ -80,7 +80,7 @@ def run(config: Config, session: Session) -> Result:
     with record.stage("open"):
         size = _image_size(config, session)
         transform = CenterCrop(size, size, "bicubic", *session.normalization(), squash=True)
-        root = resolve_root(config.data, "copydays", "the folder that holds original/ and strong/")
+        root = resolve_root(config.data, "copydays", "the folder with original/ and strong/")
         opened = open_copydays(root, allow_missing=session.config.bad_images == "skip")
         distractors = open_image_folder(config.distractors, "distractors")
         whitening = open_image_folder(config.whitening, "whitening")

@@ -1,12 +1,12 @@
 """Label propagation on DAVIS (Table 5): the objects of the first frame are propagated through a video by patch tokens alone.
 
 Frames have a short side of 480 pixels; their long side is cut to a multiple of 64. Patch tokens pass the final norm and are
-L2-normalized. Each token averages the labels of the 5 most similar tokens, with weight exp(cosine / 0.1), among those at
-most 12 rows and columns away in the first frame and in the previous 7. Source: eval_video_segmentation.py of
-facebookresearch/dino; the paper only says that it follows Jabri et al., whose code has other values.
+L2-normalized. The context of a frame is the first frame and the previous 7. Each token averages the labels of the 5 most
+similar context tokens at most 12 rows and columns away, with weight exp(cosine / 0.1). Source: eval_video_segmentation.py
+of facebookresearch/dino. The paper only states that it follows Jabri et al., whose code has other values.
 
-Region similarity J and contour accuracy F are those of davis2017-evaluation, semi-supervised: the first and the last frame
-do not count, void counts as background, and the mean is over the objects of all sequences, not over sequences.
+Region similarity J and contour accuracy F are those of davis2017-evaluation, semi-supervised. The first and the last frame
+do not count, and void counts as background. The mean is over the objects of all sequences, not over sequences.
 """
 
 from __future__ import annotations
@@ -45,34 +45,34 @@ class Config(VideoConfig):
     """Label propagation on DAVIS."""
 
     data: str | None = None
-    """The folder that holds JPEGImages/480p, Annotations/480p and ImageSets; by default $DINOEVAL_DATA/DAVIS. A tree of 2016, with one
-    object a sequence, goes too; where only first frames have annotations, masks are made and nothing is scored."""
+    """Folder with JPEGImages/480p, Annotations/480p and ImageSets, of DAVIS 2017 or 2016. If only first frames have annotations, masks
+    are propagated but not scored (default: $DINOEVAL_DATA/DAVIS)."""
     sequences: tuple[str, ...] = ()
-    """Names of sequences, or one file that lists them; by default ImageSets/2017/val.txt, or else that of 2016."""
+    """Names of sequences, or one file that lists them (default: ImageSets/2017/val.txt, else that of 2016)."""
     out: str | None = None
-    """Write masks to OUT/<sequence>/NNNNN.png, and go on from the sequences that are finished there; by default a folder beside the
-    feature cache."""
+    """Folder for the masks, OUT/<sequence>/NNNNN.png. Sequences that are finished there are not repeated (default: a folder in the
+    feature cache)."""
     masks: str | None = None
-    """Only score masks that were made elsewhere, MASKS/<sequence>/NNNNN.png; no network is used."""
+    """Score existing masks, MASKS/<sequence>/NNNNN.png, instead of propagating; no network is used (default: propagate)."""
     overlay: str | None = None
-    """A folder for pictures: an animated GIF and a contact sheet of each sequence, its masks over its frames."""
+    """Folder for an animated GIF and a contact sheet of each sequence, with its masks over its frames (default: not drawn)."""
 
 
 @dataclasses.dataclass
 class _Outcome:
-    """What became of one sequence."""
+    """The masks and scores of one sequence."""
 
     scores: dict[str, np.ndarray]
-    """(objects,) fractions by metric; empty where nothing is scored."""
+    """(objects,) fractions by metric; empty if the sequence is not scored."""
     lost: list[int]
     constant: dict[str, list[int]]
     seconds: dict[str, float]
 
 
 def run(config: Config, session: Session) -> Result:
-    """Propagate the first masks of all sequences and score the masks; finished sequences are not repeated.
+    """Propagate the first masks of all sequences and score the masks.
 
-    Several processes share the sequences.
+    Finished sequences are not repeated. Several processes share the sequences.
 
     Args:
         config: The options.
@@ -88,7 +88,7 @@ def run(config: Config, session: Session) -> Result:
     """
     record = session.record("davis", VERSION, config)
     with record.stage("open"):
-        root = resolve_root(config.data, "DAVIS", "the folder that holds JPEGImages/ and Annotations/")
+        root = resolve_root(config.data, "DAVIS", "the folder with JPEGImages/ and Annotations/")
         transform = _resolve(config, session)
         if config.overlay is not None:
             from dinoeval.figures.overlay import make_folder
@@ -96,9 +96,9 @@ def run(config: Config, session: Session) -> Result:
             make_folder(expand(config.overlay))
         videos = open_davis(root, config.sequences)
         if config.masks is not None and not videos[0].annotated:
-            raise DataError(f"{root} has annotations of first frames only: the masks in {config.masks} cannot be scored")
+            raise DataError(f"--masks {config.masks} cannot be scored: {root} has annotations of first frames only. Remove --masks")
     work = _Scoring(expand(config.masks)) if config.masks is not None else _Propagating(config, session, videos, transform)
-    own = [(number, work.do(videos[number])) for number in distributed.shard(len(videos))]
+    own = [(number, work.process(videos[number])) for number in distributed.shard(len(videos))]
     if config.overlay is not None:
         with record.stage("overlay"):
             _draw(expand(config.overlay), [videos[number] for number, _ in own], work.folder)
@@ -120,36 +120,38 @@ def _resolve(config: Config, session: Session) -> FrameTransform:
     """Check the options."""
     settings = session.config
     if config.masks is not None and (config.out or settings.arch or settings.weights):
-        raise ConfigError("--masks scores masks made elsewhere: leave out --out, --arch and --weights")
+        raise ConfigError("--masks scores existing masks and uses no network: leave out --out, --arch and --weights")
     if config.masks is not None and (changed := _changed(config)):
-        raise ConfigError(f"--masks scores masks made elsewhere: leave out --{changed[0][0].replace('_', '-')}, which is about making them")
+        raise ConfigError(
+            f"--masks scores existing masks, which propagation options do not change: leave out --{changed[0].replace('_', '-')}"
+        )
     if config.masks is None:
         session.backbone.check_offers(patches=True)
     return config.frame_transform(session)
 
 
-def _changed(config: Config) -> list[tuple[str, Any]]:
-    """The options about making masks that are not the paper's, with the paper's value."""
-    paper = Config()
-    return [(name, getattr(paper, name)) for name in _PROPAGATION if getattr(config, name) != getattr(paper, name)]
+def _changed(config: Config) -> list[str]:
+    """List the options of propagation that do not have their default values."""
+    default = Config()
+    return [name for name in _PROPAGATION if getattr(config, name) != getattr(default, name)]
 
 
 @dataclasses.dataclass
 class _Scoring:
-    """Scores masks that are there."""
+    """Scores existing masks."""
 
     folder: Path
 
-    def do(self, video: Video) -> _Outcome:
+    def process(self, video: Video) -> _Outcome:
         if not (self.folder / video.name).is_dir():
-            raise DataError(f"{self.folder} has no folder {video.name}: masks lie at <sequence>/NNNNN.png")
+            raise DataError(f"{self.folder} has no folder {video.name}: --masks expects MASKS/<sequence>/NNNNN.png")
         began = time.monotonic()
         scores = score_objects(video, self.folder / video.name)
         return _Outcome(scores, [], {}, {"scores": time.monotonic() - began})
 
 
 class _Propagating:
-    """Makes masks, then scores them."""
+    """Propagates masks, then scores them."""
 
     def __init__(self, config: Config, session: Session, videos: list[Video], transform: FrameTransform) -> None:
         from dinoeval.data.mask_folders import read_record
@@ -157,25 +159,25 @@ class _Propagating:
         from dinoeval.features.spec import key_of
 
         self.session, self.config, self.transform, self.done = session, config, transform, 0
-        prints = {video.name: video.fingerprint() for video in videos}
+        fingerprints = {video.name: video.fingerprint() for video in videos}
         common = {
             "version": VERSION, "backbone": session.backbone.digest, "network": dataclasses.asdict(session.backbone.config),
             "precision": session.backbone.precision, "transform": transform.id, **config.propagation_options(),
         }  # fmt: skip
-        self.recipes = {name: {**common, "frames and first mask": print_} for name, print_ in prints.items()}
+        self.settings = {name: {**common, "frames and first mask": fingerprint} for name, fingerprint in fingerprints.items()}
         runs = session.cache.root / RUNS
-        self.folder = expand(config.out) if config.out else runs / f"davis-{key_of({**common, 'videos': prints})}"
+        self.folder = expand(config.out) if config.out else runs / f"davis-{key_of({**common, 'videos': fingerprints})}"
         self.marker = None if config.out else self.folder / FINISHED
-        for name, recipe in self.recipes.items():
-            read_record(self.folder / name, recipe)  # refuses masks of another run before any work
+        for name, settings in self.settings.items():
+            read_record(self.folder / name, settings)  # rejects masks of another run before any work
         self.count = len(videos)
-        _log.info("masks go to %s", self.folder)
+        _log.info("writing masks to %s", self.folder)
 
-    def do(self, video: Video) -> _Outcome:
+    def process(self, video: Video) -> _Outcome:
         from dinoeval.data.mask_folders import read_record
 
         began = time.monotonic()
-        earlier = read_record(self.folder / video.name, self.recipes[video.name])
+        earlier = read_record(self.folder / video.name, self.settings[video.name])
         record = earlier or self._make(video)
         made = time.monotonic()
         self.done += 1
@@ -198,26 +200,35 @@ class _Propagating:
         masks = zip((f"{name}.png" for name in names), propagation.masks(names, frames), strict=True)
         return write_masks(
             self.folder / video.name,
-            self.recipes[video.name],
+            self.settings[video.name],
             masks,
             lambda: {"lost": propagation.lost, "constant": propagation.constant},
         )
 
 
 def score_objects(video: Video, folder: Path) -> dict[str, np.ndarray]:
-    """The official scores of a sequence's masks: (objects,) fractions by metric, NaN where a sequence has fewer than 3 frames.
+    """Score the masks of a sequence by the official evaluation.
 
-    The first frame and the last do not count. Raises DataError where a mask is missing, of another size, or has an object
-    that the first mask has not.
+    The first and the last frame do not count.
+
+    Args:
+        video: The sequence, with annotations of all frames.
+        folder: Folder of the masks, NNNNN.png.
+
+    Returns:
+        Fractions (objects,) by metric; NaN if the sequence has fewer than 3 frames.
+
+    Raises:
+        DataError: If a mask is missing, differs in size from the frames, or has an object that the first mask does not have.
     """
     from dinoeval.maths.segmentation import contour_accuracy, region_similarity, sequence_statistics
 
     frames = range(1, len(video.frames) - 1)
     values = np.zeros((2, video.objects, len(frames)))
     for place, number in enumerate(frames):
-        mask, truth = _predicted(video, folder / video.mask_name(number)), video.ground_truth(number)
+        mask, ground_truth = _predicted(video, folder / video.mask_name(number)), video.ground_truth(number)
         for label in range(1, video.objects + 1):
-            pair = truth == label, mask == label
+            pair = ground_truth == label, mask == label
             values[:, label - 1, place] = region_similarity(*pair), contour_accuracy(*pair)
     found = {metric: np.full(video.objects, np.nan) for metric in METRICS}
     for label in range(video.objects if len(frames) else 0):
@@ -230,14 +241,14 @@ def score_objects(video: Video, folder: Path) -> dict[str, np.ndarray]:
 def _predicted(video: Video, path: Path) -> np.ndarray:
     mask = read_mask(path)
     if mask.shape[::-1] != video.size:
-        raise DataError(f"the mask {path} has {mask.shape[1]} x {mask.shape[0]} pixels, and its frame {video.size[0]} x {video.size[1]}")
+        raise DataError(f"mask {path} has {mask.shape[1]} x {mask.shape[0]} pixels, and its frame {video.size[0]} x {video.size[1]}")
     if mask.max(initial=0) > video.objects:
-        raise DataError(f"the mask {path} has an object {mask.max()}, and the first mask of {video.name} has {video.objects} objects")
+        raise DataError(f"mask {path} has an object {mask.max()}, but the first mask of {video.name} has {video.objects} objects")
     return mask
 
 
 def _draw(folder: Path, videos: list[Video], masks: Path) -> None:
-    """Draw what there is a mask of: masks made elsewhere may leave out the first and the last frame."""
+    """Draw the frames that have a mask. Masks of --masks may lack the first and the last frame."""
     from dinoeval.data.frames import read_frame
     from dinoeval.figures.overlay import draw_video
 
@@ -300,17 +311,17 @@ def _notes(videos: list[Video], outcomes: list[_Outcome]) -> list[str]:
     short = [video.name for video in videos if len(video.frames) < 3]
     unseen = [f"{video.name} {label}" for video in videos for label in video.unused_labels]
     found = [
-        (lost, "objects that no token has, the first mask being shrunk: {}"),
-        (constant, "frames in which a soft map is the same everywhere: {}"),
-        (short if videos[0].annotated else [], "not scored, having fewer than 3 frames, of which the first and the last do not count: {}"),
-        (unseen, "numbers that the first mask leaves out, and that the official evaluation counts as objects: {}"),
+        (lost, "objects of the first mask that no token has after resizing: {}"),
+        (constant, "frames in which a soft map is constant: {}"),
+        (short if videos[0].annotated else [], "sequences of fewer than 3 frames, which are not scored: {}"),
+        (unseen, "labels that the first mask does not contain, but that the official evaluation counts as objects: {}"),
     ]
     notes = [text.format(join_names(names, 20)) for names, text in found if names]
-    return notes if videos[0].annotated else [*notes, "only first frames have annotations: the masks are not scored"]
+    return notes if videos[0].annotated else [*notes, "only first frames have annotations, so the masks are not scored"]
 
 
 def _table(videos: list[Video], outcomes: list[_Outcome]) -> list[dict[str, Any]]:
-    """A row a sequence, then, where a sequence has several, a row an object; percent."""
+    """Return one row per sequence; if a sequence has several objects, also one row per object; in percent."""
     rows: list[dict[str, Any]] = []
     parts: list[dict[str, Any]] = []
     any_failed = any(outcome.lost or outcome.constant for outcome in outcomes)

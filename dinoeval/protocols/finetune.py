@@ -2,11 +2,11 @@
 
 The backbone and a new linear head are trained together. The last epoch is scored on center crops of the evaluation split.
 The released code has no fine-tuning. The recipes are those of DeiT with what the authors wrote in issues 31, 81, 144 and
-171 of facebookresearch/dino; see `training/finetune/recipes.py`. Not published are the factor that scales the initial
-weights of the head, the settings for Flowers and Cars, and whether ViT-S/16 had those of ViT-B/16.
+171 of facebookresearch/dino; see `training/finetune/recipes.py`. Three things are not published: the factor that scales the
+initial weights of the head, the settings for Flowers and Cars, and whether ViT-S/16 had those of ViT-B/16.
 
-Unlike in DeiT, what is drawn for an image depends only on the seed, the epoch and the image. So a resumed run equals an
-uninterrupted one, and the number of processes only changes rounding, the draws of stochastic depth, and the statistics of
+Unlike in DeiT, the random draws for an image depend only on the seed, the epoch and the image. So a resumed run equals an
+uninterrupted one. The number of processes only changes rounding, the draws of stochastic depth, and the statistics of
 BatchNorm in networks that have it.
 """
 
@@ -35,15 +35,15 @@ VERSION = 1
 class Config:
     """Fine-tuning of the whole network. To resume an interrupted run, rerun the same command.
 
-    --batch-size is the number of images per forward pass in each process: it bounds memory, and gradients are summed up to
-    --train-batch-size. --precision is the precision of training; the weights stay in float32.
+    --batch-size is the number of images per forward pass in each process, which bounds memory. Gradients are accumulated up
+    to --train-batch-size. --precision is the precision of training; the weights stay in float32.
     """
 
     data: str | None = None
     """Folder, CSV table or name, as `dinoeval knn` takes (default: $DINOEVAL_DATA/imagenet, else the built-in digits)."""
     preset: str = "auto"
-    """Source of the recipe: cifar10, cifar100, inat18, inat19, flowers, cars or imagenet as in the paper, or short or digits, which are
-    not from the paper; auto chooses by the name of the dataset. The next six options change the recipe."""
+    """Training recipe. From the paper: cifar10, cifar100, inat18, inat19, flowers, cars, imagenet. Not from the paper: short, digits.
+    auto chooses by the name of the dataset. The next six options override values of the recipe."""
     epochs: int | None = None
     """Passes over the training split (default: from the preset)."""
     lr: float | None = None
@@ -130,7 +130,7 @@ def _train(config: Config, session: Session, recipe: FinetuneRecipe, train: Imag
         return FinetuneRun(session.backbone, train, val, recipe, session.transform, settings).finish()
     except torch.cuda.OutOfMemoryError as error:
         raise DinoevalError(
-            "out of GPU memory: reduce --batch-size, for example to 32 (the batch of a step stays the same), or pass --precision bf16. "
+            "out of GPU memory: reduce --batch-size, for example to 32 (--train-batch-size does not change), or pass --precision bf16. "
             "Rerun the same command to resume from the last epoch"
         ) from error
 

@@ -3,13 +3,13 @@
 The final-norm [CLS] token of the last block is L2-normalized. The k nearest training images by cosine, found exactly,
 vote for their class with weight exp(cosine / 0.07). The paper reports k = 20. Source: eval_knn.py of facebookresearch/dino.
 
-The released code leaves some answers to chance; here they follow fixed rules. For equal cosines the earlier training image
-is nearer; for equal sums the earlier class wins; a class without a vote is not a prediction, while the released top-5
-includes such classes in arbitrary order. Therefore top-5 is lower than the released one for k below about 20.
+The released code breaks ties arbitrarily; here fixed rules apply. For equal cosines, the earlier training image is nearer.
+For equal sums, the earlier class wins. A class without a vote is not a prediction, while the released top-5 includes such
+classes in arbitrary order. Therefore top-5 is lower than the released one for k below about 20.
 
 With a training subset (Table 10), only the set of neighbors is smaller. If images may belong to several classes (VOC07 in
-Table 10), the score of a class is the weight of the neighbors that have it, divided by the weight of all, and the metrics
-are mean average precisions; the paper names neither a score nor a metric for such a dataset.
+Table 10), the score of a class is the weight of the neighbors that have it, divided by the weight of all neighbors. The
+metrics are mean average precisions. The paper names neither a score nor a metric for such a dataset.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Config:
     """Weighted k-NN classification."""
 
     data: str | None = None
-    """Folder with train/ and val/ (or test/), CSV table with columns path, label (or labels) and split, or a name: digits, cifar10,
+    """Folder with train/ and val/ (or test/); CSV table with columns path, label (or labels) and split; or a name: digits, cifar10,
     cifar100, flowers102, imagenet, places365, places205, voc07, cars, inat18, inat19 (default: $DINOEVAL_DATA/imagenet, else the
     built-in digits)."""
     k: tuple[int, ...] = (10, 20, 100, 200)
@@ -99,7 +99,7 @@ def run(config: Config, session: Session) -> Result:
 
 def _check(config: Config) -> None:
     if not isinstance(config.k, tuple) or not config.k or min(config.k) < 1:
-        raise ConfigError(f"--k must be numbers of at least 1, such as 10 20, got {config.k}")
+        raise ConfigError(f"--k must be numbers of at least 1, such as 10 20, got {' '.join(map(str, config.k)) or 'none'}")
     if not 0 < config.temperature < math.inf:
         raise ConfigError(f"--temperature must be a positive number, got {config.temperature}")
 
@@ -129,11 +129,11 @@ def _score_subsets(config: Config, ks: list[int], trains: list[Features], val: F
     return runs, seconds
 
 
-def fitting_ks(asked: tuple[int, ...], images: int) -> tuple[list[int], list[str]]:
+def fitting_ks(requested: tuple[int, ...], images: int) -> tuple[list[int], list[str]]:
     """Cut the default list of k to the number of training images.
 
     Args:
-        asked: The values of --k.
+        requested: The values of --k.
         images: Number of training images.
 
     Returns:
@@ -146,11 +146,11 @@ def fitting_ks(asked: tuple[int, ...], images: int) -> tuple[list[int], list[str
         >>> fitting_ks((10, 20, 100, 200), 120)[0]
         [10, 20, 100]
     """
-    ks = sorted(set(asked))
+    ks = sorted(set(requested))
     fitting = [k for k in ks if k <= images]
     if len(fitting) == len(ks):
         return ks, []
     too_large = ", ".join(str(k) for k in ks if k > images)
-    if asked != Config().k:
+    if requested != Config().k:
         raise ConfigError(f"--k {too_large} exceeds the {images:,} training images: pass --k {images} or less")
     return fitting or [images], [f"k = {too_large} left out: there are only {images:,} training images"]

@@ -1,13 +1,13 @@
 """Linear probe: linear classifiers on frozen features, trained with augmentation (Tables 2, 7, 8, 13 to 15, appendix F.2).
 
 Training uses random resized crops (bilinear) and horizontal flips, validation uses center crops. SGD with momentum 0.9,
-batch 1024, 100 epochs, one cosine step per epoch, no weight decay. The features depend on the architecture: ViT-S uses the
+batch 1024, 100 epochs, one cosine step per epoch, no weight decay. The features depend on the architecture. ViT-S uses the
 [CLS] tokens of the last four blocks, ViT-B uses [CLS] and the mean patch token, other networks their pooled feature.
 Source: eval_linear.py of facebookresearch/dino.
 
-The paper reports the best of all epochs AND of an unpublished sweep of learning rates, both chosen on the validation images
-that it is measured on. Here all heads of a sweep are trained from one forward pass. Head and epoch are chosen on held-out
-training images (`top1`), and the score chosen as in the paper is reported with it (`top1_best_on_val`).
+The paper reports the best of all epochs and of an unpublished sweep of learning rates. Both are chosen on the validation
+images that are also scored. Here all heads of a sweep are trained from one forward pass. Head and epoch are chosen on
+held-out training images (`top1`). The score chosen as in the paper is also reported (`top1_best_on_val`).
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Config:
     """Folder, CSV table or name, as `dinoeval knn` takes; multi-label datasets are not supported (default: $DINOEVAL_DATA/imagenet, else
     the built-in digits)."""
     readouts: tuple[str, ...] = ("auto",)
-    """Features to train heads on: cls, lastN such as last4, clsavg, gem, or auto for the paper's choice for the architecture."""
+    """Features to train heads on: cls, lastN such as last4, clsavg, gem, or auto (the choice of the paper for the architecture)."""
     lrs: tuple[float, ...] = (0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
     """Learning rates for a batch of 256, each for one head; scaled by batch / 256. The sweep of the paper is not published."""
     weight_decays: tuple[float, ...] = (0.0,)
@@ -69,7 +69,7 @@ class Config:
     subset_seeds: int = 3
     """Random subsets to average if --train-subset is a percentage."""
     out: str | None = None
-    """Run folder: state, log and heads (default: a folder in the feature cache, by the run's options)."""
+    """Run folder: state, log and heads (default: a folder in the feature cache, named by the hash of the options)."""
 
 
 def run(config: Config, session: Session) -> Result:
@@ -153,9 +153,9 @@ def _check(config: Config) -> None:
         if not isinstance(getattr(config, field), tuple) or not getattr(config, field):
             raise ConfigError(f"--{field.replace('_', '-')} needs at least one value, got {getattr(config, field)}")
     if not all(0 < lr < math.inf for lr in config.lrs):
-        raise ConfigError(f"--lrs must be positive numbers, got {config.lrs}")
+        raise ConfigError(f"--lrs must be positive numbers, got {' '.join(map(str, config.lrs))}")
     if not all(0 <= decay < math.inf for decay in config.weight_decays):
-        raise ConfigError(f"--weight-decays must be at least 0, got {config.weight_decays}")
+        raise ConfigError(f"--weight-decays must be at least 0, got {' '.join(map(str, config.weight_decays))}")
     for field in ("epochs", "train_batch_size", "subset_seeds"):
         if getattr(config, field) < 1:
             raise ConfigError(f"--{field.replace('_', '-')} must be at least 1, got {getattr(config, field)}")
@@ -171,26 +171,26 @@ def _readouts(config: Config, arch: str) -> list[Readout]:
 
 
 def _score_head(record: RunRecord, name: str, train: ImageSet, val: ImageSet) -> Result:
-    """Score a head that was trained earlier or elsewhere."""
+    """Score the head of --head."""
     from dinoeval.models.linear_head import open_head
 
     config: Config = record.config
     session = record.session
     assert config.head is not None
     head = open_head(config.head)
-    wanted = head.metadata.get("readout", "auto") if config.readouts == ("auto",) else config.readouts[0]
-    readout = parse_readout(default_readout(session.backbone.arch) if wanted == "auto" else wanted)
+    readout_name = head.metadata.get("readout", "auto") if config.readouts == ("auto",) else config.readouts[0]
+    readout = parse_readout(default_readout(session.backbone.arch) if readout_name == "auto" else readout_name)
     session.backbone.check_offers(readout.layers, readout.patches)
     width = readout.feature_shape(session.backbone.dim, (0, 0))[0]
     classes, dim = head.weight.shape
     if (classes, dim) != (len(train.classes), width):
         raise ConfigError(
-            f"the head {head.source} has {dim} inputs and {classes} classes; {readout.id} of {session.backbone.arch} has {width} "
-            f"dimensions, and {name} has {len(train.classes)} classes"
+            f"--head {head.source} has {dim} inputs and {classes} classes; {readout.id} of {session.backbone.arch} has {width} "
+            f"dimensions and {name} has {len(train.classes)} classes: pass the --arch, --readouts and --data that it was trained with"
         )
     own = json.loads(json.dumps({**describe_input(session), "classes": list(train.classes)}))
     if others := [field for field, value in own.items() if field in head.metadata and head.metadata[field] != value]:
-        raise ConfigError(f"the head {head.source} was trained with another {' and another '.join(others)}: pass what it was trained with")
+        raise ConfigError(f"--head {head.source} was trained with another {' and another '.join(others)}: pass the one it was trained with")
     features = session.features(val, readout)
     ranks = ranks_of(head.weight, head.bias, features.numpy(), labels_of(features.images), session.backbone.device)
     record.use_data(name, train=SplitRecord(train, []), val=features)

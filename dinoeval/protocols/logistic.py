@@ -2,14 +2,14 @@
 
 The features are those of k-NN: the final-norm [CLS] token of the last block on center crops, L2-normalized. The model has
 an L2 penalty, no intercept, and lambda = 0.1 / n. The released code does not contain it. Source: issue 121 of
-facebookresearch/dino, where the authors name 0.01, 0.1 and 1 as the values they tried, and the author of cyanure shows that
-lambda must be divided by the number of images. Which value gave which number of Table 10 is not published, nor are the
-images of its 1 % and 10 % of ImageNet.
+facebookresearch/dino. There the authors list 0.01, 0.1 and 1 as the values they tried, and the author of cyanure shows
+that lambda must be divided by the number of images. The paper publishes neither the value behind each number of Table 10
+nor the images of its 1% and 10% of ImageNet.
 
 If images may belong to several classes (VOC07 in Table 10), each class is fitted against all others, on the images that
-are not difficult for it, and the metrics are mean average precisions. The paper names no metric for VOC07, so both common
-ones are reported: the area under the exact precision-recall curve, and the mean over 11 recalls of VOC 2007. Their standard
-errors are standard deviations over bootstrap samples of the evaluation images.
+are not difficult for it. The metrics are mean average precisions. The paper names no metric for VOC07, so both common ones
+are reported: the area under the exact precision-recall curve, and the 11-point mean of VOC 2007. Their standard errors are
+standard deviations over bootstrap samples of the evaluation images.
 """
 
 from __future__ import annotations
@@ -60,10 +60,10 @@ class Config:
     data: str | None = None
     """Folder, CSV table or name, as `dinoeval knn` takes (default: $DINOEVAL_DATA/imagenet, else the built-in digits)."""
     lambdas: tuple[float, ...] = (LAMBDA,)
-    """Weights of the penalty, before division by the number of training images. Of several, the one with the best score on a held-out
-    tenth of the training images is fitted again on all of them."""
+    """Weights of the L2 penalty, before division by the number of training images. If there are several, the best on a held-out tenth
+    of the training images is chosen and refitted on all of them."""
     solver: Literal["cyanure", "sklearn"] = "cyanure"
-    """The paper uses cyanure. L-BFGS of scikit-learn reaches the same minimum; which is faster depends on the features."""
+    """Solver. The paper uses cyanure. sklearn (L-BFGS) reaches the same minimum; which is faster depends on the features."""
     tolerance: float = TOLERANCE
     """Stop when the relative duality gap is below this value."""
     max_iter: int = 2000
@@ -125,7 +125,7 @@ def run(config: Config, session: Session) -> Result:
 
 def _check(config: Config) -> None:
     if not isinstance(config.lambdas, tuple) or not config.lambdas or not all(0 < value < math.inf for value in config.lambdas):
-        raise ConfigError(f"--lambdas must be positive numbers, such as 0.01 0.1 1, got {config.lambdas}")
+        raise ConfigError(f"--lambdas must be positive numbers, such as 0.01 0.1 1, got {' '.join(map(str, config.lambdas)) or 'none'}")
     if not 0 < config.tolerance < 1:
         raise ConfigError(f"--tolerance must be between 0 and 1, got {config.tolerance}")
     if config.max_iter < 1:
@@ -146,7 +146,7 @@ def _log_memory(config: Config, size: int, dim: int, images: ImageSet) -> None:
     needed = memory_needed(size, dim, 2 if images.multi_label else classes)
     features = 4 * size * dim * (2 if len(config.lambdas) > 1 else 1)  # the fit to a part copies the other features
     _log.info(
-        "%s fits %s features of %d dimensions to %d classes: about %.2f GB of memory, besides %.2f GB of features",
+        "%s fits %s features of %d dimensions to %d classes: about %.2f GB of memory, in addition to %.2f GB of features",
         config.solver,
         f"{size:,}",
         dim,
@@ -168,7 +168,7 @@ def _fit_subset(config: Config, seed: int, train: Features, queries: np.ndarray,
     if len(config.lambdas) > 1:
         split = hold_out(labels, HELD_OUT, seed)
         scores = [_held_out_score(config, strength, features, labels, split) for strength in config.lambdas]
-        strength = config.lambdas[int(np.argmax(scores))]  # of equals the first
+        strength = config.lambdas[int(np.argmax(scores))]  # ties go to the first
         table = [
             {**row, "lambda": one, "held_out": score, "chosen": one == strength} for one, score in zip(config.lambdas, scores, strict=True)
         ]

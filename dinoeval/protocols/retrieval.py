@@ -2,15 +2,15 @@
 
 The final-norm [CLS] token of the last block is L2-normalized, and the database is ranked by cosine to each query. Images
 keep their aspect ratio: they are reduced to fit in a square (Lanczos) and never enlarged. At several scales (1, 1/sqrt 2,
-1/2) the raw features are averaged and divided by the length of the mean. Sources: eval_image_retrieval.py of
+1/2) the raw features are averaged and the mean is L2-normalized. Sources: eval_image_retrieval.py of
 facebookresearch/dino; for the scores, evaluate.py of revisitop: average precision by trapezoids, with junk images removed
 from the ranking.
 
-The paper queries with the whole image; the benchmark's own protocol crops queries to their box (--query-crop). The released
-code divides the multi-scale feature by the length of the whole batch, which is correct for its batches of one; here each
-image is divided by its own length, and images of equal size share a batch. The released code fills truncated files with
-gray; here they are listed and rejected. The released code leaves the order of equal cosines open; here the earlier image
-comes first.
+The paper queries with the whole image; the official benchmark crops queries to their bounding boxes (--query-crop). The
+released code divides the multi-scale feature by the norm of the whole batch, which is correct for its batches of one. Here
+each image is divided by its own norm, and images of equal size share a batch. The released code fills truncated files with
+gray; here they are listed and rejected. The released code does not define the order of equal cosines; here the earlier
+image comes first.
 """
 
 from __future__ import annotations
@@ -44,16 +44,16 @@ class Config:
     """Landmark retrieval on the revisited Oxford and Paris datasets."""
 
     dataset: DatasetName = "roxford5k"
-    """Which of the two datasets."""
+    """Dataset to evaluate."""
     data: str | None = None
-    """Folder that holds roxford5k/ or rparis6k/, each with its gnd_*.pkl and jpg/ (default: $DINOEVAL_DATA)."""
+    """Folder with roxford5k/ or rparis6k/, each with its gnd_*.pkl and jpg/ (default: $DINOEVAL_DATA)."""
     image_size: int | None = None
     """Maximum image side in pixels; the aspect ratio is kept (default: the published setting of the dataset, 224 for Oxford, 512 at
     several scales for Paris)."""
     multiscale: bool = False
     """Average the features at the scales 1, 0.71 and 0.5."""
     query_crop: bool = False
-    """Crop queries to their box, as the benchmark's own protocol does and the paper does not."""
+    """Crop queries to their bounding boxes, as in the official benchmark; the paper uses whole images."""
     distractors: str | None = None
     """Folder of images to add to the database, such as the one million of revisitop (default: none)."""
     whitening: str | None = None
@@ -80,7 +80,7 @@ def run(config: Config, session: Session) -> Result:
     with record.stage("open"):
         size, scales = resolve_setting(config)
         transform = Thumbnail(size, scales, *session.normalization())
-        root = resolve_root(config.data, "", f"the folder that holds {config.dataset}/")
+        root = resolve_root(config.data, "", f"the folder with {config.dataset}/")
         opened = open_retrieval(root, config.dataset)
         query_images = opened.cropped() if config.query_crop else opened.queries
         distractors = open_image_folder(config.distractors, "distractors")

@@ -1,7 +1,7 @@
 """Approximate indexes of FAISS: IVF, HNSW and product quantization.
 
-The recall of an approximate index is measured: some of its own vectors are searched in it and exactly. The search effort is
-the smallest that finds 97 % of their ten nearest neighbors.
+The recall of an approximate index is measured by comparison with exact search for a sample of its vectors. The search
+effort is the smallest that finds 97% of their ten nearest neighbors.
 
 Q queries, N vectors, K neighbors, D dimensions.
 """
@@ -73,7 +73,7 @@ class ApproximateIndex:
         return np.concatenate([cosines for cosines, _ in parts]), np.concatenate([rows for _, rows in parts])
 
     def _rerank(self, queries: np.ndarray, candidates: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-        """Best k of the candidates (Q, c) by their exact cosines, because the cosines of the codes are inexact."""
+        """Return the best k of the candidates (Q, c) by their exact cosines, because the cosines of the codes are inexact."""
         cosines = np.einsum("qd,qcd->qc", queries, self.vectors.take(np.maximum(candidates, 0)))
         cosines[candidates < 0] = -np.inf
         order = np.argsort(-cosines, axis=1, kind="stable")[:, :k]

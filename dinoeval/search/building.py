@@ -78,7 +78,7 @@ def build(
 ) -> ImageIndex:
     """Build an index of the images of a folder, or update an existing one.
 
-    An update extracts features of new and changed images only, and drops images that are gone.
+    An update extracts features of new and changed images only, and drops deleted images.
 
     Args:
         folder: Folder of images, searched recursively.
@@ -113,7 +113,7 @@ def build(
         raise ConfigError(unknown("index", index, get_args(IndexKind)))
     root, target = resolve(folder), resolve(out)
     if not root.is_dir():
-        raise DataError(f"folder {root} does not exist")
+        raise DataError(f"folder {root} does not exist: pass a folder of images")
     check_index_folder(target)
     images = open_images(root)
     if len(images) < 2:

@@ -65,7 +65,7 @@ class ImageIndex:
         """The backbone and transform of the index, loaded on first use.
 
         Raises:
-            CheckpointError: If the weights are not where they were when the index was built.
+            CheckpointError: If the weights are no longer stored at the path used when the index was built.
             ConfigError: If the options name other weights, precision or transform.
         """
         if self._session is None:
@@ -114,8 +114,8 @@ class ImageIndex:
     def query(self, images: QueryImages, k: int = 10) -> list[Matches]:
         """Find the k images that are most similar to each query.
 
-        A query whose file is in the index, by whatever path or link, is left out of its own result. Copies of it in other
-        files are not.
+        If the file of a query is in the index, under any path or link, it is left out of its own result. Copies of it in
+        other files are not.
 
         Args:
             images: A folder, a file, a CSV table or a PIL image; or several paths or PIL images.
@@ -182,7 +182,7 @@ class ImageIndex:
         return measure_threshold(self._stored, self.session)
 
     def _without_self(self, source: str, features: np.ndarray, cosines: np.ndarray, rows: np.ndarray, k: int) -> Matches:
-        """The k nearest images other than the file of the query, which the index may hold under several links."""
+        """Return the k nearest images other than the file of the query, which the index may contain under several links."""
         own_file = None
         if source:
             with contextlib.suppress(OSError):

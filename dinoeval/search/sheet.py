@@ -45,7 +45,7 @@ class Section:
 
 
 def check_sheet(path: str | Path) -> None:
-    """Check before the work that a sheet can be written.
+    """Check before the work starts that a sheet can be written.
 
     Args:
         path: File to write, .html or .png.

@@ -15,7 +15,7 @@ from dinoeval.session import Session, SessionConfig
 
 
 def index_spec(session: Session, readout_id: str) -> dict[str, Any]:
-    """Describe how features are made, as a manifest holds it.
+    """Describe how features are extracted, for the manifest.
 
     Args:
         session: Backbone and transform.

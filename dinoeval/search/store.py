@@ -232,7 +232,7 @@ class IndexDraft:
         return self._path(part)
 
     def publish(self, manifest: dict[str, Any], records: list[FileRecord], bad: list[FileRecord]) -> None:
-        """Replace the current index by the draft.
+        """Replace the current index with the draft.
 
         Args:
             manifest: Metadata of the new index, without `format` and `files`.

@@ -50,7 +50,7 @@ def make_copies(image: Image.Image) -> list[Image.Image]:
         image: Image, RGB.
 
     Returns:
-        The image as JPEG of quality 75 and 50, at half its size, and with 5 % of its width and height cropped.
+        The image as JPEG of quality 75 and 50, at half its size, and with 5% of its width and height cropped.
 
     Examples:
         >>> [copy.size for copy in make_copies(Image.new("RGB", (400, 200)))]

@@ -1,7 +1,7 @@
 """Stopping and resuming a training run: its folder, its checkpoint and its log.
 
-Pretraining, fine-tuning and linear probes all use this module. A run may be killed at any moment: files appear whole or
-not at all, so the folder always holds the last saved state, and the same command resumes from it.
+Pretraining, fine-tuning and linear probes all use this module. A run may be killed at any moment. Files are written
+completely or not at all, so the folder always contains the last saved state. Rerunning the command resumes from it.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class RunFolder:
     Under torchrun every process makes the same calls; only the first process writes.
 
     Args:
-        path: The folder; `resume` makes it.
+        path: The folder; `resume` creates it.
         settings: What two runs must share for one to resume the other. JSON values.
         checkpoint: File name of the state.
         settings_key: Key of the settings inside the state.
@@ -72,8 +72,8 @@ class RunFolder:
             What `save` wrote last. Its `epoch` is the number of finished epochs.
 
         Raises:
-            ConfigError: If the checkpoint is corrupted, was written by another command, or belongs to a run with other
-                settings, or if the processes do not see the same file.
+            ConfigError: If the checkpoint is corrupted, was written by another command, or belongs to a different run; or
+                if the processes do not see the same file.
             DinoevalError: If the folder cannot be made.
         """
         self._make()

@@ -17,7 +17,7 @@ def check_fields(options: object, names: Iterable[str], accepts: Callable[[Any],
         options: An object whose attributes are option values.
         names: Attributes to check.
         accepts: Returns whether a value is valid.
-        expected: The valid values in words, after "must be".
+        expected: Description of the valid values, which follows "must be".
 
     Raises:
         ConfigError: If a value is invalid. The message names the field as the command-line option.

@@ -40,8 +40,8 @@ def derive_seed(*numbers: int) -> int:
 def seeded(seed: int) -> Iterator[None]:
     """Seed the CPU generators of Python, NumPy and PyTorch inside a `with` block.
 
-    Their states are restored afterwards: without worker processes, the draws of an augmentation share the main process
-    with those of stochastic depth and of the user's program.
+    Their states are restored afterwards. Without worker processes, an augmentation runs in the main process and would
+    otherwise change the draws of stochastic depth and of the calling program.
 
     Args:
         seed: At least 0 and below 2**32.

@@ -197,7 +197,7 @@ def test_attention_reports_invalid_input(backbone, tmp_path):
             maps.overlay(**options)
     with pytest.raises(ConfigError, match="--points"):
         maps.points_figure()
-    with pytest.raises(ConfigError, match="resnet50 has no patches to draw"):
+    with pytest.raises(ConfigError, match="resnet50 has no patches"):
         dinoeval.figures.attention(dinoeval.load("resnet50", weights="random", device="cpu"), image)
 
 

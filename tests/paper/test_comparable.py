@@ -35,10 +35,10 @@ def test_row_accepts_a_result_that_meets_its_requirements(row):
 def test_row_rejects_every_unmet_requirement_by_name(row):
     for one in row.requires:
         wrong = (one.maximum or 0) * 2 if one.maximum is not None else "something else"
-        found = comparable(result_for(row, {one.fact: wrong}), [row])
+        found = comparable(result_for(row, {one.field: wrong}), [row])
         assert found.rows == found.related == ()
         if not row.incomparable:
-            assert any(reason.startswith((one.fact, LABELS.get(one.fact, one.fact))) for reason in found.reasons)
+            assert any(reason.startswith((one.field, LABELS.get(one.field, one.field))) for reason in found.reasons)
 
 
 @pytest.mark.parametrize(
@@ -73,7 +73,7 @@ def test_unknown_weights_get_the_same_answer_from_every_protocol(protocol):
     found = comparable(result_for(row, unknown))
     assert found.rows == ()
     assert found.reasons == (
-        f"the weights mine.pth are not known as released weights: they are scored as {row.network} with unknown weights",
+        f"the weights mine.pth do not match any released weights: they are scored as {row.network} with unknown weights",
     )
 
 

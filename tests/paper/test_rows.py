@@ -23,8 +23,8 @@ def test_requirements_equal_the_golden_copy():
     found = {}
     for row in builtin_rows():
         key = f"{row.source}/{row.protocol}/{row.network}/{row.metric}"
-        facts = {one.fact: one.expected for one in row.requires}
-        found.setdefault(key, []).append({**facts, "incomparable": row.incomparable})
+        fields = {one.field: one.expected for one in row.requires}
+        found.setdefault(key, []).append({**fields, "incomparable": row.incomparable})
     assert found == GOLDEN["requirements"]
 
 
@@ -35,9 +35,9 @@ def test_networks_of_rows_can_be_built_or_fetched():
 
 def test_finetune_rows_require_the_presets_recipe():
     for row in rows_for("finetune"):
-        facts = {one.fact: one.allowed[0] for one in row.requires if one.allowed}
-        recipe = PRESETS[facts["config.preset"]].record()
-        assert {name: facts[f"config.{name}"] for name in recipe} == {name: frozen(value) for name, value in recipe.items()}
+        fields = {one.field: one.allowed[0] for one in row.requires if one.allowed}
+        recipe = PRESETS[fields["config.preset"]].record()
+        assert {name: fields[f"config.{name}"] for name in recipe} == {name: frozen(value) for name, value in recipe.items()}
 
 
 def test_every_row_has_requirements_and_a_range():

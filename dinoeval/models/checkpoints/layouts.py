@@ -88,7 +88,7 @@ class NamedTensors:
     ignored: dict[str, Tensor]
     """Tensors whose names match `IGNORED`."""
     labels: tuple[str, ...]
-    """The layout in words."""
+    """Description of the layout."""
     network: str | None
     """`teacher` or `student`, or None if the file contains one network only."""
 

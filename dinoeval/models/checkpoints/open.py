@@ -27,8 +27,8 @@ from dinoeval.files import expand
 from dinoeval.models.checkpoints.layouts import to_released_names
 from dinoeval.models.checkpoints.state_dict import tensor_digest
 
-# Harmless names that DINO's own checkpoints refer to: the argparse.Namespace of the options, and NumPy scalars in the
-# optimizer's groups (the schedules are NumPy arrays), under the module paths of NumPy 1 and 2.
+# Harmless names in the checkpoints of DINO: the argparse.Namespace of the options, and NumPy scalars in the optimizer
+# groups (the schedules are NumPy arrays). NumPy 1 and 2 have different module paths.
 _SCALAR = np._core.multiarray.scalar  # type: ignore[attr-defined]
 _SAFE_GLOBALS: list[Any] = [
     argparse.Namespace,
@@ -51,7 +51,7 @@ class Checkpoint:
     ignored: dict[str, Tensor]
     """Tensors that their names mark as parts of a head; some timm models have a part of such a name."""
     layout: str
-    """In words, such as `PyTorch zip file, full checkpoint, key teacher, prefix backbone.`."""
+    """Description of the layout, such as `PyTorch zip file, full checkpoint, key teacher, prefix backbone.`."""
     key: str | None
     """`teacher` or `student`, or None if the file contains one network only."""
     arch: str | None = None
@@ -98,15 +98,15 @@ def read_file(path: Path) -> tuple[Any, str, dict[str, str]]:
         path: A file, or a folder with `model.safetensors` or `pytorch_model.bin`.
 
     Returns:
-        The content, usually a mapping; the container in words; and metadata that the file has about itself,
-        such as `arch` and `tensor_digest`.
+        The content, usually a mapping; a description of the container; and metadata of the file, such as `arch` and
+        `tensor_digest`.
 
     Raises:
         CheckpointError: If the file is missing, truncated, not a checkpoint, or would run code.
         OSError: If the system cannot read it.
     """
     if not path.exists():
-        raise CheckpointError(f"no file {path}. Pass a path to weights, or a model name from `dinoeval models`.")
+        raise CheckpointError(f"{path} does not exist: pass the path of a checkpoint, or a model name from `dinoeval models`")
     if path.is_dir():
         inside = [name for name in ("model.safetensors", "pytorch_model.bin") if (path / name).exists()]
         if not inside:
@@ -117,7 +117,9 @@ def read_file(path: Path) -> tuple[Any, str, dict[str, str]]:
     if not head:
         raise CheckpointError(f"{path} is empty. Download it again.")
     if head.lstrip()[:1] == b"<":
-        raise CheckpointError(f"{path} is a web page, not a checkpoint: the download returned an error page or a login page")
+        raise CheckpointError(
+            f"{path} is a web page, not a checkpoint: the download returned an error page or a login page. Download the file again."
+        )
     if head.startswith(b"version https://git-lfs"):
         raise CheckpointError(f"{path} is a Git LFS pointer, not the weights: run `git lfs pull` in its repository")
     if head[8:9] == b"{":
@@ -179,9 +181,9 @@ def read_pickle(path: Path) -> Any:
         with torch.serialization.safe_globals(_SAFE_GLOBALS), path.open("rb") as file:
             return torch.load(path if mapped else file, map_location="cpu", weights_only=True, mmap=mapped)
     except pickle.UnpicklingError as error:
-        refused = re.search(r"GLOBAL ([\w.]+)|Unsupported class ([\w.]+)|of ([\w.]+) was not", str(error))
-        if refused:
-            name = next(group for group in refused.groups() if group)
+        rejected = re.search(r"GLOBAL ([\w.]+)|Unsupported class ([\w.]+)|of ([\w.]+) was not", str(error))
+        if rejected:
+            name = next(group for group in rejected.groups() if group)
             raise CheckpointError(
                 f"{path} was not opened: it refers to {name}, and loading it could run code. "
                 "If you trust the file, save its state dict alone, or as safetensors."

@@ -81,7 +81,7 @@ def match_state_dict(
     if parts:
         likely = describe_shapes(state)
         hint = f" The shapes in the file are those of {likely}." if likely and (shapes or missing) and not unexpected else ""
-        raise CheckpointError(f"{source} does not fit {arch}; {'; '.join(parts)}.{hint}")
+        raise CheckpointError(f"{source} does not fit {arch}; {'; '.join(parts)}.{hint} Pass a matching --arch, or another checkpoint.")
     wrong_types = [name for name in expected if state[name].is_floating_point() != expected[name].is_floating_point()]
     if wrong_types:
         raise CheckpointError(f"{source} contains tensors that are not dense floating-point numbers: {join_names(wrong_types)}")
@@ -98,7 +98,7 @@ def describe_shapes(state: Mapping[str, Tensor]) -> str | None:
         state: Tensors under the released names.
 
     Returns:
-        Width, depth, patch size and number of positions in words, or None if these are not tensors of a ViT.
+        A phrase with width, depth, patch size and number of positions, or None if these are not tensors of a ViT.
 
     Examples:
         >>> import torch

@@ -74,8 +74,8 @@ def assign_mixup_groups(batch_size: int, group_size: int, rank: int, world_size:
 class RepeatedOrder(Sampler):
     """The items of each step of an epoch, in a new order every epoch.
 
-    Each image comes `repeats` times in a row. An epoch has as many items as the dataset has images, so it contains one in
-    `repeats` of them (RASampler of DeiT).
+    Each image occurs `repeats` times in a row. An epoch has as many items as the dataset has images, so it contains one of
+    every `repeats` images (RASampler of DeiT).
 
     Args:
         count: Number of training images.
@@ -133,7 +133,7 @@ def build_augmentation(recipe: FinetuneRecipe, transform: CenterCrop) -> Compose
 
 
 def _posterize(image: Image.Image, bits: int, **_: object) -> Image.Image:
-    """Keep the highest bits; 0 bits give black, as in DeiT's runs. timm 1.0.31 asks for 0 bits, which Pillow 13 refuses."""
+    """Keep the highest bits; 0 bits give black, as in the DeiT runs. timm 1.0.31 requests 0 bits, which Pillow 13 rejects."""
     return ImageOps.posterize(image, bits) if bits else Image.new(image.mode, image.size)
 
 

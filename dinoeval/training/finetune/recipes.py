@@ -53,7 +53,7 @@ class FinetuneRecipe:
     mixed_together: int = 64
     """Images that share one mixing ratio; in DeiT's runs, the images of one GPU."""
     repeats: int = 3
-    """Times that an image occurs in an epoch, each time with its own augmentation; an epoch has one in `repeats` images."""
+    """Times that an image occurs in an epoch, each time with its own augmentation; an epoch has one of every `repeats` images."""
     crop_scale: tuple[float, float] = (0.08, 1.0)
     """Area of a random crop as a fraction of the image."""
     randaugment: str = "rand-m9-mstd0.5-inc1"
@@ -74,7 +74,7 @@ class FinetuneRecipe:
         check_fields(self, ("drop_path", "smoothing", "erase", "ema_decay"), lambda value: 0 <= value < 1, "at least 0 and below 1")
         check_fields(self, ("crop_scale",), is_area_range, AREA_FRACTIONS)
         check_fields(self, ("warmup_epochs",), lambda value: value >= 0, "at least 0")
-        # The learning rate lags by one epoch (see FinetuneTrainer.begin), so the peak comes one epoch after the warm-up.
+        # The learning rate lags by one epoch (see FinetuneTrainer.begin), so its peak is one epoch after the warm-up.
         if self.warmup_epochs and self.epochs < self.warmup_epochs + 2:
             raise ConfigError(
                 f"--epochs {self.epochs} is too short for --warmup-epochs {self.warmup_epochs}: at least {self.warmup_epochs + 2} needed; "

@@ -250,8 +250,7 @@ def check_fits(train: ImageSet, val: ImageSet, recipe: FinetuneRecipe) -> None:
         raise DataError(f"{train.name} has one class ({join_names(train.classes)}); classification needs at least 2")
     if len(train) < recipe.train_batch_size:
         raise ConfigError(
-            f"{len(train):,} training images are fewer than one batch of {recipe.train_batch_size}: reduce --train-batch-size, "
-            "or pass --preset short"
+            f"{len(train):,} training images are fewer than one batch of {recipe.train_batch_size}: reduce --train-batch-size"
         )
 
 

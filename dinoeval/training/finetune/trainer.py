@@ -24,7 +24,7 @@ from dinoeval.training.finetune.classifier import Classifier
 from dinoeval.training.finetune.recipes import FinetuneRecipe
 from dinoeval.training.precision import MixedPrecision, Precision
 
-# As in DeiT: class token and positions, by their names in our networks and in timm's.
+# As in DeiT: class token and positions, by their names in the networks of dinoeval and timm.
 NOT_DECAYED = ("cls_token", "dist_token", "reg_token", "pos_embed")
 _ADVICE = "Reduce --lr, increase --warmup-epochs, or pass --precision fp32."
 

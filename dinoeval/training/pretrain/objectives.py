@@ -29,7 +29,7 @@ class Loss:
 class DinoLoss(nn.Module):
     """Cross-entropy between the teacher's targets and the student's other views.
 
-    The targets are centered and sharpened. The center is SUBTRACTED (the paper's text adds it; its pseudocode and the
+    The targets are centered and sharpened. The center is SUBTRACTED (the text of the paper adds it; its pseudocode and the
     released code subtract it). It is updated after the loss is computed, so a step uses the center of the step before.
     Pairs are averaged (Eq. 3 sums them).
     Source: DINOLoss in main_dino.py.

@@ -30,7 +30,7 @@ class Recipe:
     weight_decay_end: float = 0.4
     """Weight decay at the end; it follows a cosine in between."""
     clip_grad: float = 3.0
-    """Largest L2 norm of each parameter tensor's gradient; 0 turns clipping off. The author's ViT-S runs used 0."""
+    """Largest L2 norm of the gradient of each parameter tensor; 0 turns clipping off. The authors used 0 for ViT-S."""
     freeze_last_layer: int = 1
     """Epochs in which the last layer of the head is not trained."""
     drop_path: float = 0.1
@@ -39,9 +39,9 @@ class Recipe:
     out_dim: int = 65536
     """Number of prototypes, K."""
     hidden_dim: int = 2048
-    """Width of the head's hidden layers."""
+    """Width of the hidden layers of the head."""
     norm_last_layer: bool = True
-    """Keep the prototypes at length 1. The released ViT-S were trained without, ViT-B with."""
+    """Keep the prototypes at length 1, as for the released ViT-B models. The released ViT-S models were trained without it."""
     momentum_teacher: float = 0.996
     """Momentum of the teacher at the start; a cosine raises it to 1. The authors recommend 0.9995 for a batch of 256."""
     student_temp: float = 0.1
@@ -51,9 +51,9 @@ class Recipe:
     teacher_temp: float = 0.04
     """Softmax temperature of the teacher after its warm-up. The paper uses 0.07 after 30 epochs."""
     warmup_teacher_temp_epochs: int = 0
-    """Epochs in which the teacher's temperature rises."""
+    """Epochs in which the temperature of the teacher rises."""
     center_momentum: float = 0.9
-    """Momentum of the center of the teacher's output."""
+    """Momentum of the center of the teacher output."""
 
     global_crop: int = 224
     """Side of the global crops, in pixels."""
@@ -72,7 +72,7 @@ class Recipe:
     solarize: bool = True
     """Solarize one fifth of the second global crops."""
     blur_radius: tuple[float, float] = (0.1, 2.0)
-    """Range of the Gaussian blur's radius, in pixels of the crop."""
+    """Range of the radius of the Gaussian blur, in pixels of the crop."""
 
     def __post_init__(self) -> None:
         counts = ("epochs", "batch_size", "out_dim", "hidden_dim", "global_crop", "local_crop")
@@ -93,8 +93,8 @@ PRESETS = {
     "released": Recipe(),
     # The "boosted" run in the README of the released code: 16 GPUs with 64 images each.
     "boosted": Recipe(epochs=300, batch_size=1024, teacher_temp=0.07, warmup_teacher_temp_epochs=30, norm_last_layer=False),
-    # Not from the paper: for small images on a CPU. Two global crops that keep most of the image: with small local crops,
-    # a network this small on so few images finds nothing in common between the views, and its output becomes uniform.
+    # Not from the paper: for small images on a CPU. There are two global crops that keep most of the image. With small
+    # local crops, such a small network on so few images finds nothing in common between views, and its output collapses.
     "cifar10": Recipe(
         epochs=20,
         batch_size=64,

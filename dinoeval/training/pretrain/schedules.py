@@ -8,7 +8,7 @@ import numpy as np
 def cosine(base: float, final: float, epochs: int, steps: int, warmup_epochs: int = 0) -> np.ndarray:
     """Make a table of a linear warm-up followed by half a cosine.
 
-    As in the released code, the warm-up includes both 0 and the peak, so the peak occurs twice, and the last value is
+    As in the released code, the warm-up includes both 0 and the peak. So the peak occurs twice, and the last value is
     slightly above `final` (cosine_scheduler in utils.py).
 
     Args:

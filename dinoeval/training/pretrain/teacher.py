@@ -52,7 +52,7 @@ def build_pair(config: VitConfig, recipe: Recipe) -> tuple[MultiCrop, MultiCrop]
         recipe: Its head options and stochastic depth are used.
 
     Returns:
-        The student, which alone has stochastic depth, and the teacher, which takes no gradient.
+        The student, which has stochastic depth, and the teacher, which has none and takes no gradient.
     """
 
     def build(drop_path: float) -> MultiCrop:
@@ -68,7 +68,7 @@ def build_pair(config: VitConfig, recipe: Recipe) -> tuple[MultiCrop, MultiCrop]
 def update_ema(teacher: nn.Module, student: nn.Module, momentum: float) -> None:
     """Move every parameter of the teacher towards the student, in place.
 
-    This includes the head and the prototype lengths; the buffers stay.
+    This includes the head and the prototype lengths, but not the buffers.
 
     Args:
         teacher: Module that becomes momentum * teacher + (1 - momentum) * student.

@@ -103,7 +103,7 @@ class Sweep:
         self.bad: dict[int, dict[str, Any]] = {}
         """The training images that could not be read, by row."""
         self.best: dict[str, dict[str, Any]] = {}
-        """By evaluation set: head and epoch of the best top-1 so far, with the head's weights."""
+        """Head, epoch and weights of the best top-1 so far, by evaluation set."""
 
     def steps(self, rows: np.ndarray) -> list[np.ndarray]:
         """List the steps of the current epoch, in the order of the released sampler.
