@@ -127,12 +127,14 @@ def _propagation(record: Recorder) -> None:
     tokens = normalize(torch.from_numpy(random.standard_normal((4, 13, 17, 12), dtype=np.float32)), dim=-1)
     tokens[1, 2:5, 3:8] = tokens[1, 2, 3].clone()  # equal cosines
     maps = [torch.from_numpy(random.random((3, 13, 17), dtype=np.float32)) for _ in range(3)]
-    record.add("propagation/default", propagate(tokens[3], list(tokens[:3]), maps))
+    default = {"radius": 12, "top_k": 5, "temperature": 0.1}
+    record.add("propagation/default", propagate(tokens[3], list(tokens[:3]), maps, **default))
     record.add("propagation/near", propagate(tokens[3], list(tokens[:3]), maps, radius=2, top_k=1, temperature=0.05))
-    record.add("propagation/few", propagate(tokens[3, :2, :2], [tokens[1, :2, :2]], [maps[0][:, :2, :2]], radius=1, top_k=9))
+    few = {**default, "radius": 1, "top_k": 9}
+    record.add("propagation/few", propagate(tokens[3, :2, :2], [tokens[1, :2, :2]], [maps[0][:, :2, :2]], **few))
     wide = normalize(torch.from_numpy(random.standard_normal((3, 27, 34, 200), dtype=np.float32)), dim=-1)
     labels = [torch.from_numpy(random.random((2, 27, 34), dtype=np.float32)) for _ in range(2)]
-    record.add("propagation/wide", propagate(wide[2], list(wide[:2]), labels))
+    record.add("propagation/wide", propagate(wide[2], list(wide[:2]), labels, **default))
 
 
 def solvers(record: Recorder, folder: Path) -> None:
