@@ -32,7 +32,7 @@ class Command:
     group: str
     """Heading in the help."""
     resumable: bool = False
-    """Whether a second run continues from what an interrupted run saved, if only its features."""
+    """Whether a rerun resumes from what an interrupted run saved, at least its features."""
 
     def run(self, args: Sequence[str]) -> int:
         """Parse the options and run the command.
