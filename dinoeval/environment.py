@@ -29,7 +29,7 @@ def data_folder() -> Path | None:
 
 
 def offline() -> bool:
-    """Return whether $DINOEVAL_OFFLINE forbids downloads."""
+    """Return whether $DINOEVAL_OFFLINE disables downloads."""
     return os.environ.get("DINOEVAL_OFFLINE", "0") not in ("", "0")
 
 

@@ -32,7 +32,7 @@ class Command:
     group: str
     """Heading in the help."""
     resumable: bool = False
-    """Whether a second run continues from what an interrupted run saved, if only its features."""
+    """Whether a rerun resumes from what an interrupted run saved, at least its features."""
 
     def run(self, args: Sequence[str]) -> int:
         """Parse the options and run the command.
@@ -148,7 +148,7 @@ def help_text(args: Sequence[str], version: str) -> str | None:
         version: Version of dinoeval.
 
     Returns:
-        The text, or None if the words ask for something else.
+        The text, or None if the words do not request such help.
     """
     if not args or args[0] in ("-h", "--help", "help"):
         return _general_help(all_commands(), version)

@@ -105,10 +105,10 @@ def cache_verify(cache: CacheFolder) -> int:
 
 
 def cache_prune(keys: tuple[str, ...] = (), /, *, all: bool = False, runs: bool = False, cache: CacheFolder) -> int:
-    """Delete unfinished and corrupted entries, and the entries that are named.
+    """Delete unfinished and corrupted entries, and those named by KEYS.
 
     Args:
-        keys: Entries and runs to delete as well, by name or by the beginning of a name.
+        keys: Entries and runs to delete as well, by name or beginning of a name.
         all: Delete all entries, but no runs.
         runs: Delete the finished runs: heads of linear probes, masks of `davis`.
         cache: The cache.

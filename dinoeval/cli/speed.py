@@ -42,7 +42,7 @@ def speed(archs: tuple[str, ...] = _TABLE_1, /, *, config: ThroughputConfig, out
     print(f"{first.device}, {first.precision}, {first.batch_size} images per forward pass, random weights, on {machine['processor']}")
     print(f"from files: {first.files}\n")
     print(_table(measured, printed_values("speed", "images_per_second")))
-    print("\nThe paper used another machine, so only ratios between rows can be compared: see the last column.")
+    print("\nThe paper used another machine, so compare only the ratios between rows in the last column.")
     return 0
 
 

@@ -53,7 +53,7 @@ class CenterCrop:
     squash: bool = False
     """Resize both sides to `resize`, without keeping the aspect ratio."""
     scales: ClassVar[tuple[float, ...]] = (1.0,)
-    """Scales at which the network sees an image."""
+    """Scales at which features are computed."""
     one_size: ClassVar[bool] = True
     """Whether all results have the same size."""
 
@@ -114,7 +114,7 @@ class Thumbnail:
     side: int = 224
     """Side of the square in pixels."""
     scales: tuple[float, ...] = (1.0,)
-    """Scales at which the network sees an image."""
+    """Scales at which features are computed."""
     mean: tuple[float, ...] = MEAN
     """Channel means."""
     std: tuple[float, ...] = STD

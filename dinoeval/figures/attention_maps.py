@@ -40,7 +40,7 @@ class AttentionMaps:
 
     name: str
     image: np.ndarray
-    """The image as the network sees it, before normalization, (h*p, w*p, 3) uint8."""
+    """The resized and cropped image, before normalization, (h*p, w*p, 3) uint8."""
     maps: np.ndarray
     """Attention of [CLS] to each patch, (A, h, w) float32. A map sums to 1 minus the attention to [CLS] and registers."""
     masks: np.ndarray

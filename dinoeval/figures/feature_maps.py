@@ -51,7 +51,7 @@ class FeatureMaps:
 
     names: tuple[str, ...]
     images: tuple[np.ndarray, ...]
-    """The images as the network sees them, each (h*p, w*p, 3) uint8."""
+    """The resized and cropped images, each (h*p, w*p, 3) uint8."""
     scores: tuple[np.ndarray, ...]
     """Projections of the tokens on the three components, each (h, w, 3) float32."""
     foreground: tuple[np.ndarray, ...]

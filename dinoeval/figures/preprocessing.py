@@ -1,4 +1,4 @@
-"""How figures read images: any file, with its EXIF rotation and 8 bits per channel, in the size that the network sees.
+"""How figures read images: any file, with its EXIF rotation and 8 bits per channel, in the size of the network input.
 
 H x W pixels.
 """

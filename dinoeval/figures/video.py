@@ -68,7 +68,7 @@ class AttentionVideo:
         return enlarge(apply_colormap(self.maps[number], COLORMAP, self.limits), self.transform.patch)
 
     def image_pairs(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Yield each frame as the network sees it, and its attention.
+        """Yield each resized and cropped frame, and its attention.
 
         Yields:
             Two images (h*p, w*p, 3) uint8.

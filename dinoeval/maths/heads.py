@@ -34,7 +34,7 @@ class Heads:
         device: Device of all tensors.
 
     Examples:
-        Two heads on one feature; the second learns nothing because its learning rate is 0:
+        Two heads on one feature; the second does not change because its learning rate is 0:
 
         >>> import torch
         >>> heads = Heads([0.5, 0.0], [0.0, 0.0], 1, 2, seed=0, device=torch.device("cpu"))

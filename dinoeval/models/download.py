@@ -28,7 +28,7 @@ from dinoeval.models.zoo import Weights
 
 LOCK_FILE = "weights.lock"
 _BLOCK_BYTES = 1 << 20
-_TIMEOUT = 30  # seconds without an answer of the server
+_TIMEOUT = 30  # seconds without a response of the server
 _log = logging.getLogger(__name__)
 
 
@@ -96,12 +96,12 @@ def _download(weights: Weights, path: Path) -> None:
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with urllib.request.urlopen(weights.url, timeout=_TIMEOUT) as answer:
-            size = int(answer.headers.get("Content-Length") or 0)
+        with urllib.request.urlopen(weights.url, timeout=_TIMEOUT) as response:
+            size = int(response.headers.get("Content-Length") or 0)
             megabytes = f"{size / 1e6:.1f} MB" if size else "size unknown"
             _log.info("downloading %s (%s) from %s to %s", weights.name, megabytes, weights.url, path)
             with partial.open("wb") as file, tqdm(total=size or None, unit="B", unit_scale=True, disable=None) as bar:
-                while block := answer.read(_BLOCK_BYTES):
+                while block := response.read(_BLOCK_BYTES):
                     file.write(block)
                     bar.update(len(block))
         received = partial.stat().st_size

@@ -163,7 +163,7 @@ def identify(source: str, digest: str) -> str | None:
     """Return the model name of a network, decided once for all protocols.
 
     A network is known by the digest of its tensors, or by the name under which its weights were obtained and verified. A
-    file of unknown tensors has no model name, whatever the file is called.
+    file of unknown tensors has no model name, even if the file is named like released weights.
 
     Args:
         source: Where the weights came from, as `Provenance.name`: a model name, `timm/NAME`, a path or `random`.

@@ -1,4 +1,4 @@
-"""Which printed numbers a Result may be compared with, or every reason why not: the only place that decides it."""
+"""Printed numbers that a Result may be compared with, or every reason why not. No other module decides this."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Comparison:
     reasons: tuple[str, ...]
     """If `rows` is empty: every requirement of the nearest row that the Result does not meet."""
     related: tuple[PaperRow, ...] = ()
-    """Rows that the Result meets as far as anyone can tell, but that cannot be compared with any Result."""
+    """Rows whose known requirements the Result meets, but that cannot be compared with any Result."""
 
 
 def comparable(result: Result, rows: Iterable[PaperRow] | None = None) -> Comparison:
@@ -51,7 +51,7 @@ def comparable(result: Result, rows: Iterable[PaperRow] | None = None) -> Compar
     """
     rows = tuple(rows_for(result.protocol) if rows is None else rows)
     if not rows:
-        return Comparison((), (f"no published score of the protocol {result.protocol} is known",))
+        return Comparison((), (f"no {result.protocol} score is published",))
     network = network_of(result, rows)
     name = network or result.backbone.get("arch", "unknown")
     fields = fields_of(result)

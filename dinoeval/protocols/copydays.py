@@ -43,7 +43,7 @@ GEM_POWER, AP_CUTOFF = 4.0, 20  # eval_copy_detection.py
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
-    """Copy detection on Copydays."""
+    """Detect image copies on Copydays."""
 
     data: str | None = None
     """Folder with original/, strong/, jpegqual/ and crops/ (default: $DINOEVAL_DATA/copydays)."""

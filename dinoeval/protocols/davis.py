@@ -42,7 +42,7 @@ _log = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config(VideoConfig):
-    """Label propagation on DAVIS."""
+    """Propagate labels through the videos of DAVIS."""
 
     data: str | None = None
     """Folder with JPEGImages/480p, Annotations/480p and ImageSets, of DAVIS 2017 or 2016. If only first frames have annotations, masks

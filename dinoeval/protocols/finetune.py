@@ -33,7 +33,7 @@ VERSION = 1
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
-    """Fine-tuning of the whole network. To resume an interrupted run, rerun the same command.
+    """Fine-tune the whole network. To resume an interrupted run, rerun the same command.
 
     --batch-size is the number of images per forward pass in each process, which bounds memory. Gradients are accumulated up
     to --train-batch-size. --precision is the precision of training; the weights stay in float32.

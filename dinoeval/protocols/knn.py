@@ -47,7 +47,7 @@ PAPER_TEMPERATURE = 0.07  # eval_knn.py
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
-    """Weighted k-NN classification."""
+    """Classify images by weighted k-NN on frozen features."""
 
     data: str | None = None
     """Folder with train/ and val/ (or test/); CSV table with columns path, label (or labels) and split; or a name: digits, cifar10,

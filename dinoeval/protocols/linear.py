@@ -42,7 +42,7 @@ BATCH, EPOCHS = 1024, 100  # eval_linear.py
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
-    """Linear classification of frozen features. To resume an interrupted run, rerun the same command."""
+    """Train linear classifiers on frozen features. To resume an interrupted run, rerun the same command."""
 
     data: str | None = None
     """Folder, CSV table or name, as `dinoeval knn` takes; multi-label datasets are not supported (default: $DINOEVAL_DATA/imagenet, else

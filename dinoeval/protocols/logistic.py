@@ -55,7 +55,7 @@ _log = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
-    """Logistic regression on frozen features."""
+    """Fit logistic regression on frozen features."""
 
     data: str | None = None
     """Folder, CSV table or name, as `dinoeval knn` takes (default: $DINOEVAL_DATA/imagenet, else the built-in digits)."""

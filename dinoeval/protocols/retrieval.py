@@ -41,7 +41,7 @@ SETTINGS: dict[DatasetName, tuple[int, bool]] = {"roxford5k": (224, False), "rpa
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
-    """Landmark retrieval on the revisited Oxford and Paris datasets."""
+    """Retrieve landmarks on the revisited Oxford and Paris datasets."""
 
     dataset: DatasetName = "roxford5k"
     """Dataset to evaluate."""

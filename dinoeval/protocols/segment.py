@@ -42,7 +42,7 @@ MASS, IMAGE_SIZE = 0.6, 480
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
-    """Segmentation by the attention of the last block."""
+    """Segment objects by the attention of the last block."""
 
     data: str | None = None
     """Folder of VOC 2012 (VOC2012/ or a folder above it), or folder with images/ and masks/ of equal names (default:

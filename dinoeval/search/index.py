@@ -1,4 +1,4 @@
-"""ImageIndex: an open index, which answers queries and finds duplicates.
+"""ImageIndex: an open index, which finds the nearest images and duplicates.
 
 Q queries, N images, D dimensions.
 """

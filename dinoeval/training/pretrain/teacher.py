@@ -19,7 +19,7 @@ from dinoeval.training.pretrain.presets import Recipe
 class MultiCrop(nn.Module):
     """A backbone and a head that take crops of several sizes.
 
-    Adjacent crops of one size pass the backbone as one batch; all crops pass the head as one (MultiCropWrapper in
+    Adjacent crops of one size are one batch for the backbone; all crops are one batch for the head (MultiCropWrapper in
     utils.py).
 
     Args:
@@ -82,7 +82,7 @@ def update_ema(teacher: nn.Module, student: nn.Module, momentum: float) -> None:
 def parameter_groups(student: nn.Module) -> list[dict]:
     """Split the trainable parameters by weight decay.
 
-    Biases and vectors are not decayed. [CLS], positions and prototype lengths ARE, as in the released code
+    Biases and vectors are not decayed. [CLS], positions and prototype lengths are decayed, as in the released code
     (get_params_groups in utils.py).
 
     Args:

@@ -167,7 +167,7 @@ class Sweep:
         return flags
 
     def close_epoch(self, eval_sets: Mapping[str, EvalSet], steps: int) -> dict[str, Any]:
-        """Score all heads, remember the best ones, and begin the next epoch.
+        """Score all heads, keep the best ones, and begin the next epoch.
 
         Args:
             eval_sets: The evaluation sets by name.
