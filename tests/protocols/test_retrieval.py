@@ -23,7 +23,7 @@ from dinoeval.results import Result
 from dinoeval.session import SessionConfig
 from dinoeval.verdicts import compare_results
 
-OPTIONS = {"image_size": 64}
+OPTIONS = {"image_size": 32}
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +58,7 @@ def test_scores_equal_the_definition_on_single_images(backbone, root):
     features = {}
     for key in ("imlist", "qimlist"):
         images = open_images([root / f"roxford5k/jpg/{name}.jpg" for name in content[key]])
-        features[key] = l2_normalize(forward(backbone, images, Cls(), Thumbnail(64, MULTISCALE), batch_size=1))
+        features[key] = l2_normalize(forward(backbone, images, Cls(), Thumbnail(32, MULTISCALE), batch_size=1))
     cosines = features["qimlist"] @ features["imlist"].T
     lists = [{name: set(query[name].tolist()) for name in ("easy", "hard", "junk")} for query in content["gnd"]]
     expected = {
@@ -82,8 +82,8 @@ def test_result_has_intervals_and_names_all_differences(backbone, root, tmp_path
         assert row["low"] <= result.metrics[row["metric"]] <= row["high"]
     assert any("10,000 bootstrap samples" in note and "queries" in note and "seed 0" in note for note in result.notes)
     assert (result.data["database"]["images"], result.data["queries"]["images"]) == (25, 5)
-    assert result.transform == "thumbnail@1:64"
-    for fact in ("data.database.images: 25", "data.queries.images: 5", "config.image_size: 64"):
+    assert result.transform == "thumbnail@1:32"
+    for fact in ("data.database.images: 25", "data.queries.images: 5", "config.image_size: 32"):
         assert fact in reasons(result)
     assert "tiny.safetensors" in "; ".join(comparable(result).reasons)
     assert missing_facts(result) == set()
