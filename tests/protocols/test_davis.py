@@ -225,14 +225,14 @@ def test_killed_run_ends_like_an_uninterrupted_one(tiny_weights, backbone, root,
     assert process.returncode == -signal.SIGKILL, "it ended before it could be killed"
     assert (tmp_path / "killed/cat" / RECORD).exists()
     assert not (tmp_path / "killed/dog").exists()
-    whole = evaluate(backbone, root, out=str(tmp_path / "whole"))
+    uninterrupted = evaluate(backbone, root, out=str(tmp_path / "uninterrupted"))
     with caplog.at_level("INFO"):
         resumed = evaluate(backbone, root, out=str(tmp_path / "killed"))
     assert "cat: 5 masks from an earlier run" in caplog.text
     for part in ("metrics", "samples", "table", "standard_errors"):
-        assert getattr(resumed, part) == getattr(whole, part)
-    for path in (tmp_path / "whole").rglob("*.png"):
-        assert path.read_bytes() == (tmp_path / "killed" / path.relative_to(tmp_path / "whole")).read_bytes()
+        assert getattr(resumed, part) == getattr(uninterrupted, part)
+    for path in (tmp_path / "uninterrupted").rglob("*.png"):
+        assert path.read_bytes() == (tmp_path / "killed" / path.relative_to(tmp_path / "uninterrupted")).read_bytes()
 
 
 @pytest.mark.slow

@@ -16,8 +16,13 @@ OPTIONS = {
 }
 
 
-@pytest.mark.parametrize("arch", ["timm/test_vit", "timm/resnet10t", "timm/deit_tiny_patch16_224", "resnet50"])
-@pytest.mark.parametrize("protocol", sorted(OPTIONS))
+CASES = [(arch, protocol) for arch in ("timm/test_vit", "timm/resnet10t", "timm/deit_tiny_patch16_224", "resnet50") for protocol in OPTIONS]
+
+
+@pytest.mark.parametrize(
+    ("arch", "protocol"),
+    [pytest.param(*case, marks=[pytest.mark.slow] if case == ("resnet50", "finetune") else []) for case in CASES],
+)
 def test_protocol_scores_external_model(arch, protocol, image_folder, tmp_path):
     backbone = dinoeval.load(arch, weights="random", device="cpu")
     options = {"out": str(tmp_path / "run")} if protocol in ("linear", "finetune") else {}

@@ -88,14 +88,6 @@ def test_void_pixels_match_hand_computed_case():
     assert segment.score_masks(attention, only_void, mass=0.5, void="ignored").shape == (0, 2)
 
 
-def test_summarize_averages_the_objects_of_an_image_first():
-    # One image has one object, the other three: the single object weighs as much as the three together.
-    scores = [np.array([[0.9, 0.2, 0]]), np.array([[0.1, 0.3, 0], [0.1, 0.3, 0], [0.4, 0.3, 0]])]
-    outcomes, _ = segment.summarize(scores)
-    np.testing.assert_allclose(outcomes["jaccard"], [0.9, (0.3 + 0.3 + 0.4) / 3])
-    np.testing.assert_allclose(outcomes["jaccard_fixed_head"], [0.9, 0.2])  # head 0: (0.9 + 0.2) / 2 against (0.2 + 0.3) / 2
-
-
 @given(st.integers(1, 6), st.integers(1, 5), st.integers(0, 2**31))
 def test_best_head_per_object_is_at_least_the_fixed_head(heads, images, seed):
     random = np.random.default_rng(seed)
