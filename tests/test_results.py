@@ -1,3 +1,5 @@
+"""Results: files, and the table that is printed."""
+
 from __future__ import annotations
 
 import dataclasses
@@ -15,19 +17,19 @@ from dinoeval.results import READABLE_SCHEMAS, Result, proportion_error
 KNN = next(row for row in rows_for("knn") if row.network == "vit_s16")
 
 
-def test_standard_error_by_hand():
+def test_proportion_error_matches_hand_computed_case():
     """sqrt(.745 * .255 / 50000) = 0.195 points, the k-NN score of the paper on ImageNet."""
     assert proportion_error(74.5, 50_000) == pytest.approx(0.195, abs=5e-4)
     assert proportion_error(100.0, 10) == 0
 
 
-def test_result_survives_saving_and_loading(tmp_path):
+def test_result_is_equal_after_saving_and_loading(tmp_path):
     result = result_for(KNN)
     result.save(tmp_path / "r.json")
     assert Result.load(tmp_path / "r.json") == result
 
 
-def test_results_of_the_first_schema_are_judged_anew(tmp_path):
+def test_results_of_the_first_schema_can_be_compared(tmp_path):
     content = dataclasses.asdict(result_for(KNN))
     del content["details"], content["backbone"]["network"]
     old = {"schema": READABLE_SCHEMAS[0], **content, "references": [{"metric": "top1@20", "value": 1.0}], "not_comparable": None}
@@ -51,22 +53,22 @@ def test_options_of_the_first_schema_have_their_new_names(tmp_path):
         (json.dumps({"schema": READABLE_SCHEMAS[1]}), "complete"),
         (json.dumps({"schema": READABLE_SCHEMAS[1], **dataclasses.asdict(result_for(KNN)), "metrics": {"top1@20": float("nan")}}), "NaN"),
         (json.dumps({"schema": READABLE_SCHEMAS[1], **dataclasses.asdict(result_for(KNN)), "data": []}), "wrong type"),
-        (json.dumps({"schema": READABLE_SCHEMAS[1], **dataclasses.asdict(result_for(KNN)), "stranger": 1}), "stranger"),
+        (json.dumps({"schema": READABLE_SCHEMAS[1], **dataclasses.asdict(result_for(KNN)), "unknown_field": 1}), "unknown_field"),
     ],
 )
-def test_file_that_is_not_a_result_is_an_error(tmp_path, content, mentioned):
+def test_load_rejects_files_that_are_not_results(tmp_path, content, mentioned):
     path = tmp_path / "r.json"
     path.write_text(content)
     with pytest.raises(DinoevalError, match=mentioned):
         Result.load(path)
 
 
-def test_missing_file_is_an_error(tmp_path):
+def test_load_raises_for_missing_files(tmp_path):
     with pytest.raises(DinoevalError, match=r"absent\.json"):
         Result.load(tmp_path / "absent.json")
 
 
-def test_unwritable_target_is_an_error_and_leaves_nothing(tmp_path):
+def test_save_raises_for_unwritable_targets(tmp_path):
     with pytest.raises(DinoevalError, match="absent"):
         result_for(KNN).save(tmp_path / "absent" / "r.json")
     (tmp_path / "r.json").mkdir()
@@ -75,7 +77,7 @@ def test_unwritable_target_is_an_error_and_leaves_nothing(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["r.json"]
 
 
-def test_table_shows_the_published_score_and_the_difference():
+def test_table_shows_published_scores_and_differences():
     result = dataclasses.replace(result_for(KNN), metrics={"top1@20": 74.0})
     text = format_result(result)
     assert "74.5 (-0.50)" in text
@@ -89,7 +91,7 @@ def test_table_shows_reasons_and_related_rows():
     assert "61.3" in text
 
 
-def test_table_of_a_result_without_splits_classes_or_references():
+def test_table_accepts_a_result_without_splits():
     bare = Result(
         protocol="x",
         version=1,
@@ -105,5 +107,5 @@ def test_table_of_a_result_without_splits_classes_or_references():
     assert format_result(bare).startswith("x@1 on unnamed data")
 
 
-def test_columns_of_numbers_are_aligned_to_the_right():
+def test_align_moves_numbers_to_the_right():
     assert align([{"a": "1", "b": "x"}, {"a": "10", "b": "yy"}]) == ["   a  b ", "   1  x ", "  10  yy"]

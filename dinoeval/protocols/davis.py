@@ -65,8 +65,11 @@ class _Outcome:
     scores: dict[str, np.ndarray]
     """(objects,) fractions by metric; empty if the sequence is not scored."""
     lost: list[int]
+    """Labels of the first mask that no token has."""
     constant: dict[str, list[int]]
+    """Labels whose soft map is constant, by frame."""
     seconds: dict[str, float]
+    """Wall-clock time by stage."""
 
 
 def run(config: Config, session: Session) -> Result:
@@ -102,7 +105,7 @@ def run(config: Config, session: Session) -> Result:
     if config.overlay is not None:
         with record.stage("overlay"):
             _draw(expand(config.overlay), [videos[number] for number, _ in own], work.folder)
-    outcomes = [outcome for _, outcome in sorted(pair for share in distributed.all_gather(own) for pair in share)]
+    outcomes = [outcome for _, outcome in sorted(pair for part in distributed.all_gather(own) for pair in part)]
     for outcome in outcomes:
         for stage, seconds in outcome.seconds.items():
             record.seconds[stage] = record.seconds.get(stage, 0.0) + seconds
@@ -145,9 +148,9 @@ class _Scoring:
     def process(self, video: Video) -> _Outcome:
         if not (self.folder / video.name).is_dir():
             raise DataError(f"{self.folder} has no folder {video.name}: --masks expects MASKS/<sequence>/NNNNN.png")
-        began = time.monotonic()
+        started = time.monotonic()
         scores = score_objects(video, self.folder / video.name)
-        return _Outcome(scores, [], {}, {"scores": time.monotonic() - began})
+        return _Outcome(scores, [], {}, {"scores": time.monotonic() - started})
 
 
 class _Propagating:
@@ -161,9 +164,13 @@ class _Propagating:
         self.session, self.config, self.transform, self.done = session, config, transform, 0
         fingerprints = {video.name: video.fingerprint() for video in videos}
         common = {
-            "version": VERSION, "backbone": session.backbone.digest, "network": dataclasses.asdict(session.backbone.config),
-            "precision": session.backbone.precision, "transform": transform.id, **config.propagation_options(),
-        }  # fmt: skip
+            "version": VERSION,
+            "backbone": session.backbone.digest,
+            "network": dataclasses.asdict(session.backbone.config),
+            "precision": session.backbone.precision,
+            "transform": transform.id,
+            **config.propagation_options(),
+        }
         self.settings = {name: {**common, "frames and first mask": fingerprint} for name, fingerprint in fingerprints.items()}
         runs = session.cache.root / RUNS
         self.folder = expand(config.out) if config.out else runs / f"davis-{key_of({**common, 'videos': fingerprints})}"
@@ -176,15 +183,15 @@ class _Propagating:
     def process(self, video: Video) -> _Outcome:
         from dinoeval.data.mask_folders import read_record
 
-        began = time.monotonic()
+        started = time.monotonic()
         earlier = read_record(self.folder / video.name, self.settings[video.name])
         record = earlier or self._make(video)
         made = time.monotonic()
         self.done += 1
-        how = "were made by an earlier run" if earlier else f"took {made - began:.1f} s"
-        _log.info("%s: its %d masks %s (%d of %d sequences)", video.name, len(video.frames), how, self.done, self.count)
+        how = "from an earlier run" if earlier else f"in {made - started:.1f} s"
+        _log.info("%s: %d masks %s (%d of %d sequences)", video.name, len(video.frames), how, self.done, self.count)
         scores = score_objects(video, self.folder / video.name) if video.annotated else {}
-        return _Outcome(scores, record["lost"], record["constant"], {"masks": made - began, "scores": time.monotonic() - made})
+        return _Outcome(scores, record["lost"], record["constant"], {"masks": made - started, "scores": time.monotonic() - made})
 
     def _make(self, video: Video) -> dict[str, Any]:
         from tqdm import tqdm
@@ -241,9 +248,9 @@ def score_objects(video: Video, folder: Path) -> dict[str, np.ndarray]:
 def _predicted(video: Video, path: Path) -> np.ndarray:
     mask = read_mask(path)
     if mask.shape[::-1] != video.size:
-        raise DataError(f"mask {path} has {mask.shape[1]} x {mask.shape[0]} pixels, and its frame {video.size[0]} x {video.size[1]}")
+        raise DataError(f"mask {path} has {mask.shape[1]} x {mask.shape[0]} pixels, but its frame has {video.size[0]} x {video.size[1]}")
     if mask.max(initial=0) > video.objects:
-        raise DataError(f"mask {path} has an object {mask.max()}, but the first mask of {video.name} has {video.objects} objects")
+        raise DataError(f"mask {path} has object {mask.max()}, but the first mask of {video.name} has {video.objects} objects")
     return mask
 
 

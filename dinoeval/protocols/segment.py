@@ -185,9 +185,14 @@ def summarize(scores: list[np.ndarray]) -> tuple[dict[str, np.ndarray], list[dic
     }
     chosen = np.concatenate([one[:, :-1].argmax(1) for one in scores])  # ties go to the first head
     table = [
-        {"head": head, "jaccard": 100 * float(heads[:, head].mean()), "best for % of objects": 100 * float(np.mean(chosen == head)),
-         "fixed": head == best} for head in range(heads.shape[1])
-    ]  # fmt: skip
+        {
+            "head": head,
+            "jaccard": 100 * float(heads[:, head].mean()),
+            "best for % of objects": 100 * float(np.mean(chosen == head)),
+            "fixed": head == best,
+        }
+        for head in range(heads.shape[1])
+    ]
     return outcomes, table
 
 

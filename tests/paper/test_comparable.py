@@ -34,7 +34,7 @@ def test_row_accepts_a_result_that_meets_its_requirements(row):
 @pytest.mark.parametrize("row", ROWS, ids=IDS)
 def test_row_rejects_every_unmet_requirement_by_name(row):
     for one in row.requires:
-        wrong = (one.maximum or 0) * 2 if one.maximum is not None else "something else"
+        wrong = one.maximum * 2 if one.maximum is not None else "something else"
         found = comparable(result_for(row, {one.field: wrong}), [row])
         assert found.rows == found.related == ()
         if not row.incomparable:
@@ -72,9 +72,9 @@ def test_unknown_weights_get_the_same_answer_from_every_protocol(protocol):
     unknown = {"backbone.network": None, "backbone.weights": "mine.pth"}
     found = comparable(result_for(row, unknown))
     assert found.rows == ()
-    assert found.reasons == (
-        f"the weights mine.pth do not match any released weights: they are scored as {row.network} with unknown weights",
-    )
+    (reason,) = found.reasons
+    assert "mine.pth" in reason
+    assert row.network in reason
 
 
 def test_network_is_identified_by_the_digest_of_its_tensors(monkeypatch):
@@ -99,7 +99,7 @@ def test_network_is_identified_by_verified_names_only():
     assert zoo.ZOO["vit_digits"].tensor_digest
 
 
-def test_random_weights_are_related_to_the_printed_random_score_only():
+def test_random_weights_are_related_to_random_rows_only():
     row = next(row for row in rows_for("segment") if row.network == "random/vit_s16")
     found = comparable(result_for(row))
     assert found.rows == ()
@@ -109,7 +109,7 @@ def test_random_weights_are_related_to_the_printed_random_score_only():
     assert any("random" in reason for reason in reasons)
 
 
-def test_results_of_earlier_versions_are_identified_by_model_names():
+def test_earlier_results_are_identified_by_model_names():
     row = next(row for row in rows_for("knn") if row.network == "vit_s8")
     result = result_for(row)
     for weights, expected in (("vit_s8", True), ("vit_s8_full", True), ("vit_s8.pth", False)):
@@ -136,14 +136,14 @@ def test_inaturalist_2019_accepts_both_counts_and_reports_which(train, val, rema
     assert any("265,213" in text for text in found.remarks) is remark
 
 
-def test_result_of_a_protocol_without_rows():
+def test_protocol_without_rows_is_a_reason():
     row = PaperRow(source="x", protocol="texture", network="vit_s16", metric="top1", value=1.0, decimals=1)
     assert "texture" in comparable(result_for(row)).reasons[0]
     (found,) = comparable(result_for(row), [row]).rows
     assert found == row
 
 
-def test_requirement_does_not_confuse_truth_with_numbers():
+def test_requirement_distinguishes_booleans_from_numbers():
     assert not Requirement("x", (False,)).accepts(0)
     assert not Requirement("x", (0,)).accepts(False)
     assert Requirement("x", (0.0,)).accepts(0)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import torch
+
 from dinoeval.models.build import build_network
 from dinoeval.models.zoo import ZOO
 from dinoeval.paper.rows import builtin_rows, frozen, printed_values, rows_for
@@ -28,26 +30,27 @@ def test_requirements_equal_the_golden_copy():
     assert found == GOLDEN["requirements"]
 
 
-def test_networks_of_rows_can_be_built_or_fetched():
+def test_networks_of_rows_are_known_models():
     for name in {row.network.removeprefix("random/") for row in builtin_rows()}:
-        assert name in ZOO or build_network(name) is not None
+        with torch.device("meta"):
+            assert name in ZOO or build_network(name) is not None
 
 
-def test_finetune_rows_require_the_presets_recipe():
+def test_finetune_rows_require_the_values_of_their_preset():
     for row in rows_for("finetune"):
         fields = {one.field: one.allowed[0] for one in row.requires if one.allowed}
         recipe = PRESETS[fields["config.preset"]].record()
         assert {name: fields[f"config.{name}"] for name in recipe} == {name: frozen(value) for name, value in recipe.items()}
 
 
-def test_every_row_has_requirements_and_a_range():
+def test_rows_have_requirements_and_values_in_percent():
     for row in builtin_rows():
         assert row.requires or row.protocol == "speed"
         assert 0 < row.value < 100 or row.protocol == "speed"
         assert row.value == round(row.value, row.decimals)
 
 
-def test_printed_values_of_the_models_table():
+def test_printed_values_are_looked_up_by_network():
     assert printed_values("knn", "top1@20")["vit_s8"] == 78.3
     assert printed_values("linear", "top1_best_on_val")["vit_b8"] == 80.1
     assert printed_values("speed", "images_per_second")["vit_s5"] == 44

@@ -1,4 +1,4 @@
-"""How runs on several training subsets are averaged."""
+"""Parts that the classification protocols share: averages over training subsets, and the default dataset."""
 
 from __future__ import annotations
 
@@ -6,16 +6,29 @@ import math
 
 import pytest
 
-from dinoeval.protocols._classification import average_runs, proportion_errors
+from dinoeval.protocols._classification import average_runs, proportion_errors, resolve_dataset
 
 
-def test_runs_on_subsets_are_averaged_with_both_errors():
+def test_average_runs_combines_errors_of_images_and_subsets():
     runs = [{"top1": 60.0}, {"top1": 64.0}]
     means, errors, deviations = average_runs(runs, proportion_errors(runs, 100))
     assert (means["top1"], deviations["top1"]) == (62.0, pytest.approx(math.sqrt(8)))
     assert errors["top1"] == pytest.approx(math.sqrt(0.62 * 0.38 / 100 * 100**2 + 8 / 2))
 
 
-def test_one_run_has_the_error_of_a_proportion_only():
+def test_average_runs_of_one_run_keeps_its_own_error():
     runs = [{"top1": 50.0}]
     assert average_runs(runs, proportion_errors(runs, 100)) == ({"top1": 50.0}, {"top1": 5.0}, {})
+
+
+def test_resolve_dataset_prefers_imagenet_and_notes_the_digits(monkeypatch, tmp_path):
+    assert resolve_dataset("some", "vit_s8") == ("some", [])
+    assert resolve_dataset("digits", "vit_s8")[1]
+    data, notes = resolve_dataset(None, "vit_s8")
+    assert data == "digits"
+    assert "$DINOEVAL_DATA/imagenet" in notes[0]
+    assert "vit_s8" in notes[0]
+    monkeypatch.setenv("DINOEVAL_DATA", str(tmp_path))
+    assert resolve_dataset(None, "vit_s8")[0] == "digits"
+    (tmp_path / "imagenet/train").mkdir(parents=True)
+    assert resolve_dataset(None, "vit_s8") == ("imagenet", [])

@@ -122,7 +122,7 @@ def test_checkpoint_resumes_after_its_log_line_is_lost(backbone, image_folder, t
 @pytest.mark.slow
 def test_killed_run_ends_like_an_uninterrupted_one(backbone, tiny_weights, image_folder, tmp_path):
     session = SessionConfig(workers=1)  # a worker that lives through all epochs, and starts again on resumption
-    whole = run(backbone, image_folder, session, out=str(tmp_path / "a"))
+    uninterrupted = run(backbone, image_folder, session, out=str(tmp_path / "a"))
     words = command(tiny_weights, image_folder, tmp_path / "b", workers=1)
     process = subprocess.Popen([sys.executable, *words], stderr=subprocess.DEVNULL, start_new_session=True)
     while process.poll() is None and not (tmp_path / "b" / LOG).exists():
@@ -132,7 +132,7 @@ def test_killed_run_ends_like_an_uninterrupted_one(backbone, tiny_weights, image
     assert not (tmp_path / "b" / BACKBONE).exists(), "it ended before it could be killed"
     resumed = run(backbone, image_folder, session, out=str(tmp_path / "b"))
     assert read_log(tmp_path / "a") == read_log(tmp_path / "b")
-    assert (resumed.metrics, resumed.samples) == (whole.metrics, whole.samples)
+    assert (resumed.metrics, resumed.samples) == (uninterrupted.metrics, uninterrupted.samples)
     states = [torch.load(tmp_path / folder / CHECKPOINT, weights_only=True) for folder in "ab"]
     for part in ("model", "model_ema"):
         assert tensor_digest(states[0][part]) == tensor_digest(states[1][part])

@@ -18,7 +18,6 @@ from paper_results import missing_facts
 import dinoeval
 from dinoeval.data.opening import open_splits
 from dinoeval.errors import ConfigError, DataError
-from dinoeval.protocols import linear
 from dinoeval.session import SessionConfig
 
 
@@ -152,7 +151,7 @@ def test_killed_run_ends_like_an_uninterrupted_one(tiny_weights, image_folder, t
             *("--out", str(tmp_path / name), "--json", str(tmp_path / f"{name}.json")),
         ]
 
-    subprocess.run(command("whole"), check=True, capture_output=True)
+    subprocess.run(command("uninterrupted"), check=True, capture_output=True)
     state = tmp_path / "killed/state.pth"
     stamps = [0]
     for _ in range(2):
@@ -163,9 +162,9 @@ def test_killed_run_ends_like_an_uninterrupted_one(tiny_weights, image_folder, t
         assert process.wait() == -signal.SIGKILL
         stamps.append(state.stat().st_mtime_ns)
     subprocess.run(command("killed"), check=True, capture_output=True)
-    whole, killed = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("whole", "killed"))
-    assert whole["metrics"] == killed["metrics"]
-    assert whole["table"] == killed["table"]
+    uninterrupted, killed = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("uninterrupted", "killed"))
+    assert uninterrupted["metrics"] == killed["metrics"]
+    assert uninterrupted["table"] == killed["table"]
 
 
 def test_unreadable_images_are_named_or_skipped(backbone, tmp_path):
@@ -215,8 +214,3 @@ def test_two_processes_equal_one(features, tiny_weights, image_folder, tmp_path)
 def test_run_rejects_invalid_options(backbone, image_folder, options, named):
     with pytest.raises(dinoeval.DinoevalError, match=named):
         dinoeval.evaluate("linear", backbone, data=str(image_folder), **options)
-
-
-def test_default_readout_depends_on_the_architecture():
-    readouts = {arch: linear.default_readout(arch) for arch in ("vit_s16", "vit_s8", "vit_b16", "vit_b8", "resnet50", "xcit_small_12_p8")}
-    assert list(readouts.values()) == ["last4", "last4", "clsavg", "clsavg", "cls", "cls"]

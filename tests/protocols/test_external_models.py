@@ -1,4 +1,4 @@
-"""Networks of timm and torchvision go through every protocol of classification."""
+"""Every classification protocol scores timm and torchvision models."""
 
 from __future__ import annotations
 
@@ -16,9 +16,14 @@ OPTIONS = {
 }
 
 
-@pytest.mark.parametrize("arch", ["timm/test_vit", "timm/resnet10t", "timm/deit_tiny_patch16_224", "resnet50"])
-@pytest.mark.parametrize("protocol", sorted(OPTIONS))
-def test_every_protocol_scores_it(arch, protocol, image_folder, tmp_path):
+CASES = [(arch, protocol) for arch in ("timm/test_vit", "timm/resnet10t", "timm/deit_tiny_patch16_224", "resnet50") for protocol in OPTIONS]
+
+
+@pytest.mark.parametrize(
+    ("arch", "protocol"),
+    [pytest.param(*case, marks=[pytest.mark.slow] if case == ("resnet50", "finetune") else []) for case in CASES],
+)
+def test_protocol_scores_external_model(arch, protocol, image_folder, tmp_path):
     backbone = dinoeval.load(arch, weights="random", device="cpu")
     options = {"out": str(tmp_path / "run")} if protocol in ("linear", "finetune") else {}
     result = dinoeval.evaluate(
