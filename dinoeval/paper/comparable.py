@@ -14,12 +14,16 @@ MISSING = object()
 """The value of a fact that the Result does not hold."""
 RANDOM = "random/"
 """Prefix of the network name of untrained weights, as in `random/vit_s16`."""
+NO_NETWORK = "none"
+"""Architecture in a Result that no network of the session made."""
 COMMON = (
     Requirement("backbone.precision", ("fp32",)),
     Requirement("backbone.key", ("teacher", None)),
     Requirement("bad_images", (0,)),
 )
 """Requirements of every row that does not name another value of the fact."""
+SELECTORS = ("config.dataset", "config.preset", "config.head")
+"""Options that choose what is measured. A row that requires another value is of another experiment."""
 LABELS = {
     "backbone.precision": "precision",
     "backbone.key": "network of the checkpoint",
@@ -51,9 +55,9 @@ def comparable(result: Result, rows: Iterable[PaperRow] | None = None) -> Compar
     """
     rows = tuple(rows_for(result.protocol) if rows is None else rows)
     if not rows:
-        return Comparison((), (f"no published score of the protocol {result.protocol} is known",))
+        return Comparison((), (f"the protocol {result.protocol} has no published score",))
     network = network_of(result, rows)
-    name = network or result.backbone.get("arch", "unknown")
+    name = network or str(result.backbone.get("arch"))
     facts = facts_of(result)
     own = [row for row in rows if row.network == name]
     unmet = {row: unmet_requirements(row, facts) for row in own}
@@ -66,13 +70,13 @@ def comparable(result: Result, rows: Iterable[PaperRow] | None = None) -> Compar
     if name.startswith(RANDOM):
         reasons.append("the weights are random")
     candidates = [row for row in own if not row.incomparable] or own
-    if not own:
+    if not own and name != NO_NETWORK:
         networks = join_names(dict.fromkeys(row.network for row in rows if not row.incomparable), 4)
         reasons.append(f"no score of {result.protocol} is published for {name}; published networks: {networks}")
-        candidates = [row for row in rows if not row.incomparable]
+    candidates = candidates or [row for row in rows if not row.incomparable]
     reasons += dict.fromkeys(f"{row.source}: {row.incomparable}" for row in related)
     if candidates and not related:
-        reasons += min((unmet_requirements(row, facts) for row in candidates), key=len)
+        reasons += unmet_requirements(min(candidates, key=lambda row: _distance(row, facts)), facts)
     return Comparison((), tuple(dict.fromkeys(reasons)), related)
 
 
@@ -95,11 +99,22 @@ def unmet_requirements(row: PaperRow, facts: dict[str, Any]) -> list[str]:
     phrases = [
         f"{LABELS.get(one.fact, one.fact)}: {_shown(facts.get(one.fact, MISSING))} ({row.source} requires {one.expected})"
         for one in requirements
-        if not one.accepts(facts.get(one.fact, MISSING))
+        if not _meets(one, facts)
     ]
     if f"metrics.{row.metric}" not in facts:
         phrases.append(f"the metric {row.metric} is missing")
     return phrases
+
+
+def _meets(requirement: Requirement, facts: dict[str, Any]) -> bool:
+    """Return whether the facts meet a requirement. An option that an earlier version did not have counts as not set."""
+    return requirement.accepts(facts.get(requirement.fact))
+
+
+def _distance(row: PaperRow, facts: dict[str, Any]) -> tuple[int, int]:
+    """Count the unmet requirements of a row: those that choose another experiment first, then all."""
+    other = sum(one.fact in SELECTORS and not _meets(one, facts) for one in row.requires)
+    return other, len(unmet_requirements(row, facts))
 
 
 def facts_of(result: Result) -> dict[str, Any]:
@@ -140,11 +155,15 @@ def network_of(result: Result, rows: Iterable[PaperRow]) -> str | None:
     if "network" in result.backbone:
         return result.backbone["network"]
     name = str(result.backbone.get("weights", "")).removesuffix("_full")
+    if name.startswith("timm/") and name == result.backbone.get("arch"):
+        name = name.split(".")[0]  # without the tag
     return name if name in {row.network for row in rows} else None
 
 
 def _unknown_network(result: Result) -> str:
     weights, arch = result.backbone.get("weights"), result.backbone.get("arch")
+    if arch == NO_NETWORK:
+        return f"no network was run, {weights} were scored"
     return f"the weights {weights} are not known as released weights: they are scored as {arch} with unknown weights"
 
 
