@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from pathlib import Path
 
 import pytest
 from paper_results import result_for
@@ -66,6 +67,13 @@ def test_unwritable_target_is_an_error_and_leaves_nothing(tmp_path):
     with pytest.raises(DinoevalError, match=r"r\.json"):
         result_for(KNN).save(tmp_path / "r.json")
     assert [path.name for path in tmp_path.iterdir()] == ["r.json"]
+
+
+@pytest.mark.parametrize(("value", "mentioned"), [(float("nan"), "JSON"), (Path("x"), "JSON")])
+def test_value_that_json_cannot_hold_is_an_error(tmp_path, value, mentioned):
+    with pytest.raises(DinoevalError, match=mentioned):
+        dataclasses.replace(result_for(KNN), details={"x": value}).save(tmp_path / "r.json")
+    assert not list(tmp_path.iterdir())
 
 
 def test_table_shows_the_published_score_and_the_difference():
