@@ -75,9 +75,12 @@ class Result(Scores):
             path: Target file.
 
         Raises:
-            DinoevalError: If the file cannot be written.
+            DinoevalError: If the file cannot be written, or a value is not one of JSON's, such as NaN.
         """
-        content = json.dumps({"schema": SCHEMA, **dataclasses.asdict(self)}, allow_nan=False) + "\n"
+        try:
+            content = json.dumps({"schema": SCHEMA, **dataclasses.asdict(self)}, allow_nan=False) + "\n"
+        except (TypeError, ValueError) as error:
+            raise DinoevalError(f"the Result of {self.protocol} cannot be written to {path}: {error}") from error
         write_whole(path, lambda target: target.write_text(content, encoding="utf-8"))
 
     @classmethod

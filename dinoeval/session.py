@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import enum
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -232,14 +233,15 @@ class RunRecord:
             The Result of the run.
         """
         self.seconds["total"] = time.monotonic() - self.started
+        data = {"data": self.data_name} if self.data_name else {}
         return Result(
             **{field.name: getattr(scores, field.name) for field in dataclasses.fields(Scores)},
             protocol=self.protocol,
             version=self.version,
-            config={**dataclasses.asdict(self.config), "data": self.data_name, **self.resolved},
+            config={name: _plain(value) for name, value in {**dataclasses.asdict(self.config), **data, **self.resolved}.items()},
             backbone=dict(backbone) if backbone is not None else self.session.describe_backbone(),
             data={
-                "name": str(Path(self.data_name)),
+                "name": str(Path(self.data_name)) if self.data_name else "",
                 **{name: _describe_split(split) for name, split in self.splits.items()},
             },
             transform=self.transform or self.session.transform.id,
@@ -248,6 +250,23 @@ class RunRecord:
             details=self.details,
             notes=self.notes,
         )
+
+
+def _plain(value: Any) -> Any:
+    """Return the value of an option as JSON can hold it: a path and an enum as text, a set as a sorted list."""
+    match value:
+        case Path():
+            return str(value)
+        case enum.Enum():
+            return value.name
+        case set() | frozenset():
+            return sorted(value)
+        case dict():
+            return {str(name): _plain(one) for name, one in value.items()}
+        case list() | tuple():
+            return type(value)(map(_plain, value)) if type(value) in (list, tuple) else list(map(_plain, value))
+        case _:
+            return value
 
 
 def _describe_split(split: Features | SplitRecord) -> dict[str, Any]:

@@ -101,6 +101,8 @@ def _difference_of_runs(result: Result, reference: Result) -> str | None:
         values = [option.get(name) for option in options]
         if name not in IGNORED_OPTIONS and values[0] != values[1]:
             return f"the option {name} differs: {values[0]} and {values[1]}"
+    if not reference.metrics:
+        return "the reference has no metric"
     missing = [name for name in reference.metrics if name not in result.metrics]
     return f"the Result has no {', '.join(missing)}, which the reference has" if missing else None
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from pathlib import Path
 
 import pytest
 from paper_results import result_for
@@ -75,6 +76,13 @@ def test_save_raises_for_unwritable_targets(tmp_path):
     with pytest.raises(DinoevalError, match=r"r\.json"):
         result_for(KNN).save(tmp_path / "r.json")
     assert [path.name for path in tmp_path.iterdir()] == ["r.json"]
+
+
+@pytest.mark.parametrize(("value", "mentioned"), [(float("nan"), "JSON"), (Path("x"), "JSON")])
+def test_value_that_json_cannot_hold_is_an_error(tmp_path, value, mentioned):
+    with pytest.raises(DinoevalError, match=mentioned):
+        dataclasses.replace(result_for(KNN), details={"x": value}).save(tmp_path / "r.json")
+    assert not list(tmp_path.iterdir())
 
 
 def test_table_shows_published_scores_and_differences():

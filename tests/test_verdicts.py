@@ -144,3 +144,10 @@ def test_lower_decay_is_better():
     for made, reference, outcome in ((one, other, "better"), (other, one, "worse"), (one, one, "same")):
         (verdict,), _ = compare_results(made, reference)
         assert verdict.outcome == outcome
+
+
+def test_results_without_metrics_are_not_compared():
+    bare = dataclasses.replace(result([1, 0]), metrics={}, standard_errors={}, samples={})
+    verdicts, reason = compare_results(bare, bare)
+    assert verdicts == []
+    assert "no metric" in reason

@@ -26,12 +26,14 @@ def run_protocol(name: str, args: list[str], program: str) -> int:
     """
     from dinoeval import distributed, protocols
     from dinoeval.cli.options import JsonOutput, parse
+    from dinoeval.paper.rows import rows_for
     from dinoeval.reports.table import format_result
     from dinoeval.session import Session, SessionConfig
 
     protocol = protocols.get_protocol(name)
     config, session, output = parse((protocol.Config(), SessionConfig(), JsonOutput()), args, program, protocol.Config.__doc__)
     output.check()
+    rows_for(name)  # fails before the work if the rows of another package cannot be read
     try:
         result = protocol.run(config, Session(session))
     except RuntimeError as error:

@@ -148,13 +148,19 @@ def _build_random(arch: str) -> nn.Module:
         return build_network(arch)
 
 
+def _file_name(path: Path) -> str:
+    """Return the path as a Result records it. A file is never mistaken for a model name or for weights of timm."""
+    name = str(path)
+    return f"./{name}" if name in ZOO or name == RANDOM or name.startswith(external.TIMM) else name
+
+
 def _load_file(arch: str | None, source: Weights | Path, key: Key) -> tuple[str, nn.Module, Provenance]:
     """Load the network of a file; its architecture is `arch`, or the one that the zoo or the file names."""
     if isinstance(source, Weights):
         path, name, stated = ensure_weights(source), source.name, source.arch
         checkpoint = open_checkpoint(path, key)
     else:
-        path, name = source, str(source)
+        path, name = source, _file_name(source)
         checkpoint = open_checkpoint(path, key)
         stated = checkpoint.arch
     if stated is not None and arch is not None and not same_architecture(stated, arch):

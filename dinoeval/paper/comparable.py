@@ -14,12 +14,16 @@ MISSING = object()
 """The value of a field that the Result does not have."""
 RANDOM = "random/"
 """Prefix of the network name of untrained weights, as in `random/vit_s16`."""
+NO_NETWORK = "none"
+"""Architecture in a Result that no network of the session made."""
 COMMON = (
     Requirement("backbone.precision", ("fp32",)),
     Requirement("backbone.key", ("teacher", None)),
     Requirement("bad_images", (0,)),
 )
 """Requirements of every row that does not name another value of the field."""
+SELECTORS = ("config.dataset", "config.preset", "config.head")
+"""Options that choose what is measured. A row that requires another value is of another experiment."""
 LABELS = {
     "backbone.precision": "precision",
     "backbone.key": "network of the checkpoint",
@@ -66,13 +70,13 @@ def comparable(result: Result, rows: Iterable[PaperRow] | None = None) -> Compar
     if name.startswith(RANDOM):
         reasons.append("the weights are random")
     candidates = [row for row in own if not row.incomparable] or own
-    if not own:
+    if not own and name != NO_NETWORK:
         networks = join_names(dict.fromkeys(row.network for row in rows if not row.incomparable), 4)
         reasons.append(f"no {result.protocol} score is published for {name}; networks with published scores: {networks}")
-        candidates = [row for row in rows if not row.incomparable]
+    candidates = candidates or [row for row in rows if not row.incomparable]
     reasons += dict.fromkeys(f"{row.source}: {row.incomparable}" for row in related)
     if candidates and not related:
-        reasons += min((unmet_requirements(row, fields) for row in candidates), key=len)
+        reasons += unmet_requirements(min(candidates, key=lambda row: _distance(row, fields)), fields)
     return Comparison((), tuple(dict.fromkeys(reasons)), related)
 
 
@@ -103,11 +107,22 @@ def unmet_requirements(row: PaperRow, fields: dict[str, Any]) -> list[str]:
     phrases = [
         f"{LABELS.get(one.field, one.field)}: {_shown(fields.get(one.field, MISSING))} ({row.source} requires {one.expected})"
         for one in requirements
-        if not one.accepts(fields.get(one.field, MISSING))
+        if not _meets(one, fields)
     ]
     if f"metrics.{row.metric}" not in fields:
         phrases.append(f"the metric {row.metric} is missing")
     return phrases
+
+
+def _meets(requirement: Requirement, fields: dict[str, Any]) -> bool:
+    """Return whether the fields meet a requirement. An option that an earlier version did not have counts as not set."""
+    return requirement.accepts(fields.get(requirement.field))
+
+
+def _distance(row: PaperRow, fields: dict[str, Any]) -> tuple[int, int]:
+    """Count the unmet requirements of a row: those that choose another experiment first, then all."""
+    other = sum(one.field in SELECTORS and not _meets(one, fields) for one in row.requires)
+    return other, len(unmet_requirements(row, fields))
 
 
 def fields_of(result: Result) -> dict[str, Any]:
@@ -160,11 +175,15 @@ def network_of(result: Result, rows: Iterable[PaperRow]) -> str | None:
     if "network" in result.backbone:
         return result.backbone["network"]
     name = str(result.backbone.get("weights", "")).removesuffix("_full")
+    if name.startswith("timm/") and name == result.backbone.get("arch"):
+        name = name.split(".")[0]  # without the tag
     return name if name in {row.network for row in rows} else None
 
 
 def _unknown_network(result: Result) -> str:
     weights, arch = result.backbone.get("weights"), result.backbone.get("arch")
+    if arch == NO_NETWORK:
+        return f"no network was run, {weights} were scored"
     return f"the weights {weights} do not match any released weights: they are scored as {arch} with unknown weights"
 
 

@@ -10,6 +10,8 @@ import tomllib
 from collections.abc import Mapping
 from typing import Any
 
+from dinoeval.errors import ConfigError
+
 ENTRY_POINTS = "dinoeval.protocols"
 """Entry-point group of protocols from other packages; such a module may define `PAPER_ROWS`."""
 
@@ -24,6 +26,11 @@ class Requirement:
     """The values that are accepted; empty if `maximum` is set."""
     maximum: float | None = None
     """The largest number that is accepted."""
+
+    def __post_init__(self) -> None:
+        # Facts hold tuples for lists; a value that is not in a tuple is the one allowed value.
+        allowed = self.allowed if isinstance(self.allowed, (tuple, list)) else (self.allowed,)
+        object.__setattr__(self, "allowed", tuple(map(frozen, allowed)))
 
     def accepts(self, value: object) -> bool:
         """Return whether a Result with this value of the field meets the requirement.
@@ -63,6 +70,10 @@ class PaperRow:
     """What a comparison assumes, because the paper or the files do not state it."""
     incomparable: str = ""
     """Why no Result can be compared with this row, such as images that the paper does not name; empty for other rows."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "requires", tuple(self.requires))
+        object.__setattr__(self, "remarks", tuple(self.remarks))
 
 
 def show(value: object) -> str:
@@ -151,7 +162,7 @@ def frozen(value: Any) -> Any:
     Returns:
         A tuple for a list, at any depth; other values as they are.
     """
-    return tuple(map(frozen, value)) if isinstance(value, list) else value
+    return tuple(map(frozen, value)) if isinstance(value, (list, tuple)) else value
 
 
 def rows_for(protocol: str) -> tuple[PaperRow, ...]:
@@ -161,17 +172,32 @@ def rows_for(protocol: str) -> tuple[PaperRow, ...]:
         protocol: Name of the protocol, such as `knn`.
 
     Returns:
-        The rows of `rows.toml`, then `PAPER_ROWS` of the module that an installed package registers under this name.
+        The rows of `rows.toml`; for a protocol that has none there, `PAPER_ROWS` of the module that an installed package
+        registers under this name.
+
+    Raises:
+        ConfigError: If that module cannot be imported or its rows are not rows.
 
     Examples:
         >>> rows = [row for row in rows_for("knn") if row.network == "vit_s16" and row.source == "Table 2"]
         >>> rows[0].value
         74.5
     """
-    rows = [row for row in builtin_rows() if row.protocol == protocol]
-    for entry in importlib.metadata.entry_points(group=ENTRY_POINTS, name=protocol):
-        rows += getattr(entry.load(), "PAPER_ROWS", ())
-    return tuple(rows)
+    if rows := tuple(row for row in builtin_rows() if row.protocol == protocol):
+        return rows
+    return tuple(row for entry in importlib.metadata.entry_points(group=ENTRY_POINTS, name=protocol) for row in _installed_rows(entry))
+
+
+def _installed_rows(entry: importlib.metadata.EntryPoint) -> tuple[PaperRow, ...]:
+    try:
+        rows = tuple(getattr(entry.load(), "PAPER_ROWS", ()))
+    except Exception as error:  # A module of another package can raise anything while it is imported.
+        raise ConfigError(
+            f"the printed numbers of '{entry.name}' cannot be read from {entry.value}: {type(error).__name__}: {error}"
+        ) from error
+    if wrong := [row for row in rows if not isinstance(row, PaperRow)]:
+        raise ConfigError(f"PAPER_ROWS of {entry.value} must hold dinoeval.paper.rows.PaperRow, got {type(wrong[0]).__name__}")
+    return rows
 
 
 def printed_values(protocol: str, metric: str) -> dict[str, float]:

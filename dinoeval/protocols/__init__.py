@@ -11,6 +11,7 @@ in its pyproject.toml; `dinoeval.testing.check_protocol` lists what such a modul
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import importlib.metadata
 import pkgutil
@@ -65,7 +66,8 @@ def get_protocol(name: str) -> ModuleType:
         The module.
 
     Raises:
-        ConfigError: If no package or more than one provides the name, or if the module cannot be imported.
+        ConfigError: If no package or more than one provides the name, or if the module cannot be imported or
+            lacks a part.
 
     Examples:
         >>> get_protocol("knn").VERSION
@@ -88,7 +90,23 @@ def get_protocol(name: str) -> ModuleType:
         raise ConfigError(f"the protocol '{name}' of {_package(entry)} cannot be imported: {type(error).__name__}: {error}") from error
     if not isinstance(module, ModuleType):
         raise ConfigError(f"the entry point '{name}' of {_package(entry)} must name a module, got {entry.value}")
+    if problem := _problem(module):
+        raise ConfigError(f"the protocol '{name}' of {_package(entry)} {problem}; dinoeval.testing.check_protocol lists all that it lacks")
     return module
+
+
+def _problem(module: ModuleType) -> str | None:
+    """Describe what keeps a module from being run at all."""
+    if missing := [part for part in ("VERSION", "Config", "run") if not hasattr(module, part)]:
+        return f"has no {' and no '.join(missing)}"
+    if not dataclasses.is_dataclass(module.Config):
+        return "has a Config that is not a dataclass"
+    required = [
+        field.name
+        for field in dataclasses.fields(module.Config)
+        if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+    ]
+    return f"has options without a default: {', '.join(required)}" if required else None
 
 
 def _package(entry: importlib.metadata.EntryPoint) -> str:

@@ -31,7 +31,7 @@ def format_result(result: Result) -> str:
     sizes = [f"{split.get('images', 0):,} {split.get('split', name)}" for name, split in splits.items()]
     classes = next((split["classes"] for split in splits.values() if split.get("classes")), 0)
     sizes += [f"{classes} classes"] if classes else []
-    name = result.data.get("name", "unnamed data")
+    name = result.data.get("name") or "unnamed data"
     backbone = result.backbone
     lines = [
         f"{result.protocol}@{result.version} on {name}" + (f" ({', '.join(sizes)})" if sizes else ""),

@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 import dinoeval
 from dinoeval.errors import CheckpointError, ConfigError
 from dinoeval.models.checkpoints import open_checkpoint, save_backbone, tensor_digest
+from dinoeval.models.zoo import identify
 
 STATE = synthetic_state(TINY)
 OTHER = synthetic_state(TINY, seed=1)
@@ -256,3 +257,15 @@ def test_load_suggests_name_and_requires_arch(tmp_path):
         dinoeval.load(weights="vit_s61")
     with pytest.raises(ConfigError, match=r"weights\.pth.*--arch"):
         dinoeval.load(weights=tmp_path / "weights.pth")
+
+
+@pytest.mark.parametrize("name", ["vit_s16", "random", "timm/vit_tiny_patch16_224.pth"])
+def test_file_is_never_mistaken_for_a_model_name(tmp_path, monkeypatch, name):
+    """`--weights ./vit_s16` is a file, and its Result must not be compared with the scores of the released vit_s16."""
+    monkeypatch.chdir(tmp_path)
+    Path(name).parent.mkdir(exist_ok=True)
+    torch.save(STATE, name)
+    backbone = dinoeval.load(TINY, weights=f"./{name}", device="cpu")
+    assert backbone.provenance.name == f"./{name}"
+    assert not backbone.provenance.random
+    assert identify(backbone.provenance.name, backbone.digest) is None

@@ -143,6 +143,57 @@ def test_protocol_without_rows_is_a_reason():
     assert found == row
 
 
+def test_option_that_an_earlier_version_did_not_have_counts_as_not_set():
+    row = next(row for row in rows_for("knn") if row.network == "vit_s16")
+    result = result_for(row)
+    config = {name: value for name, value in result.config.items() if name != "train_subset"}
+    assert row.value in value_of(comparable(dataclasses.replace(result, config=config)).rows, row.metric)
+
+
+@pytest.mark.parametrize(
+    ("protocol", "source", "changes", "others"),
+    [
+        ("linear", "Table 2", {"config.epochs": 10, "config.features": "cached", "config.held_out": 0.1}, "config.head"),
+        ("retrieval", "Table 3", {"config.image_size": 64, "config.multiscale": False, "config.query_crop": True}, "config.dataset"),
+    ],
+)
+def test_reasons_are_those_of_the_experiment_that_was_run(protocol, source, changes, others):
+    """Rows of another dataset or of a released head may have fewer unmet requirements."""
+    rows = [row for row in rows_for(protocol) if row.network == "vit_s16" and row.source == source]
+    found = comparable(result_for(rows[-1], changes))
+    assert {reason.partition(":")[0] for reason in found.reasons if reason.startswith("config")} == set(changes)
+    assert not any(reason.startswith(others) for reason in found.reasons)
+
+
+def test_released_head_is_compared_on_its_own_readout_only():
+    row = next(row for row in rows_for("linear") if row.network == "vit_b16" and row.metric == "top1")
+    assert comparable(result_for(row)).rows
+    assert any("config.readouts" in reason for reason in comparable(result_for(row, {"config.readouts": ("last2",)})).reasons)
+
+
+def test_masks_made_elsewhere_are_not_called_weights():
+    row = next(row for row in rows_for("davis") if row.network == "vit_s16")
+    backbone = {"arch": "none", "weights": "masks in mine", "random": False, "key": None, "precision": "none"}
+    found = comparable(dataclasses.replace(result_for(row, {"config.masks": True}), backbone=backbone))
+    assert found.reasons[0] == "no network was run, masks in mine were scored"
+    assert not any("published" in reason for reason in found.reasons)
+    assert any(reason.startswith("config.masks") for reason in found.reasons)
+
+
+def test_rows_may_hold_lists_and_single_values():
+    row = PaperRow(
+        source="x",
+        protocol="texture",
+        network="vit_s16",
+        metric="top1",
+        value=1.0,
+        decimals=1,
+        requires=[Requirement("config.k", [20, 10]), Requirement("data.name", "digits"), Requirement("config.sizes", ([1, 2],))],
+    )
+    result = result_for(row, {"config.sizes": [1, 2]})
+    assert comparable(result, [row]).rows == (row,)
+
+
 def test_requirement_distinguishes_booleans_from_numbers():
     assert not Requirement("x", (False,)).accepts(0)
     assert not Requirement("x", (0,)).accepts(False)
