@@ -16,6 +16,7 @@ filter of OpenCV is below 0.995.
 from __future__ import annotations
 
 import functools
+import subprocess
 import sys
 import tempfile
 import types
@@ -119,7 +120,7 @@ def compare(args, tree: Path, weights: Path, work: Path, compare_released: bool)
     for backend in BACKENDS:
         words = ["--data", tree, "--sequences", *sequences(tree), "--device", "cpu", "--weights", weights, "--resize-backend", backend]
         size = ["--image-size", 64] if args.tiny and not compare_released else []  # The released code resizes to 480 pixels.
-        result = run_dinoeval("davis", *words, *size, "--out", work / backend, stderr=-3)
+        result = run_dinoeval("davis", *words, *size, "--out", work / backend, stderr=subprocess.DEVNULL)
         record["notes"] = result["notes"]
         if compare_released:
             rows = compare_masks(work / backend, work / "released")
@@ -140,7 +141,7 @@ def main() -> None:
     if args.worker:
         run_released(*map(Path, args.worker))
         return
-    reason = released.why_left_out(args.checkout, opencv=True)
+    reason = released.why_left_out(args.checkout, requires=released.OPENCV)
     with tempfile.TemporaryDirectory() as folder:
         work, runs = Path(folder), []
         arch = "vit_xs16_64" if args.tiny else "vit_ti16"

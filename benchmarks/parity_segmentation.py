@@ -2,8 +2,8 @@
 
     python benchmarks/parity_segmentation.py DAVIS2017 DAVIS [--rounds 7]
 
-DAVIS2017 is a checkout of davisvideochallenge/davis2017-evaluation, with the results in it; it requires OpenCV (pip install
-opencv-python-headless). DAVIS is a folder with annotations of one object in Annotations/480p. Compared are these annotations
+DAVIS2017 is a checkout of davisvideochallenge/davis2017-evaluation, with the results in it; it requires
+opencv-python-headless and scikit-image. DAVIS is a folder with annotations of one object in Annotations/480p. Compared are these annotations
 with the masks of OSVOS for the same frames; masks of OSVOS with those of RVOS, object by object, of all 30 sequences; and
 synthetic masks (empty, full, one pixel, lines at the border). Times are of real masks, in turn, as medians over the rounds.
 """
@@ -33,6 +33,7 @@ Pair = tuple[np.ndarray, ...]
 """Ground truth and mask, (H, W) bool."""
 METRICS: dict[str, Callable] = {"J": region_similarity, "F": contour_accuracy}
 TIMED = 60
+REQUIRES = released.OPENCV | {"skimage": "scikit-image"}
 NETWORKS = {"OSVOS": "semi-supervised/osvos", "RVOS": "unsupervised/rvos"}
 SIZES = ((480, 854), (101, 60), (7, 300), (1, 40), (40, 1), (1, 1), (2, 2))
 TINY_SIZES = ((11, 6), (1, 4), (1, 1))
@@ -155,7 +156,7 @@ def main() -> None:
     options.add_argument("--rounds", type=int, default=7, help="rounds of timing (default: 7)")
     args = options.parse()
     source = "davisvideochallenge/davis2017-evaluation"
-    reason = released.why_left_out(args.davis2017, opencv=True, name="DAVIS2017", source=source)
+    reason = released.why_left_out(args.davis2017, requires=REQUIRES, name="DAVIS2017", source=source)
     pairs = {"synthetic": list(synthetic_pairs(TINY_SIZES if args.tiny else SIZES))}
     record: dict[str, Any] = {}
     if reason:

@@ -10,6 +10,7 @@ import os
 import subprocess
 import sys
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -17,23 +18,26 @@ import torch
 from measurement import free_port
 from PIL import Image
 
+NOTHING: Mapping[str, str] = {}
+OPENCV = {"cv2": "opencv-python-headless"}
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
-def why_left_out(checkout: Path | None, *, opencv: bool = False, name: str = "CHECKOUT", source: str = "facebookresearch/dino") -> str | None:
+def why_left_out(
+    checkout: Path | None, *, requires: Mapping[str, str] = NOTHING, name: str = "CHECKOUT", source: str = "facebookresearch/dino"
+) -> str | None:
     """Return why the other side of a comparison cannot run, or None if it can.
 
     Args:
         checkout: A checkout of the other code, or None.
-        opencv: Whether the other code requires OpenCV.
+        requires: The packages that it imports: name to install by name of the module.
         name: Name of the argument that takes the checkout.
         source: The repository.
     """
     if checkout is None:
         return f"the code of {source}: pass {name}, a checkout of it"
-    if opencv and importlib.util.find_spec("cv2") is None:
-        return f"the code of {source}: it requires OpenCV (pip install opencv-python-headless)"
-    return None
+    missing = [package for module, package in requires.items() if importlib.util.find_spec(module) is None]
+    return f"the code of {source}: it requires {' and '.join(missing)} (pip install {' '.join(missing)})" if missing else None
 
 
 def use(checkout: Path) -> None:
