@@ -15,7 +15,7 @@ import tempfile
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks/results"
@@ -67,6 +67,12 @@ class Options(argparse.ArgumentParser):
             self.error(f"missing {', '.join(missing)}: pass them, or --tiny")
         args.out = args.out or self._record
         return args
+
+    @staticmethod
+    def answer(value: object) -> NoReturn:
+        """Print what a worker returns to `run_worker`, and exit."""
+        print(json.dumps(value))
+        raise SystemExit
 
 
 def write_record(args: argparse.Namespace, command: str, record: Mapping[str, Any], left_out: Sequence[str | None] = ()) -> None:

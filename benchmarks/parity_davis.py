@@ -140,7 +140,7 @@ def main() -> None:
     args = options.parse()
     if args.worker:
         run_released(*map(Path, args.worker))
-        return
+        options.answer(None)
     reason = released.why_left_out(args.checkout, requires=released.OPENCV)
     with tempfile.TemporaryDirectory() as folder:
         work, runs = Path(folder), []
