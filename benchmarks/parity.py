@@ -1,150 +1,195 @@
-"""Run the released code beside dinoeval on the same made-up weights and pictures, and say how far apart they are.
+"""Networks and training of the released code and of dinoeval, on the same random weights and inputs.
 
-    python benchmarks/parity.py /path/to/a/checkout/of/facebookresearch/dino
+    python benchmarks/parity.py CHECKOUT
 
-Networks: [CLS], patch tokens and the last block's attention for each architecture and image size. Training: 20 steps on
-fixed crops. Writes benchmarks/results/parity.json, and with --golden the values that tests/golden/released.json holds.
+CHECKOUT is a checkout of facebookresearch/dino. Networks: [CLS], patch tokens and attention of the last block, for each
+architecture and image size. Training: 20 steps on fixed crops. The record holds the largest absolute differences. With
+--golden, the values of the released code are written to the file that is tests/golden/released.json.
 """
 
 from __future__ import annotations
 
-import argparse
+import dataclasses
 import json
-import sys
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import numpy as np
+import released
 import torch
+from measurement import Options, write_record
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "tests"))
-sys.path.insert(0, str(ROOT / "benchmarks"))
-import released as released_code  # noqa: E402
-from factories import synthetic_state  # noqa: E402
+from dinoeval.models.architectures import parse_architecture
+from dinoeval.models.vit import VisionTransformer
+from dinoeval.testing import tiny_state
+from dinoeval.training.pretrain.presets import Recipe
+from dinoeval.training.pretrain.trainer import DinoTrainer
 
-from dinoeval.models.architectures import parse_architecture  # noqa: E402
-from dinoeval.models.vit import VisionTransformer  # noqa: E402
-from dinoeval.training.pretrain.presets import Recipe  # noqa: E402
-from dinoeval.training.pretrain.trainer import DinoTrainer  # noqa: E402
+COMMAND = "python benchmarks/parity.py CHECKOUT"
+VERSION = "facebookresearch/dino 7c446df"
+FACTORIES = {"vit_ti16": ("vit_tiny", 16), "vit_s16": ("vit_small", 16), "vit_s8": ("vit_small", 8), "vit_b16": ("vit_base", 16)}
+GOLDEN_ARCH = "vit_ti16"
+# The smallest recipe in which every rule of training has an effect.
+RECIPE: dict[str, Any] = {
+    "epochs": 4,
+    "batch_size": 4,
+    "lr": 0.02,
+    "warmup_epochs": 1,
+    "clip_grad": 0.3,
+    "freeze_last_layer": 1,
+    "out_dim": 512,
+    "norm_last_layer": False,
+    "momentum_teacher": 0.9,
+    "warmup_teacher_temp": 0.04,
+    "teacher_temp": 0.07,
+    "warmup_teacher_temp_epochs": 3,
+    "local_crops": 2,
+    "drop_path": 0.1,
+}
 
-ARCHITECTURES = {"vit_ti16": ("vit_tiny", 16), "vit_s16": ("vit_small", 16), "vit_s8": ("vit_small", 8), "vit_b16": ("vit_base", 16)}
-SIZES = [(224, 224), (96, 96), (320, 320), (250, 333), (480, 832)]
-STEPS = 20
-TRAINED = dict(  # as small as a run can be in which every rule of the recipe acts
-    epochs=4, batch_size=4, lr=0.02, warmup_epochs=1, clip_grad=0.3, freeze_last_layer=1, out_dim=512, norm_last_layer=False,
-    momentum_teacher=0.9, warmup_teacher_temp=0.04, teacher_temp=0.07, warmup_teacher_temp_epochs=3, local_crops=2, drop_path=0.1,
-)  # fmt: skip
+
+@dataclasses.dataclass(frozen=True)
+class Sizes:
+    """What is compared."""
+
+    architectures: tuple[str, ...] = tuple(FACTORIES)
+    images: tuple[tuple[int, int], ...] = ((224, 224), (96, 96), (320, 320), (250, 333), (480, 832))
+    """Height and width in pixels."""
+    steps: int = 20
+    recipe: dict[str, Any] = dataclasses.field(default_factory=lambda: RECIPE)
 
 
-def picture(height: int, width: int) -> torch.Tensor:
-    """Noise like that of a normalised photograph, (1, 3, height, width)."""
+TINY = Sizes(("vit_ti16",), ((64, 80),), 4, RECIPE | {"global_crop": 64, "local_crop": 32})
+
+
+def noise(height: int, width: int) -> torch.Tensor:
+    """Return noise like a normalized photograph, (1, 3, height, width)."""
     return torch.from_numpy(np.random.default_rng((height, width)).standard_normal((1, 3, height, width), dtype=np.float32))
 
 
-def networks(released) -> tuple[list[dict], dict]:
+def compare_networks(sizes: Sizes, vits: ModuleType | None) -> tuple[list[dict], dict]:
+    """Return a row per architecture and image size, and the golden values of the released code."""
     rows, golden = [], {}
-    for arch, (factory, patch) in ARCHITECTURES.items():
-        theirs = getattr(released, factory)(patch_size=patch).eval()
-        ours = VisionTransformer(parse_architecture(arch)).eval()
-        state = synthetic_state(arch, spread=0.03)
-        theirs.load_state_dict(state, strict=True)
-        ours.load_state_dict(state, strict=True)
-        for height, width in SIZES:
-            image = picture(height, width)
+    for arch in sizes.architectures:
+        network = VisionTransformer(parse_architecture(arch)).eval()
+        state = tiny_state(arch, spread=0.03)
+        network.load_state_dict(state, strict=True)
+        factory, patch = FACTORIES[arch]
+        expected_network = getattr(vits, factory)(patch_size=patch).eval() if vits else None
+        if expected_network:
+            expected_network.load_state_dict(state, strict=True)
+        for height, width in sizes.images:
+            row: dict[str, Any] = {"arch": arch, "size": f"{height}x{width}"}
+            image = noise(height, width)
             with torch.inference_mode():
-                expected, found = theirs.get_intermediate_layers(image, 4), ours.tokens(image, 4)
-                cls = theirs(image)
-                row = {
-                    "arch": arch, "size": f"{height}x{width}",
-                    "cls": (cls - ours(image)).abs().max().item(),
-                    "tokens of 4 blocks": max((a - b).abs().max().item() for a, b in zip(expected, found, strict=True)),
-                    "attention": (theirs.get_last_selfattention(image) - ours.last_attention(image)).abs().max().item(),
-                    "largest value": expected[-1].abs().max().item(),
-                }  # fmt: skip
+                tokens = network.tokens(image, 4)
+                if expected_network:
+                    expected, cls = expected_network.get_intermediate_layers(image, 4), expected_network(image)
+                    attention = expected_network.get_last_selfattention(image) - network.last_attention(image)
+                    row["cls"] = (cls - network(image)).abs().max().item()
+                    row["tokens_of_last_4_blocks"] = max((a - b).abs().max().item() for a, b in zip(expected, tokens, strict=True))
+                    row["attention"] = attention.abs().max().item()
+                    if arch == GOLDEN_ARCH:
+                        golden[row["size"]] = {"cls": cls[0, :16].tolist(), "patch sums": expected[0][0, 1:, :4].sum(0).tolist()}
+            row["largest_value"] = tokens[-1].abs().max().item()
             rows.append(row)
-            print("  ".join(f"{key} {value:.1e}" if isinstance(value, float) else f"{value:>8}" for key, value in row.items()), flush=True)
-            if arch == "vit_ti16":
-                golden[row["size"]] = {"cls": cls[0, :16].tolist(), "patch sums": expected[0][0, 1:, :4].sum(0).tolist()}
+            print(row, flush=True)
     return rows, golden
 
 
-def training(released) -> tuple[dict, dict]:
-    """The released loop's own pieces, put together as train_one_epoch does, but on a CPU and in one process."""
-    import main_dino
-    import utils
+class ReleasedTraining:
+    """The parts of the released training loop, put together as in train_one_epoch, on a CPU in one process."""
 
-    recipe = Recipe(**TRAINED)
-    steps = STEPS // recipe.epochs
+    def __init__(self, trainer: DinoTrainer, recipe: Recipe, steps: int, vits: ModuleType) -> None:
+        import main_dino
+        import utils
+
+        self.utils, self.recipe, self.steps = utils, recipe, steps
+        heads = [vits.DINOHead(192, recipe.out_dim, norm_last_layer=last) for last in (recipe.norm_last_layer, True)]
+        self.student = utils.MultiCropWrapper(vits.vit_tiny(patch_size=16, drop_path_rate=recipe.drop_path), heads[0])
+        self.teacher = utils.MultiCropWrapper(vits.vit_tiny(patch_size=16), heads[1])
+        self.student.load_state_dict(trainer.student.state_dict(), strict=True)
+        self.teacher.load_state_dict(trainer.teacher.state_dict(), strict=True)
+        for parameter in self.teacher.parameters():
+            parameter.requires_grad = False
+        temperatures = (recipe.warmup_teacher_temp, recipe.teacher_temp, recipe.warmup_teacher_temp_epochs)
+        self.loss = main_dino.DINOLoss(recipe.out_dim, recipe.local_crops + 2, *temperatures, recipe.epochs)
+        self.optimizer = torch.optim.AdamW(utils.get_params_groups(self.student))
+        peak = recipe.lr * recipe.batch_size / 256
+        self.lr = utils.cosine_scheduler(peak, recipe.min_lr, recipe.epochs, steps, recipe.warmup_epochs)
+        self.decay = utils.cosine_scheduler(recipe.weight_decay, recipe.weight_decay_end, recipe.epochs, steps)
+        self.momentum = utils.cosine_scheduler(recipe.momentum_teacher, 1, recipe.epochs, steps)
+
+    def step(self, crops: list[torch.Tensor], iteration: int) -> float:
+        """Make one step and return the loss."""
+        epoch = iteration // self.steps
+        for index, group in enumerate(self.optimizer.param_groups):
+            group["lr"] = self.lr[iteration]
+            if index == 0:
+                group["weight_decay"] = self.decay[iteration]
+        value = self.loss(self.student(crops), self.teacher(crops[:2]), epoch)
+        self.optimizer.zero_grad()
+        value.backward()
+        self.utils.clip_gradients(self.student, self.recipe.clip_grad)
+        self.utils.cancel_gradients_last_layer(epoch, self.student, self.recipe.freeze_last_layer)
+        self.optimizer.step()
+        momentum = self.momentum[iteration]
+        with torch.no_grad():
+            for student, teacher in zip(self.student.parameters(), self.teacher.parameters(), strict=True):
+                teacher.data.mul_(momentum).add_((1 - momentum) * student.detach().data)
+        return value.item()
+
+
+def compare_training(sizes: Sizes, vits: ModuleType | None) -> tuple[dict, list[float]]:
+    """Return the differences after all steps, and the losses of the released code."""
+    recipe = Recipe(**sizes.recipe)
+    steps = sizes.steps // recipe.epochs
     torch.manual_seed(3)
-    ours = DinoTrainer("vit_ti16", recipe, steps, torch.device("cpu"))
-    student = utils.MultiCropWrapper(
-        released.vit_tiny(patch_size=16, drop_path_rate=recipe.drop_path),
-        released.DINOHead(192, recipe.out_dim, norm_last_layer=recipe.norm_last_layer),
-    )
-    teacher = utils.MultiCropWrapper(released.vit_tiny(patch_size=16), released.DINOHead(192, recipe.out_dim))
-    student.load_state_dict(ours.student.state_dict(), strict=True)
-    teacher.load_state_dict(ours.teacher.state_dict(), strict=True)
-    for parameter in teacher.parameters():
-        parameter.requires_grad = False
-    loss = main_dino.DINOLoss(
-        recipe.out_dim, recipe.local_crops + 2, recipe.warmup_teacher_temp, recipe.teacher_temp,
-        recipe.warmup_teacher_temp_epochs, recipe.epochs,
-    )  # fmt: skip
-    optimizer = torch.optim.AdamW(utils.get_params_groups(student))
-    lr = utils.cosine_scheduler(recipe.lr * recipe.batch_size / 256, recipe.min_lr, recipe.epochs, steps, recipe.warmup_epochs)
-    decay = utils.cosine_scheduler(recipe.weight_decay, recipe.weight_decay_end, recipe.epochs, steps)
-    momentum = utils.cosine_scheduler(recipe.momentum_teacher, 1, recipe.epochs, steps)
-    losses: dict[str, list[float]] = {"released": [], "ours": []}
-    for iteration in range(STEPS):
-        draw = np.random.default_rng(iteration)
+    trainer = DinoTrainer("vit_ti16", recipe, steps, torch.device("cpu"))
+    other = ReleasedTraining(trainer, recipe, steps, vits) if vits else None
+    losses: list[float] = []
+    expected: list[float] = []
+    for iteration in range(sizes.steps):
+        random = np.random.default_rng(iteration)
         crops = [
-            torch.from_numpy(draw.standard_normal((recipe.batch_size, 3, size, size), dtype=np.float32))
+            torch.from_numpy(random.standard_normal((recipe.batch_size, 3, size, size), dtype=np.float32))
             for size in (recipe.global_crop,) * 2 + (recipe.local_crop,) * recipe.local_crops
         ]
-        torch.manual_seed(100 + iteration)  # stochastic depth
-        for index, group in enumerate(optimizer.param_groups):
-            group["lr"] = lr[iteration]
-            if index == 0:
-                group["weight_decay"] = decay[iteration]
-        value = loss(student(crops), teacher(crops[:2]), iteration // steps)
-        optimizer.zero_grad()
-        value.backward()
-        utils.clip_gradients(student, recipe.clip_grad)
-        utils.cancel_gradients_last_layer(iteration // steps, student, recipe.freeze_last_layer)
-        optimizer.step()
-        with torch.no_grad():
-            for fast, slow in zip(student.parameters(), teacher.parameters(), strict=True):
-                slow.data.mul_(momentum[iteration]).add_((1 - momentum[iteration]) * fast.detach().data)
-        losses["released"].append(value.item())
+        if other:
+            torch.manual_seed(100 + iteration)  # Stochastic depth draws from this generator.
+            expected.append(other.step(crops, iteration))
         torch.manual_seed(100 + iteration)
-        losses["ours"].append(ours.step(crops, iteration)["loss"])
-    pairs = zip(teacher.parameters(), ours.teacher.parameters(), strict=True)
-    row = {
-        "steps": STEPS,
-        "loss, relative": max(abs(a - b) / abs(a) for a, b in zip(losses["released"], losses["ours"], strict=True)),
-        "teacher weights": max((a - b).abs().max().item() for a, b in pairs),
-        "first loss": losses["released"][0],
-        "last loss": losses["released"][-1],
-        "center": (loss.center - ours.loss.center).abs().max().item(),
-    }
-    print("  ".join(f"{key} {value:.6g}" for key, value in row.items()), flush=True)
-    return row, {"recipe": TRAINED, "losses": losses["released"]}
+        losses.append(trainer.step(crops, iteration)["loss"])
+    row: dict[str, Any] = {"steps": sizes.steps}
+    if other:
+        pairs = zip(other.teacher.parameters(), trainer.teacher.parameters(), strict=True)
+        row["relative_loss"] = max(abs(a - b) / abs(a) for a, b in zip(expected, losses, strict=True))
+        row["teacher_weights"] = max((a - b).abs().max().item() for a, b in pairs)
+        row["center"] = (other.loss.center - trainer.loss.center).abs().max().item()
+    row |= {"first_loss": (expected or losses)[0], "last_loss": (expected or losses)[-1]}
+    return row, expected
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("released", type=Path, help="a checkout of facebookresearch/dino")
-    parser.add_argument("--golden", type=Path, help="write the released code's values here")
-    args = parser.parse_args()
-    released_code.use(args.released)
-    import vision_transformer as released
+    options = Options(__file__, "parity", __doc__)
+    options.add_input("checkout", "a checkout of facebookresearch/dino")
+    options.add_argument("--golden", type=Path, help="also write the values of the released code to this file")
+    args = options.parse()
+    sizes, reason, vits = TINY if args.tiny else Sizes(), released.why_left_out(args.checkout), None
+    if reason and args.golden:
+        options.error("--golden requires CHECKOUT")
+    if not reason:
+        released.use(args.checkout)
+        import vision_transformer as vits
 
-    rows, golden = networks(released)
-    trajectory, losses = training(released)
-    facts = {"released": "facebookresearch/dino 7c446df", "torch": torch.__version__, "command": "python benchmarks/parity.py CHECKOUT"}
-    (ROOT / "benchmarks/results/parity.json").write_text(json.dumps({**facts, "networks": rows, "training": trajectory}, indent=1) + "\n")
+    rows, golden = compare_networks(sizes, vits)
+    training, losses = compare_training(sizes, vits)
+    about = {"released": VERSION, "torch": torch.__version__}
+    write_record(args, COMMAND, about | {"networks": rows, "training": training}, [reason])
     if args.golden:
-        args.golden.write_text(json.dumps({**facts, "vit_ti16": golden, "training": losses}) + "\n")
+        values = {"command": COMMAND, GOLDEN_ARCH: golden, "training": {"recipe": sizes.recipe, "losses": losses}}
+        args.golden.write_text(json.dumps(about | values) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,93 +1,90 @@
-"""DAVIS label propagation: the released code and dinoeval beside each other, on real frames with the same weights.
+"""DAVIS label propagation of the released code and of dinoeval, on real frames with the same weights.
 
-    python benchmarks/parity_davis.py CHECKOUT DAVIS --weights FILE [--frames 8] [--few 3]
+    python benchmarks/parity_davis.py CHECKOUT DAVIS WEIGHTS [--frames 8] [--patch8-frames 3]
 
-CHECKOUT is facebookresearch/dino, DAVIS a tree with FirstFrames2017/480p/<sequence>/00000.png, first masks of several objects.
-The released functions run on a CPU, with their palette made here instead of downloaded; frames, masks and propagation are
-theirs. Patch 16: ViT-Ti/16 with made-up weights, 480 pixels; two more videos there are the first one upright, and the first one
-with an object of one pixel, which is lost. The network of --weights (patch 8): the first few frames.
-Told for every object: the least IoU of our mask and the released one over all frames but the first, as our OpenCV
-reading has it; then what PIL's and torchvision's readings change.
-Writes benchmarks/results/parity_davis.json.
+CHECKOUT is a checkout of facebookresearch/dino, DAVIS a folder with FirstFrames2017/480p/<sequence>/00000.png, first masks of
+several objects. The released functions for frames, masks and propagation run on a CPU; only their palette is made here
+instead of downloaded. They require OpenCV (pip install opencv-python-headless).
+
+Patch 16: ViT-Ti/16 with random weights at 480 pixels, also on two variants of the first sequence: `rotated` by 90 degrees,
+and `speck`, with an additional object of one pixel, which is lost. Patch 8: the network of WEIGHTS, a file that names its
+architecture, on a few frames, because the released code needs gigabytes. The record holds, for each object, the least IoU of
+the masks of both sides over all frames but the first, for each way of resizing frames. Exit code 1 if the least IoU with the
+filter of OpenCV is below 0.995.
 """
 
 from __future__ import annotations
 
-import argparse
 import functools
-import json
-import os
-import socket
 import subprocess
 import sys
 import tempfile
 import types
 from pathlib import Path
 
+import inputs
 import numpy as np
+import released
 import torch
+from measurement import Options, run_dinoeval, run_worker, write_record
 from PIL import Image
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "benchmarks")]
-import released  # noqa: E402
-from factories import synthetic_state  # noqa: E402
+import dinoeval
+from dinoeval.data.masks import palette, read_mask, write_mask
+from dinoeval.maths.segmentation import region_similarity
 
-import dinoeval  # noqa: E402
-from dinoeval.data.masks import palette, read_mask, write_mask  # noqa: E402
-from dinoeval.environment import describe_machine  # noqa: E402
-from dinoeval.maths.segmentation import region_similarity  # noqa: E402
-from dinoeval.models.checkpoints import save_backbone  # noqa: E402
-
-SEQUENCES = ("kite-surf", "horsejump-high", "motocross-jump")  # three, two and two objects
-UPRIGHT, SPECK = "exif_transpose", "speck"  # the first of them turned by a quarter, and with a fourth object of one pixel
+COMMAND = "python benchmarks/parity_davis.py CHECKOUT DAVIS WEIGHTS"
+SEQUENCES = ("kite-surf", "horsejump-high", "motocross-jump")  # Of three, two and two objects.
+ROTATED, SPECK = "rotated", "speck"
 BACKENDS = ("opencv", "pil", "torchvision")
+MIN_IOU = 0.995
 
 
-def take(davis: Path, tree: Path, frames: int) -> None:
-    """The first frames of the sequences, and first masks where the released code looks for them."""
+def link_sequences(davis: Path, target: Path, frames: int) -> None:
+    """Link the first frames of the sequences, and first masks to the place where the released code reads them."""
     for name in SEQUENCES:
-        pictures, masks = tree / "JPEGImages/480p" / name, tree / "Annotations/480p" / name
-        pictures.mkdir(parents=True)
-        masks.mkdir(parents=True)
-        for path in sorted((davis / "JPEGImages/480p" / name).glob("*.jpg"))[:frames]:
-            (pictures / path.name).symlink_to(path.resolve())
-        (masks / "00000.png").symlink_to((davis / "FirstFrames2017/480p" / name / "00000.png").resolve())
+        inputs.link_images(sorted((davis / "JPEGImages/480p" / name).glob("*.jpg"))[:frames], target / "JPEGImages/480p" / name)
+        inputs.link_images([davis / "FirstFrames2017/480p" / name / "00000.png"], target / "Annotations/480p" / name)
 
 
-def take_odd(tree: Path, frames: int = 3) -> None:
-    """Videos made of the first one."""
+def add_variants(tree: Path, frames: int = 3) -> None:
+    """Write the two variants of the first sequence."""
     source = SEQUENCES[0]
-    for name in (UPRIGHT, SPECK):
+    for name in (ROTATED, SPECK):
         for kind in ("JPEGImages/480p", "Annotations/480p"):
             (tree / kind / name).mkdir()
         for path in sorted((tree / "JPEGImages/480p" / source).iterdir())[:frames]:
-            with Image.open(path) as picture:
-                turned = picture.transpose(Image.Transpose.ROTATE_90) if name == UPRIGHT else picture
-                turned.save(tree / "JPEGImages/480p" / name / path.name, quality=95)
+            with Image.open(path) as frame:
+                changed = frame.transpose(Image.Transpose.ROTATE_90) if name == ROTATED else frame
+                changed.save(tree / "JPEGImages/480p" / name / path.name, quality=95)
         mask = read_mask(tree / "Annotations/480p" / source / "00000.png")
         if name == SPECK:
             mask[1, 1] = mask.max() + 1
-        write_mask(tree / "Annotations/480p" / name / "00000.png", np.rot90(mask).copy() if name == UPRIGHT else mask)
+        write_mask(tree / "Annotations/480p" / name / "00000.png", np.rot90(mask).copy() if name == ROTATED else mask)
 
 
 def sequences(tree: Path) -> list[str]:
+    """Return the names of the sequences of a tree."""
     return sorted(path.name for path in (tree / "JPEGImages/480p").iterdir())
 
 
 def run_released(checkout: Path, tree: Path, weights: Path, out: Path) -> None:
-    """Propagate with the functions of eval_video_segmentation.py; to be run in a process of its own."""
+    """Propagate with the functions of eval_video_segmentation.py; they change globals, so they run in a new process."""
     released.use(checkout)
     import eval_video_segmentation as script
     import vision_transformer
 
     backbone = dinoeval.load(weights=weights, device="cpu")
     config = backbone.config
-    norm = functools.partial(torch.nn.LayerNorm, eps=1e-6)
     model = vision_transformer.VisionTransformer(
-        img_size=[config.image_size], patch_size=config.patch_size, embed_dim=config.dim, depth=config.depth, num_heads=config.num_heads,
-        qkv_bias=True, norm_layer=norm,
-    )  # fmt: skip
+        img_size=[config.image_size],
+        patch_size=config.patch_size,
+        embed_dim=config.dim,
+        depth=config.depth,
+        num_heads=config.num_heads,
+        qkv_bias=True,
+        norm_layer=functools.partial(torch.nn.LayerNorm, eps=1e-6),
+    )
     model.load_state_dict(backbone.network.state_dict())
     model.eval()
     args = types.SimpleNamespace(output_dir=str(out), n_last_frames=7, size_mask_neighborhood=12, topk=5, patch_size=config.patch_size)
@@ -95,75 +92,77 @@ def run_released(checkout: Path, tree: Path, weights: Path, out: Path) -> None:
     for name in sequences(tree):
         frames = script.read_frame_list(str(tree / "JPEGImages/480p" / name))
         path = frames[0].replace("JPEGImages", "Annotations").replace("jpg", "png")
-        first, whole = script.read_seg(path, config.patch_size)
-        script.eval_video_tracking_davis(args, model, frames, str(tree / name), first, whole, palette())
+        first, original = script.read_seg(path, config.patch_size)
+        script.eval_video_tracking_davis(args, model, frames, str(out / name), first, original, palette())
 
 
-def compare(ours: Path, theirs: Path) -> list[dict]:
-    """A row an object."""
+def compare_masks(found: Path, expected: Path) -> list[dict]:
+    """Return a row per object."""
     rows = []
-    for name in sorted(path.name for path in theirs.iterdir()):
-        paths = sorted((theirs / name).glob("*.png"))
+    for name in sorted(path.name for path in expected.iterdir()):
+        paths = sorted((expected / name).glob("*.png"))
         objects = int(read_mask(paths[0]).max())
-        pairs = [(read_mask(ours / name / path.name), read_mask(path)) for path in paths[1:]]
+        pairs = [(read_mask(found / name / path.name), read_mask(path)) for path in paths[1:]]
         for label in range(1, objects + 1):
             overlaps = [region_similarity(two == label, one == label) for one, two in pairs]
             pixels = int(sum((two == label).sum() for _, two in pairs))
-            rows.append({"sequence": name, "object": label, "frames": len(pairs), "released pixels": pixels,
-                         "least IoU": min(overlaps), "mean IoU": float(np.mean(overlaps))})  # fmt: skip
+            row = {"sequence": name, "object": label, "frames": len(pairs), "released_pixels": pixels}
+            rows.append(row | {"min_iou": min(overlaps), "mean_iou": float(np.mean(overlaps))})
     return rows
 
 
-def beside(checkout: Path, tree: Path, weights: Path, work: Path) -> dict:
-    command = [sys.executable, __file__, "--as-released", str(checkout), str(tree), str(weights), str(work / "released")]
-    (work / "released").mkdir(parents=True)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    subprocess.run(command, check=True, env={**os.environ, "MASTER_PORT": port})
-    facts: dict = {}
+def compare(args, tree: Path, weights: Path, work: Path, compare_released: bool) -> dict:
+    """Run both sides on the sequences of a tree."""
+    if compare_released:
+        (work / "released").mkdir(parents=True)
+        run_worker(__file__, args, args.checkout, tree, weights, work / "released")
+    record: dict = {}
     for backend in BACKENDS:
-        command = [sys.executable, "-m", "dinoeval", "davis", "--data", str(tree), "--sequences", *sequences(tree), "--device", "cpu"]
-        command += ["--weights", str(weights), "--resize-backend", backend]
-        command += ["--out", str(work / backend), "--json", str(work / "result.json")]
-        subprocess.run(command, check=True, capture_output=True)
-        rows = compare(work / backend, work / "released")
-        facts[backend] = {
-            "least IoU": min(row["least IoU"] for row in rows), "mean IoU": float(np.mean([row["mean IoU"] for row in rows])),
-            "objects": rows,
-        }  # fmt: skip
-        print(weights.name, backend, facts[backend], flush=True)
-    return {**facts, "notes": json.loads((work / "result.json").read_text())["notes"]}
+        words = ["--data", tree, "--sequences", *sequences(tree), "--device", "cpu", "--weights", weights, "--resize-backend", backend]
+        size = ["--image-size", 64] if args.tiny and not compare_released else []  # The released code resizes to 480 pixels.
+        result = run_dinoeval("davis", *words, *size, "--out", work / backend, stderr=subprocess.DEVNULL)
+        record["notes"] = result["notes"]
+        if compare_released:
+            rows = compare_masks(work / backend, work / "released")
+            means = {"min_iou": min(row["min_iou"] for row in rows), "mean_iou": float(np.mean([row["mean_iou"] for row in rows]))}
+            record[backend] = means | {"objects": rows}
+        print(weights.name, backend, record.get(backend), flush=True)
+    return record
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("checkout", type=Path)
-    parser.add_argument("davis", type=Path)
-    parser.add_argument("--weights", type=Path, required=True, help="a file that names its architecture, of patch 8")
-    parser.add_argument("--frames", type=int, default=8)
-    parser.add_argument("--few", type=int, default=3, help="frames at patch 8, where the released code takes gigabytes")
-    args = parser.parse_args()
+    options = Options(__file__, "parity_davis", __doc__)
+    options.add_input("checkout", "a checkout of facebookresearch/dino")
+    options.add_input("davis", "a folder with JPEGImages/480p and FirstFrames2017/480p")
+    options.add_input("weights", "a checkpoint of patch size 8 that names its architecture")
+    options.add_argument("--frames", type=int, default=8, help="frames per sequence at patch 16 (default: 8)")
+    options.add_argument("--patch8-frames", type=int, default=3, help="frames per sequence at patch 8 (default: 3)")
+    args = options.parse()
+    if args.worker:
+        run_released(*map(Path, args.worker))
+        options.answer(None)
+    reason = released.why_left_out(args.checkout, requires=released.OPENCV)
     with tempfile.TemporaryDirectory() as folder:
-        work = Path(folder)
-        made_up = work / "vit_ti16, made-up weights.safetensors"
-        save_backbone(made_up, synthetic_state("vit_ti16"), arch="vit_ti16")
-        runs = []
-        for number, (weights, frames) in enumerate(((made_up, args.frames), (args.weights, args.few))):
-            take(args.davis, work / f"tree{number}", frames)
-            if not number:
-                take_odd(work / f"tree{number}")
-            about = {"arch": dinoeval.load(weights=weights, device="cpu").arch, "weights": weights.stem, "frames": frames}
-            runs.append({**about, **beside(args.checkout, work / f"tree{number}", weights, work / f"run{number}")})
-    facts = {"runs": runs, "command": "python benchmarks/parity_davis.py CHECKOUT DAVIS --weights FILE", "machine": describe_machine()}
-    (ROOT / "benchmarks/results/parity_davis.json").write_text(json.dumps(facts, indent=1) + "\n")
-    least = min(run["opencv"]["least IoU"] for run in runs)
-    print(f"least IoU of all objects and frames, OpenCV backend: {least:.6f}")
-    sys.exit(0 if least >= 0.995 else 1)
+        work, runs = Path(folder), []
+        arch = "vit_xs16_64" if args.tiny else "vit_ti16"
+        networks = [("random", inputs.save_weights(work / f"{arch}.safetensors", arch), args.frames)]
+        if args.tiny:
+            args.davis = inputs.tiny_davis(work / "davis", SEQUENCES, frames=3)
+        else:
+            networks.append(("checkpoint", args.weights, args.patch8_frames))
+        for kind, weights, frames in networks:
+            tree = work / f"{kind} tree"
+            link_sequences(args.davis, tree, frames)
+            if kind == "random":
+                add_variants(tree)
+            about = {"arch": dinoeval.load(weights=weights, device="cpu").arch, "weights": kind, "frames": frames}
+            runs.append({**about, **compare(args, tree, weights, work / kind, not reason)})
+    write_record(args, COMMAND, {"runs": runs}, [reason])
+    if not reason:
+        least = min(run["opencv"]["min_iou"] for run in runs)
+        print(f"least IoU of all objects and frames, OpenCV backend: {least:.6f}")
+        sys.exit(0 if least >= MIN_IOU else 1)
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["--as-released"]:
-        run_released(*map(Path, sys.argv[2:6]))
-    else:
-        main()
+    main()

@@ -1,138 +1,145 @@
-"""k-NN of the released code and of dinoeval, each by its own command line, on the same weights and images.
+"""k-NN of the released code and of dinoeval by their command lines, on the same weights and images.
 
     python benchmarks/parity_knn.py CHECKOUT DATA [--limit N]
 
-DATA holds train/ and test/ (or val/) class folders, such as CIFAR-10's. The network is ViT-Ti/56 with made-up weights: the
-released command line knows no smaller network, and large patches keep the comparison short. top-5 is compared on the
-queries with at least five labels among their neighbours; for the others the released one depends on how a sort orders
-zeros. Where a query's outcome differs, it is named, with the answers of both rules on the very same features (those that
-the released code dumped), the gap between the cosines of its last neighbour and the first that is none, and that between
-the sums of its fifth and its sixth class: so one sees whether the features' last digits or the rules decide it.
-Writes benchmarks/results/parity_knn.json.
+CHECKOUT is a checkout of facebookresearch/dino, DATA a folder with train/ and test/ (or val/) class folders, such as those of
+CIFAR-10. The network is ViT-Ti/56 with random weights: the released command line supports no smaller network, and large
+patches keep the comparison short.
+
+top-5 is compared on the queries with at least five classes among their neighbors. For other queries the released top-5
+depends on the order in which a sort leaves zeros. If the outcome of a query differs, the record holds the answers of both
+rules on the features that the released code computed, the gap between the cosines of the last neighbor and the next image,
+and the relative gap between the votes of the fifth and the sixth class. They show whether the last digits of the features
+or the rules decide the outcome.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import re
-import subprocess
-import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import inputs
 import numpy as np
+import released
 import torch
+from measurement import Options, run_dinoeval, write_record
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "benchmarks")]
-import released  # noqa: E402
-from factories import synthetic_state  # noqa: E402
+from dinoeval.maths.neighbors import nearest, vote
+from dinoeval.testing import tiny_image_folder, tiny_state
 
-from dinoeval.maths.neighbors import nearest, vote  # noqa: E402
-
+COMMAND = "python benchmarks/parity_knn.py CHECKOUT DATA"
 KS, TEMPERATURE = (10, 20, 100, 200), 0.07
+NETWORK = ["--arch", "vit_tiny", "--patch_size", "56"]
 
 
-def link(data: Path, target: Path, limit: int | None) -> None:
-    """The layout the released code wants, train/ and val/; with at most `limit` images a class."""
-    for split, source in (("train", data / "train"), ("val", next(p for p in (data / "val", data / "test") if p.is_dir()))):
-        for folder in sorted(source.iterdir()):
-            (target / split / folder.name).mkdir(parents=True)
-            for image in sorted(folder.iterdir())[:limit]:
-                (target / split / folder.name / image.name).symlink_to(image)
+def run_released(checkout: Path, work: Path) -> dict[str, float]:
+    """Run eval_knn.py, which also writes its features to `work`."""
+    paths = ["--pretrained_weights", work / "weights.pth", "--data_path", work / "data", "--dump_features", work]
+    output = released.run_script(checkout, "eval_knn.py", *NETWORK, *paths, "--use_cuda", "false", "--num_workers", "2")
+    metrics = {}
+    for k, top1, top5 in re.findall(r"(\d+)-NN classifier result: Top1: ([\d.]+), Top5: ([\d.]+)", output):
+        metrics |= {f"top1@{k}": float(top1), f"top5@{k}": float(top5)}
+    return metrics
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("checkout", type=Path)
-    parser.add_argument("data", type=Path)
-    parser.add_argument("--limit", type=int, help="images a class of each half")
-    args = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        work = Path(folder)
-        link(args.data.resolve(), work / "data", args.limit)
-        torch.save({"teacher": {f"backbone.{name}": t for name, t in synthetic_state("vit_ti56").items()}}, work / "weights.pth")
-        began = time.monotonic()
-        command = [sys.executable, "-m", "dinoeval", "knn", "--arch", "vit_ti56", "--weights", str(work / "weights.pth"),
-                   "--data", str(work / "data"), "--cache", str(work / "cache"), "--json", str(work / "result.json")]  # fmt: skip
-        subprocess.run(command, check=True)
-        ours_seconds = time.monotonic() - began
-        ours = json.loads((work / "result.json").read_text())
-        began = time.monotonic()
-        command = [sys.executable, str(ROOT / "benchmarks/released.py"), str(args.checkout), "--arch", "vit_tiny", "--patch_size", "56",
-                   "--pretrained_weights", str(work / "weights.pth"), "--data_path", str(work / "data"), "--use_cuda", "false",
-                   "--num_workers", "2", "--dump_features", str(work)]  # fmt: skip
-        said = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-        released_seconds = time.monotonic() - began
-        theirs = {}
-        for k, top1, top5 in re.findall(r"(\d+)-NN classifier result: Top1: ([\d.]+), Top5: ([\d.]+)", said):
-            theirs |= {f"top1@{k}": float(top1), f"top5@{k}": float(top5)}
-        rows = compare(args.checkout, work, ours, theirs)
-    counts = {half: ours["data"][half]["images"] for half in ("train", "val")}
-    facts = {"images": counts, "ours seconds": round(ours_seconds), "released seconds": round(released_seconds), "rows": rows,
-             "command": "python benchmarks/parity_knn.py CHECKOUT DATA", "machine": ours["machine"]}  # fmt: skip
-    (ROOT / "benchmarks/results/parity_knn.json").write_text(json.dumps(facts, indent=1) + "\n")
-    print(json.dumps(facts, indent=1))
+class Comparison:
+    """The votes of both rules on the features that the released code wrote. Q queries, K neighbors."""
 
+    def __init__(self, checkout: Path, work: Path) -> None:
+        released.use(checkout)
+        import eval_knn
 
-def compare(checkout: Path, work: Path, ours: dict, theirs: dict) -> list[dict]:
-    released.use(checkout)
-    import eval_knn
+        names = ("trainfeat", "testfeat", "trainlabels", "testlabels")
+        self.classify: Callable = eval_knn.knn_classifier
+        self.train, self.test, self.train_labels, self.test_labels = (torch.load(work / f"{name}.pth") for name in names)
+        self.cosines, neighbors = nearest(self.test.numpy(), [self.train.numpy()], max(KS) + 1)
+        self.neighbor_labels = self.train_labels.numpy()[neighbors]  # (Q, K)
+        self.labels = self.test_labels.numpy()
+        num_classes = int(self.labels.max()) + 1
+        self.predictions = vote(self.cosines, self.neighbor_labels, ks=KS, temperature=TEMPERATURE, num_classes=num_classes)
 
-    names = ("trainfeat", "testfeat", "trainlabels", "testlabels")
-    train, test, train_labels, test_labels = (torch.load(work / f"{name}.pth") for name in names)
-    cosines, neighbours = nearest(test.numpy(), [train.numpy()], max(KS) + 1)
-    labels, truth = train_labels.numpy()[neighbours], test_labels.numpy()
-    predictions = vote(cosines, labels, ks=KS, temperature=TEMPERATURE, num_classes=int(truth.max()) + 1)
-
-    def released_top5(queries: np.ndarray, k: int) -> float:
-        """Hits among the queries; fewer than 100 are tiled, because the released code cannot take them."""
+    def released_hits(self, queries: np.ndarray, k: int) -> float:
+        """Count the top-5 hits of the released rule; queries are repeated, because it requires at least 100."""
         tiled = np.repeat(queries, 1 if len(queries) >= 100 else 100)
-        percent = eval_knn.knn_classifier(train, train_labels, test[tiled], test_labels[tiled], k, TEMPERATURE)[1]
+        percent = self.classify(self.train, self.train_labels, self.test[tiled], self.test_labels[tiled], k, TEMPERATURE)[1]
         return percent * len(queries) / 100
 
-    def disputed(queries: np.ndarray, hits: np.ndarray, k: int) -> list[int]:
-        """The queries whose released outcome is not `hits`, found by halving."""
-        if round(released_top5(queries, k)) == hits[queries].sum():
+    def differing(self, queries: np.ndarray, hits: np.ndarray, k: int) -> list[int]:
+        """Find the queries whose released outcome differs from `hits`, by bisection."""
+        if round(self.released_hits(queries, k)) == hits[queries].sum():
             return []
         if len(queries) == 1:
             return [int(queries[0])]
         middle = len(queries) // 2
-        return disputed(queries[:middle], hits, k) + disputed(queries[middle:], hits, k)
+        return self.differing(queries[:middle], hits, k) + self.differing(queries[middle:], hits, k)
 
-    rows = []
-    for position, k in enumerate(KS):
-        full = np.array([len(set(row[:k])) >= 5 for row in labels])
-        row = {
-            "k": k,
-            **{f"{metric} ours": ours["metrics"][f"{metric}@{k}"] for metric in ("top1", "top5")},
-            **{f"{metric} released": theirs[f"{metric}@{k}"] for metric in ("top1", "top5")},
-            "queries with five labels": int(full.sum()),
+    def top5(self, samples: dict[str, list], k: int) -> dict[str, Any]:
+        """Compare top-5 on the queries with five classes among their neighbors."""
+        complete = np.array([len(set(row[:k])) >= 5 for row in self.neighbor_labels])
+        row: dict[str, Any] = {"queries_with_5_classes": int(complete.sum())}
+        if complete.sum() < 100:  # The released code divides the queries into 100 chunks.
+            return row
+        hits, queries = np.array(samples[f"top5@{k}"]), np.flatnonzero(complete)
+        percent = {"dinoeval": 100 * float(hits[complete].mean()), "released": 100 * self.released_hits(queries, k) / len(queries)}
+        differing = [
+            {"query": samples["path"][query], "dinoeval": int(hits[query]), **self.explain(query, k)}
+            for query in self.differing(queries, hits, k)
+        ]
+        return row | {"top5_with_5_classes": percent, "differing_queries": differing}
+
+    def explain(self, query: int, k: int) -> dict[str, Any]:
+        """Describe a query whose outcome differs."""
+        cosines, labels = self.cosines[query], self.neighbor_labels[query, :k]
+        hit = int(self.labels[query] in self.predictions[KS.index(k), query])
+        return {
+            "released": round(self.released_hits(np.array([query]), k)),
+            "dinoeval_on_released_features": hit,
+            "cosine_gap_after_last_neighbor": float(cosines[k - 1] - cosines[k]),
+            "relative_gap_of_fifth_and_sixth_class": vote_gap(cosines[:k], labels),
         }
-        if full.sum() >= 100:  # fewer make the released chunks empty
-            row["top5 of these, ours"] = 100 * float(np.array(ours["samples"][f"top5@{k}"])[full].mean())
-            row["top5 of these, released"] = 100 * released_top5(np.flatnonzero(full), k) / int(full.sum())
-            hits = np.array(ours["samples"][f"top5@{k}"])
-            row["queries that differ"] = [
-                {
-                    "query": ours["samples"]["path"][query],
-                    "ours": int(hits[query]),
-                    "ours on the released features": int(truth[query] in predictions[position, query]),
-                    "released": round(released_top5(np.array([query]), k)),
-                    "gap between the cosines of the last neighbour and the next": float(cosines[query, k - 1] - cosines[query, k]),
-                    "relative gap between the sums of the fifth and the sixth class": gap(cosines[query, :k], labels[query, :k]),
-                }
-                for query in disputed(np.flatnonzero(full), hits, k)
-            ]
-        rows.append(row)
-    return rows
 
 
-def gap(cosines: np.ndarray, labels: np.ndarray) -> float:
+def vote_gap(cosines: np.ndarray, labels: np.ndarray) -> float:
+    """Return the gap between the votes of the fifth and the sixth class, relative to the fifth."""
     sums = np.sort(np.bincount(labels, np.exp(cosines.astype(np.float64) / TEMPERATURE), minlength=6))[::-1]
     return float((sums[4] - sums[5]) / sums[4])
+
+
+def main() -> None:
+    options = Options(__file__, "parity_knn", __doc__)
+    options.add_input("checkout", "a checkout of facebookresearch/dino")
+    options.add_input("data", "a folder with train/ and test/ class folders")
+    options.add_argument("--limit", type=int, help="images per class of each split (default: all)")
+    args = options.parse()
+    reason = released.why_left_out(args.checkout)
+    with tempfile.TemporaryDirectory() as folder:
+        work = Path(folder)
+        if args.tiny:
+            tiny_image_folder(work / "data", classes=6, train=40, val=20)
+        else:
+            inputs.link_class_folders(args.data.resolve(), work / "data", train=args.limit, val=args.limit)
+        inputs.save_full_checkpoint(work / "weights.pth", tiny_state("vit_ti56"), prefix="backbone.")
+        seconds, started = {}, time.monotonic()
+        words = ["--arch", "vit_ti56", "--weights", work / "weights.pth", "--data", work / "data", "--cache", work / "cache"]
+        result = run_dinoeval("knn", *words, "--k", *KS)
+        seconds["dinoeval"] = round(time.monotonic() - started)
+        metrics, comparison = {}, None
+        if not reason:
+            started = time.monotonic()
+            metrics = run_released(args.checkout, work)
+            seconds["released"] = round(time.monotonic() - started)
+            comparison = Comparison(args.checkout, work)
+        rows = []
+        for k in KS:
+            sides = {"dinoeval": result["metrics"]} | ({"released": metrics} if metrics else {})
+            row = {"k": k, **{name: {side: values[f"{name}@{k}"] for side, values in sides.items()} for name in ("top1", "top5")}}
+            rows.append(row | (comparison.top5(result["samples"], k) if comparison else {}))
+    images = {split: result["data"][split]["images"] for split in ("train", "val")}
+    write_record(args, COMMAND, {"images": images, "seconds": seconds, "rows": rows}, [reason])
 
 
 if __name__ == "__main__":

@@ -1,135 +1,138 @@
-"""Kill builds of an index at random moments, run the same command again, and compare with an undisturbed build.
+"""Kill builds of an index at random times, run the same command again, and compare with an uninterrupted build.
 
     python benchmarks/reliability_search.py [--runs 10]
 
-Each run is a process of its own over 400 made-up pictures, a new index in turn with one that 100 pictures more are added to;
-SIGKILL falls anywhere between its start and its end. An index that was there must answer after the kill, before anything is
-repaired, as the old one or as the new one. After the same command its rows and lists of images must be those of the
-undisturbed index byte for byte, its answers equal, and no file of the killed build left.
-Writes benchmarks/results/reliability_search.json.
+Each run is a new process over 400 synthetic images. It builds a new index, or adds 100 images to an index, in turn. SIGKILL
+comes at any time between its start and its end. An existing index must answer queries after the kill as the old one or as
+the new one. After the same command has run again, vectors, lists of images and answers must equal those of the
+uninterrupted build byte for byte, and no file of the killed build may remain.
 """
 
 from __future__ import annotations
 
-import argparse
+import dataclasses
 import json
-import os
-import random
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
+import inputs
 import numpy as np
+from measurement import ONE_THREAD, Options, kill, kill_times, seconds_of, write_record
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "tests"))
-from factories import TINY, synthetic_images, synthetic_state  # noqa: E402
+import dinoeval
+from dinoeval import search
+from dinoeval.search.store import LOCK, MANIFEST
+from dinoeval.testing import TINY_ARCH
 
-import dinoeval  # noqa: E402
-from dinoeval import search  # noqa: E402
-from dinoeval.environment import describe_machine  # noqa: E402
-from dinoeval.models.checkpoints import save_backbone  # noqa: E402
-from dinoeval.search.store import LOCK, MANIFEST  # noqa: E402
-
-OLD, ADDED = 400, 100
+KINDS = ("new", "extended")
+WAITS = (None, 1.0, 0.1)
+"""Longest wait in seconds before a kill: from the start (None: the time of a build), from the first row, from the first file."""
 
 
-def pictures(folder: Path, first: int, last: int) -> None:
-    folder.mkdir(exist_ok=True)
-    for number, picture in enumerate(synthetic_images(last)[first:], first):
-        picture.save(folder / f"{number:03}.png")
+@dataclasses.dataclass(frozen=True)
+class Build:
+    """The build of one index in a new process."""
 
+    work: Path
+    kind: str
+    name: str
 
-def parts(index: Path) -> dict[str, bytes]:
-    """The bytes of an index's files by what they hold; the manifest has the time of the build and is left out."""
-    manifest = json.loads((index / MANIFEST).read_bytes().rpartition(b"\n")[0])
-    names = {part: facts["name"] for part, facts in manifest["files"].items()}
-    assert {path.name for path in index.iterdir()} - {LOCK} == {MANIFEST, *names.values()}, "a file of the killed build is left"
-    return {part: (index / name).read_bytes() for part, name in names.items()}
+    @property
+    def index(self) -> Path:
+        """Folder of the index."""
+        return self.work / f"{self.name} index"
 
+    @property
+    def cache(self) -> Path:
+        """Folder of the feature cache."""
+        return self.work / f"{self.name} cache"
 
-def answers(index: Path, backbone: dinoeval.Backbone) -> list[list]:
-    """Cosines and rows of the ten nearest of every seventh image."""
-    library = search.open(index, backbone)
-    return [part.tolist() for part in library.nearest(library.vectors()[::7], 10)]
+    def start(self) -> subprocess.Popen:
+        """Start the build, or run it again."""
+        words = [self.work / self.kind, "--out", self.index, "--cache", self.cache, "--weights", self.work / "weights.safetensors"]
+        command = [sys.executable, "-m", "dinoeval", "search", "build", *map(str, words), "--batch-size", "1", "--index", "hnsw"]
+        return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=ONE_THREAD)
 
+    def finish(self) -> None:
+        """Run the build to its end."""
+        if self.start().wait():
+            raise SystemExit(f"{self.name} failed")
 
-def added(index: Path, before: set[str]) -> set[str]:
-    """The files of an index that were not there before."""
-    return {path.name for path in index.iterdir()} - before - {LOCK, MANIFEST} if index.is_dir() else set()
+    def new_files(self, before: set[str]) -> set[str]:
+        """Return the files of the index that are not in `before`."""
+        return self.files() - before - {LOCK, MANIFEST}
 
+    def files(self) -> set[str]:
+        """Return the names of the files of the index."""
+        return {path.name for path in self.index.iterdir()} if self.index.is_dir() else set()
 
-def begun(phase: int, index: Path, cache: Path, before: set[str]) -> bool:
-    return bool(list(cache.glob("*.partial/journal")) if phase == 1 else added(index, before))
+    def progress(self, before: set[str]) -> str:
+        """Return what a killed build has stored; `before` are the files that existed."""
+        new, journals = self.new_files(before), list(self.cache.glob("*.partial/journal"))
+        if journals:
+            return f"{int((np.fromfile(journals[0], '<u8') > 0).sum())} rows"
+        if not new:
+            return "no rows, or all rows and no file"
+        manifest = self.index / MANIFEST
+        complete = manifest.exists() and all(name in manifest.read_text(errors="replace") for name in new)
+        return "the new index" if complete else f"{len(new)} incomplete files"
 
+    def content(self) -> dict[str, bytes]:
+        """Return the bytes of the files by their purpose; the manifest holds the time of the build and is left out."""
+        manifest = json.loads((self.index / MANIFEST).read_bytes().rpartition(b"\n")[0])
+        names = {part: metadata["name"] for part, metadata in manifest["files"].items()}
+        assert self.files() - {LOCK} == {MANIFEST, *names.values()}, "a file of the killed build remains"
+        return {part: (self.index / name).read_bytes() for part, name in names.items()}
 
-def killed_at(index: Path, cache: Path, before: set[str]) -> str:
-    """How far a killed build had come on disk; `before`: the files of the index that was there."""
-    new = added(index, before)
-    journals = list(cache.glob("*.partial/journal"))
-    if journals:
-        return f"{int((np.fromfile(journals[0], '<u8') > 0).sum())} rows"
-    if not new:
-        return "no row, or all and no file"
-    whole = (index / MANIFEST).exists() and all(name in (index / MANIFEST).read_text(errors="replace") for name in new)
-    return "new index there" if whole else f"files begun: {len(new)}"
+    def answers(self, backbone: dinoeval.Backbone) -> list[list]:
+        """Return cosines and rows of the ten nearest images of every seventh image."""
+        index = search.open(self.index, backbone)
+        return [part.tolist() for part in index.nearest(index.vectors()[::7], 10)]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--runs", type=int, default=10)
-    args = parser.parse_args()
-    dice = random.Random(0)
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    moments, equal = [], 0
-    with tempfile.TemporaryDirectory() as name:
-        work = Path(name)
-        save_backbone(work / "weights.safetensors", synthetic_state(TINY), arch=TINY)
-        backbone = dinoeval.load(weights=work / "weights.safetensors")
-
-        def build(kind: str, index: Path, cache: Path) -> list[str]:
-            return [sys.executable, "-m", "dinoeval", "search", "build", str(work / kind), "--out", str(index), "--cache", str(cache),
-                    "--weights", str(work / "weights.safetensors"), "--batch-size", "1", "--index", "hnsw"]  # fmt: skip
-
-        def run(*words: object) -> float:
-            began = time.monotonic()
-            subprocess.run(build(*words), check=True, capture_output=True, env=environment)
-            return time.monotonic() - began
-
-        pictures(work / "new", 0, OLD)
-        pictures(work / "grown", 0, OLD)
-        run("grown", work / "old", work / "old cache")
-        pictures(work / "grown", OLD, OLD + ADDED)
-        shutil.copytree(work / "old", work / "whole grown")
-        seconds = {kind: run(kind, work / f"whole {kind}", work / f"whole {kind} cache") for kind in ("new", "grown")}
-        for number in range(args.runs):
-            kind, cache, index = ("new", "grown")[number % 2], work / f"cache{number}", work / f"index{number}"
-            if kind == "grown":
-                shutil.copytree(work / "old", index)
-            before = {path.name for path in index.iterdir()} if index.is_dir() else set()
-            process = subprocess.Popen(build(kind, index, cache), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment)
-            # Most of a short build is the start of Python: of three pairs one waits for rows, one for a file of the index to come.
-            phase = number // 2 % 3
-            while process.poll() is None and not (phase == 0 or begun(phase, index, cache, before)):
-                time.sleep(0.001)
-            time.sleep(dice.uniform(0, (seconds[kind], 1.0, 0.1)[phase]))
-            process.send_signal(signal.SIGKILL)
-            process.wait()
-            moments.append(f"{kind}: {killed_at(index, cache, before)}")
-            truth = answers(work / f"whole {kind}", backbone)
-            if kind == "grown":
-                assert answers(index, backbone) in (answers(work / "old", backbone), truth), "the index that was there no longer answers"
-            run(kind, index, cache)
-            equal += parts(index) == parts(work / f"whole {kind}") and answers(index, backbone) == truth
-            print(f"{number}: killed with {moments[-1]}; equal so far: {equal} of {number + 1}", flush=True)
-    facts = {"runs": args.runs, "equal to an undisturbed build": equal, "on disk when killed": moments, "machine": describe_machine(),
-             "command": f"python benchmarks/reliability_search.py --runs {args.runs}"}  # fmt: skip
-    (ROOT / "benchmarks/results/reliability_search.json").write_text(json.dumps(facts, indent=1) + "\n")
-    assert equal == args.runs
+    options = Options(__file__, "reliability_search", __doc__)
+    options.add_argument("--runs", type=int, help="killed builds (default: 10)")
+    args = options.parse()
+    runs, images, added = (args.runs or 1, 30, 10) if args.tiny else (args.runs or 10, 400, 100)
+    generator, killed, equal = kill_times(), [], 0
+    with tempfile.TemporaryDirectory() as folder:
+        work = Path(folder)
+        backbone = dinoeval.load(weights=inputs.save_weights(work / "weights.safetensors", TINY_ARCH))
+        for kind in KINDS:
+            inputs.save_images(work / kind, images, (20, 24), suffix=".png")
+        old = Build(work, "extended", "old")
+        old.finish()
+        inputs.save_images(work / "extended", added, (20, 24), first=images, suffix=".png")
+        uninterrupted = {kind: Build(work, kind, f"uninterrupted {kind}") for kind in KINDS}
+        shutil.copytree(old.index, uninterrupted["extended"].index)
+        seconds = {kind: seconds_of(build.finish) for kind, build in uninterrupted.items()}
+        for number in range(runs):
+            build = Build(work, KINDS[number % 2], str(number))
+            if build.kind == "extended":
+                shutil.copytree(old.index, build.index)
+            before, phase = build.files(), number // 2 % 3
+            ready = (
+                None,
+                lambda build=build: list(build.cache.glob("*.partial/journal")),
+                lambda build=build, before=before: build.new_files(before),
+            )[phase]
+            kill(build.start(), generator.uniform(0, WAITS[phase] or seconds[build.kind]), ready)
+            killed.append(f"{build.kind}: {build.progress(before)}")
+            expected = uninterrupted[build.kind]
+            answers = expected.answers(backbone)
+            if build.kind == "extended":
+                assert build.answers(backbone) in (old.answers(backbone), answers), "the old index does not answer"
+            build.finish()
+            equal += build.content() == expected.content() and build.answers(backbone) == answers
+            print(f"{number}: killed with {killed[-1]}; {equal} of {number + 1} equal so far", flush=True)
+    record = {"runs": runs, "equal_to_uninterrupted": equal, "on_disk_when_killed": killed}
+    write_record(args, f"python benchmarks/reliability_search.py --runs {runs}", record)
+    if equal != runs:
+        raise SystemExit("a build that was run again differs from the uninterrupted one")
 
 
 if __name__ == "__main__":

@@ -2,105 +2,140 @@
 
     python benchmarks/speed/logistic.py [--rounds 3]
 
-Each runs in processes of its own and in turn: `fit` of dinoeval with either solver, to a duality gap of a thousandth; and
-scikit-learn as users call it, with the same C and its own tolerance of 1e-4. Also once, because it takes minutes: cyanure
-on the same features in single precision. Objectives are the formula's, in double precision, and the gap bounds how far
-each is above the minimum. Writes benchmarks/results/speed_logistic.json.
+In turn, each in a new process: `fit_logistic` of dinoeval with either solver, to a relative duality gap of 0.001; and
+scikit-learn with the same C and its default tolerance of 1e-4. Once, because it takes minutes: cyanure on the same features in
+single precision. Objectives are computed in double precision, and the duality gap bounds their distance to the minimum.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
+import dataclasses
+import functools
+import importlib.util
 import os
-import statistics
-import subprocess
 import sys
 import tempfile
 import time
 import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-ROOT = Path(__file__).resolve().parent.parent.parent
-ROWS, QUERIES, DIM, CLASSES, LAMBDA = 50_000, 5_000, 384, 100, 0.1
-ONCE = "cyanure, single precision"
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from measurement import Options, in_turn, load_average, medians, run_worker, write_record
+
+COMMAND = "python benchmarks/speed/logistic.py"
+LAMBDA = 0.1
+DEFAULT, SINGLE = "sklearn, default tolerance", "cyanure, single precision"
+WAYS = ("cyanure", "sklearn", DEFAULT, SINGLE)
 
 
-def make(folder: Path) -> None:
-    """Clusters so near to each other that a quarter of the queries come out wrong; rows of length 1."""
+@dataclasses.dataclass(frozen=True)
+class Sizes:
+    """The problem."""
+
+    features: int = 50_000
+    queries: int = 5_000
+    dim: int = 384
+    classes: int = 100
+
+
+TINY = Sizes(200, 50, 16, 4)
+
+
+def write_inputs(folder: Path, sizes: Sizes) -> None:
+    """Write unit vectors of overlapping clusters, of which a quarter are classified wrongly."""
     random = np.random.default_rng(0)
-    centres = random.standard_normal((CLASSES, DIM), dtype=np.float32)
-    for name, count in (("train", ROWS), ("test", QUERIES)):
-        labels = random.integers(0, CLASSES, count)
-        rows = centres[labels] * 0.18 + random.standard_normal((count, DIM), dtype=np.float32)
+    centers = random.standard_normal((sizes.classes, sizes.dim), dtype=np.float32)
+    for name, count in (("train", sizes.features), ("test", sizes.queries)):
+        labels = random.integers(0, sizes.classes, count)
+        features = centers[labels] * 0.18 + random.standard_normal((count, sizes.dim), dtype=np.float32)
         np.save(folder / f"{name}_labels.npy", labels)
-        np.save(folder / f"{name}.npy", rows / np.linalg.norm(rows, axis=1, keepdims=True))
+        np.save(folder / f"{name}.npy", features / np.linalg.norm(features, axis=1, keepdims=True))
 
 
-def one(folder: Path, way: str) -> dict:
-    import cyanure.estimators  # what a fit imports, so that it is not timed
+def fit(way: str, features: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, int, Any]:
+    """Fit one model.
+
+    Args:
+        way: An item of WAYS.
+        features: (N, D) float32.
+        labels: (N,) int64.
+
+    Returns:
+        The weights (D, classes), the number of passes over the features, and the model.
+    """
     import sklearn.linear_model
 
-    from dinoeval.maths.logistic import duality_gap, fit_logistic
+    from dinoeval.maths.logistic import fit_logistic
 
-    train, labels = np.load(folder / "train.npy"), np.load(folder / "train_labels.npy")
-    warnings.simplefilter("ignore")
-    began = time.monotonic()
     match way:
         case "cyanure" | "sklearn":
-            model = fit_logistic(train, labels, strength=LAMBDA, solver=way)
-            weights, passes = model.weights, model.passes
-        case "sklearn, its own tolerance":
-            model = sklearn.linear_model.LogisticRegression(C=1 / LAMBDA, fit_intercept=False, max_iter=2000).fit(train, labels)
-            weights, passes = model.coef_.T, int(model.n_iter_.max())
+            model: Any = fit_logistic(features, labels, strength=LAMBDA, solver=way)
+            return model.weights, model.passes, model
+        case "sklearn, default tolerance":
+            model = sklearn.linear_model.LogisticRegression(C=1 / LAMBDA, fit_intercept=False, max_iter=2000).fit(features, labels)
+            return model.coef_.T, int(model.n_iter_.max()), model
         case _:
-            model = cyanure.estimators.Classifier(
-                loss="multiclass-logistic", penalty="l2", fit_intercept=False, lambda_1=LAMBDA / ROWS, tol=1e-3, max_iter=2000,
-                duality_gap_interval=10, verbose=False,
-            ).fit(train, labels)  # fmt: skip
-            weights, passes = model.coef_, int(model.n_iter_.max())
-    seconds = time.monotonic() - began
-    objective, gap = duality_gap(train.astype(np.float64), labels, weights.astype(np.float64), LAMBDA)
-    right = (np.load(folder / "test.npy") @ weights).argmax(1) == np.load(folder / "test_labels.npy")
-    facts = {"seconds": seconds, "passes": passes, "objective": objective, "duality gap": gap, "top1": 100 * float(right.mean())}
-    return facts | ({"duality gap it says": float(model.optimization_info_[0, 3, -1])} if way == ONCE else {})
+            import cyanure.estimators
+
+            options = {"loss": "multiclass-logistic", "penalty": "l2", "fit_intercept": False, "tol": 1e-3, "max_iter": 2000}
+            model = cyanure.estimators.Classifier(lambda_1=LAMBDA / len(features), duality_gap_interval=10, verbose=False, **options)
+            model.fit(features, labels)
+            return model.coef_, int(model.n_iter_.max()), model
+
+
+def measure(folder: Path, way: str) -> dict[str, float]:
+    """Time one fit and compute its objective, duality gap and top-1."""
+    if way.startswith("cyanure"):
+        import cyanure.estimators  # noqa: F401  It is imported here, so that the import is not timed.
+    import sklearn.linear_model  # noqa: F401
+
+    from dinoeval.maths.logistic import duality_gap
+
+    features, labels = np.load(folder / "train.npy"), np.load(folder / "train_labels.npy")
+    warnings.simplefilter("ignore")
+    started = time.monotonic()
+    weights, passes, model = fit(way, features, labels)
+    seconds = time.monotonic() - started
+    objective, gap = duality_gap(features.astype(np.float64), labels, weights.astype(np.float64), LAMBDA)
+    hits = (np.load(folder / "test.npy") @ weights).argmax(1) == np.load(folder / "test_labels.npy")
+    record = {"seconds": seconds, "passes": passes, "objective": objective, "duality_gap": gap, "top1": 100 * float(hits.mean())}
+    return record | ({"reported_duality_gap": float(model.optimization_info_[0, 3, -1])} if way == SINGLE else {})
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--one", help=argparse.SUPPRESS)
-    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
-    args = parser.parse_args()
-    if args.one:
-        print(json.dumps(one(args.folder, args.one)))
-        return
-    from dinoeval.environment import describe_machine
+    options = Options(__file__, "speed_logistic", __doc__)
+    options.add_argument("--rounds", type=int, default=3, help="runs of each solver (default: 3)")
+    args = options.parse()
+    if args.worker:
+        folder, way = args.worker
+        options.answer(measure(Path(folder), way))
+    sizes, loads = TINY if args.tiny else Sizes(), [load_average()]
+    reason = None if importlib.util.find_spec("cyanure") else "cyanure: it is not installed (pip install cyanure, for Python 3.12 or older)"
 
-    runs: dict[str, list[dict]] = {"cyanure": [], "sklearn": [], "sklearn, its own tolerance": [], ONCE: []}
-    loads = [os.getloadavg()[0]]
-    with tempfile.TemporaryDirectory() as name:
-        make(Path(name))
-        for number in range(args.rounds):
-            for way, results in runs.items():
-                if way == ONCE and number:
-                    continue
-                command = [sys.executable, __file__, "--one", way, "--folder", name]
-                results.append(json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1]))
-                print(number, way, results[-1], flush=True)
-                loads.append(os.getloadavg()[0])
-    medians = {way: statistics.median(run["seconds"] for run in results) for way, results in runs.items()}
-    facts = {
-        "what": f"{ROWS} x {DIM} features of {CLASSES} classes, lambda = {LAMBDA} / {ROWS}", "median seconds": medians,
-        "ratio cyanure / sklearn": medians["cyanure"] / medians["sklearn"],
-        **{about: {way: results[0][about] for way, results in runs.items()} for about in ("objective", "duality gap", "top1")},
-        "runs": runs, "load average": [round(load, 1) for load in loads], "threads": os.environ.get("OMP_NUM_THREADS"),
-        "machine": describe_machine(), "command": "python benchmarks/speed/logistic.py",
-    }  # fmt: skip
-    (ROOT / "benchmarks/results/speed_logistic.json").write_text(json.dumps(facts, indent=1) + "\n")
-    print(json.dumps({key: value for key, value in facts.items() if key not in ("runs", "machine")}, indent=1))
+    def run(way: str) -> dict[str, float]:
+        found = run_worker(__file__, args, folder, way)
+        loads.append(load_average())
+        return found
+
+    with tempfile.TemporaryDirectory() as folder:
+        write_inputs(Path(folder), sizes)
+        ways = {way: functools.partial(run, way) for way in WAYS if not (reason and way.startswith("cyanure"))}
+        runs = in_turn(ways, 1 if args.tiny else args.rounds, once=[SINGLE])
+    seconds = medians({way: [run["seconds"] for run in found] for way, found in runs.items()})
+    record: dict[str, Any] = {
+        "problem": f"{sizes.features} x {sizes.dim} features of {sizes.classes} classes, lambda = {LAMBDA} / {sizes.features}",
+        "median_seconds": seconds,
+        **{name: {way: found[0][name] for way, found in runs.items()} for name in ("objective", "duality_gap", "top1")},
+        "runs": runs,
+        "load_average": loads,
+        "threads": os.environ.get("OMP_NUM_THREADS"),
+    }
+    if not reason:
+        record["cyanure_over_sklearn"] = seconds["cyanure"] / seconds["sklearn"]
+    write_record(args, COMMAND, record, [reason])
 
 
 if __name__ == "__main__":

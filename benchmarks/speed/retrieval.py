@@ -1,170 +1,182 @@
-"""Features of pictures of their own sizes: batches of equal size against one by one, and a million distractors in bounded memory.
+"""Features of images of different sizes in batches and one by one, and a million distractors in bounded memory.
 
-    python benchmarks/speed/retrieval.py PICTURES FRAMES [--parts ...] [--images 96] [--rounds 5]
+    python benchmarks/speed/retrieval.py IMAGES FRAMES [--parts ...] [--images 96] [--rounds 5]
         [--weights FILE --distractors FOLDER --whitening FOLDER --square 96]
 
-PICTURES is a folder of images, FRAMES one with a folder of frames a video. The parts, by default all: `batches`, JPEG files to
-[CLS] of ViT-S/16 at 224, the same files in turn with batches of equal size (the default) and of one. `strangers`, the rank of
-4,993 database rows of 384 dims for 70 queries among 1,000,000 made-up distractors, and what that adds to the memory of the
-process. `whole`, both protocols by their command lines on made-up sets of the published size, with a checkpoint: alone, and with
-distractors and a whitening; Copydays' pictures are squashed to squares of --square pixels.
-Writes benchmarks/results/speed_retrieval.json, in which parts that were not run stay as they were.
+IMAGES is a folder of images, FRAMES a folder with one subfolder of frames per video. There are three parts; a part that does
+not run keeps its earlier values in the record.
+
+- `batches`: JPEG files to [CLS] of ViT-S/16 at 224 pixels, with batches of images of equal size (the default) and one by one,
+  in turn.
+- `distractors`: ranking 4,993 database features of 384 dims for 70 queries among 1,000,000 random distractors, and the memory
+  that it adds to the process.
+- `datasets`: both protocols by their command lines, on synthetic datasets of the published size, with a checkpoint, without and
+  with distractors and whitening. Images of Copydays are resized to squares of --square pixels without keeping the aspect ratio.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import functools
 import json
-import os
-import resource
 import statistics
-import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-ROOT = Path(__file__).resolve().parent.parent.parent
-sys.path[:0] = [str(ROOT / "tests")]
-from factories import synthetic_state  # noqa: E402
-from set_factories import copydays_tree, frames_below, revisited_set  # noqa: E402
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import inputs
+from measurement import Options, in_turn, load_average, memory_kib, run_dinoeval, seconds_of, write_record
 
-import dinoeval  # noqa: E402
-from dinoeval.data.retrieval import PUBLISHED_COUNTS, open_retrieval  # noqa: E402
-from dinoeval.data.transforms import Thumbnail  # noqa: E402
-from dinoeval.environment import describe_machine  # noqa: E402
-from dinoeval.features.cache import FeatureCache  # noqa: E402
-from dinoeval.features.extract import ExtractOptions, extract  # noqa: E402
-from dinoeval.features.readout import Cls  # noqa: E402
-from dinoeval.maths.neighbors import l2_normalize  # noqa: E402
-from dinoeval.maths.ranks import count_closer_distractors  # noqa: E402
-from dinoeval.models.checkpoints import save_backbone  # noqa: E402
+import dinoeval
+from dinoeval.data.retrieval import PUBLISHED_COUNTS, open_retrieval
+from dinoeval.data.transforms import Thumbnail
+from dinoeval.features.cache import FeatureCache
+from dinoeval.features.extract import ExtractOptions, extract
+from dinoeval.features.readout import Cls
+from dinoeval.maths.neighbors import l2_normalize
+from dinoeval.maths.ranks import count_closer_distractors
 
-DATABASE, QUERIES = PUBLISHED_COUNTS["roxford5k"]
+COMMAND = "python benchmarks/speed/retrieval.py IMAGES FRAMES --weights WEIGHTS --distractors CIFAR10/test --whitening 20000/"
+BLOCK = 40_000
+"""Features per block of distractors, about as many as `Features.blocks` yields."""
 
 
-def batches(work: Path, root: Path, count: int, rounds: int) -> dict:
-    """Images a second, the median of rounds in turn."""
-    save_backbone(work / "vit_s16.safetensors", synthetic_state("vit_s16"), arch="vit_s16")
-    backbone = dinoeval.load(weights=work / "vit_s16.safetensors")
+@dataclasses.dataclass(frozen=True)
+class Sizes:
+    """The problem."""
+
+    arch: str = "vit_s16"
+    database: int = PUBLISHED_COUNTS["roxford5k"][0]
+    queries: int = PUBLISHED_COUNTS["roxford5k"][1]
+    distractors: int = 1_000_000
+    dim: int = 384
+    scenes: int = 157
+    strong: int = 229
+
+
+TINY = Sizes("vit_ti32", 30, 4, 1_000, 16, 4, 6)
+
+
+def measure_batches(work: Path, root: Path, sizes: Sizes, args: argparse.Namespace) -> dict[str, Any]:
+    """Return images per second, as medians of rounds in turn."""
+    backbone = dinoeval.load(weights=inputs.save_weights(work / "weights.safetensors", sizes.arch))
     images = open_retrieval(root, "roxford5k").database
-    images = images.subset(np.linspace(0, len(images) - 1, count).astype(int))
-    speeds: dict[str, list[float]] = {"batches of equal size": [], "one by one": []}
-    rows = {}
-    for number in range(rounds):
-        for name, batch_size in (("batches of equal size", None), ("one by one", 1)):
-            cache = FeatureCache(work / f"cache {name} {number}")
-            began = time.monotonic()
-            rows[name] = extract(backbone, images, Cls(), Thumbnail(224), cache, options=ExtractOptions(batch_size=batch_size)).numpy()
-            speeds[name].append(count / (time.monotonic() - began))
-    gap = np.abs(np.subtract(*rows.values())).max()
-    ratios = [batched / single for batched, single in zip(*speeds.values(), strict=True)]
+    images = images.subset(np.linspace(0, len(images) - 1, args.images).astype(int))
+    features = {}
+
+    def run(name: str, batch_size: int | None) -> float:
+        def run_once() -> None:
+            with tempfile.TemporaryDirectory() as cache:
+                options = ExtractOptions(batch_size=batch_size)
+                features[name] = extract(backbone, images, Cls(), Thumbnail(224), FeatureCache(cache), options=options).numpy()
+
+        return args.images / seconds_of(run_once)
+
+    batch_sizes = {"batches": None, "one_by_one": 1}
+    rates = in_turn({name: functools.partial(run, name, size) for name, size in batch_sizes.items()}, args.rounds)
+    ratios = [batched / single for batched, single in zip(*rates.values(), strict=True)]
     return {
-        "images": count,
-        "images a second": {name: round(statistics.median(found), 2) for name, found in speeds.items()},
-        "rounds": {name: [round(one, 2) for one in found] for name, found in speeds.items()},
-        "batches over one by one, median of the rounds": round(statistics.median(ratios), 2),
-        "largest difference": float(gap),
+        "images": args.images,
+        "images_per_second": {name: round(statistics.median(found), 2) for name, found in rates.items()},
+        "rounds": {name: [round(rate, 2) for rate in found] for name, found in rates.items()},
+        "median_speedup_of_batches": round(statistics.median(ratios), 2),
+        "largest_difference": float(np.abs(np.subtract(*features.values())).max()),
     }
 
 
-def strangers(count: int = 1_000_000, dim: int = 384) -> dict:
-    """Seconds and memory of ranking among made-up distractors."""
+def measure_distractors(sizes: Sizes) -> dict[str, Any]:
+    """Return seconds and memory of ranking among random distractors."""
     random = np.random.default_rng(0)
 
     def blocks() -> Iterator[np.ndarray]:
-        for first in range(0, count, 40_000):  # as large as Features.blocks gives
-            yield l2_normalize(random.standard_normal((min(40_000, count - first), dim), np.float32))
+        for first in range(0, sizes.distractors, BLOCK):
+            yield l2_normalize(random.standard_normal((min(BLOCK, sizes.distractors - first), sizes.dim), np.float32))
 
-    queries, database = (l2_normalize(random.standard_normal((rows, dim), np.float32)) for rows in (QUERIES, DATABASE))
-    began = time.monotonic()
-    for _ in blocks():
-        pass
-    making, before = time.monotonic() - began, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    began = time.monotonic()
-    closer = count_closer_distractors(queries, queries @ database.T, blocks())
-    seconds = time.monotonic() - began - making
-    assert closer.max() <= count
-    after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    shapes = ((sizes.queries, sizes.dim), (sizes.database, sizes.dim))
+    queries, database = (l2_normalize(random.standard_normal(shape, np.float32)) for shape in shapes)
+    drawing, before = seconds_of(lambda: [None for _ in blocks()]), memory_kib("VmHWM")
+    closer = []
+    seconds = seconds_of(lambda: closer.append(count_closer_distractors(queries, queries @ database.T, blocks()))) - drawing
+    assert closer[0].max() <= sizes.distractors
+    added = memory_kib("VmHWM") - before
     return {
-        "distractors": count,
-        "dims": dim,
+        "distractors": sizes.distractors,
+        "dims": sizes.dim,
         "seconds": round(seconds, 1),
-        "seconds to make them": round(making, 1),
-        "added peak memory, MB": round((after - before) / 1e3),
-        "size of the distractors, MB": round(4 * count * dim / 1e6),
+        "seconds_to_draw": round(drawing, 1),
+        "added_peak_mb": round(added / 1e3) if added == added else None,
+        "distractors_mb": round(4 * sizes.distractors * sizes.dim / 1e6),
     }
 
 
-def whole(work: Path, root: Path, pictures: list[Path], args: argparse.Namespace) -> dict:
-    """Both protocols on sets of the published size."""
-    copydays_tree(work / "copydays", pictures)
-    sets = {"retrieval": ["--data", str(root)], "copydays": ["--data", str(work / "copydays"), "--image-size", str(args.square)]}
-    more = ["--distractors", str(args.distractors), "--whitening", str(args.whitening)]
-    both = bool(args.distractors and args.whitening)
+def measure_datasets(work: Path, root: Path, sizes: Sizes, args: argparse.Namespace) -> dict[str, Any]:
+    """Run both protocols on synthetic datasets of the published size."""
+    inputs.copydays_tree(work / "copydays", inputs.image_files(args.images_folder), scenes=sizes.scenes, strong=sizes.strong)
+    words = {"retrieval": ["--data", root], "copydays": ["--data", work / "copydays", "--image-size", args.square]}
+    additions: dict[str, list[object]] = {"": []}
+    if args.distractors and args.whitening:
+        additions[" with distractors and whitening"] = ["--distractors", args.distractors, "--whitening", args.whitening]
     found = {}
-    for protocol, words in sets.items():
-        for name, added in ((protocol, []), *([(f"{protocol} with distractors and whitening", more)] if both else [])):
-            target = work / "result.json"
-            subprocess.run([sys.executable, "-m", "dinoeval", protocol, *words, *added, "--weights", str(args.weights),
-                            "--cache", str(work / "cache"), "--json", str(target)], check=True)  # fmt: skip
-            result = json.loads(target.read_text())
-            found[name] = {
-                "images": {kind: facts["images"] for kind, facts in result["data"].items() if isinstance(facts, dict)},
+    for protocol, options in words.items():
+        for name, added in additions.items():
+            result = run_dinoeval(protocol, *options, *added, "--weights", args.weights, "--cache", work / "cache")
+            found[f"{protocol}{name}"] = {
+                "images": {kind: metadata["images"] for kind, metadata in result["data"].items() if isinstance(metadata, dict)},
                 "metrics": {metric: round(value, 2) for metric, value in result["metrics"].items()},
                 "seconds": round(result["seconds"]["total"], 1),
-                "seconds by stage": {stage: round(seconds, 1) for stage, seconds in result["seconds"].items()},
-                "load average of the machine": round(os.getloadavg()[0], 1),
+                "seconds_by_stage": {stage: round(seconds, 1) for stage, seconds in result["seconds"].items()},
+                "load_average": load_average(),
                 "weights": Path(result["backbone"]["weights"]).name,
                 "digest": result["backbone"]["digest"],
                 "transform": result["transform"],
-                "not comparable": result["not_comparable"].replace(str(args.weights), args.weights.name),
                 "notes": result["notes"],
             }
     return found
 
 
-PARTS = {"batches": "ViT-S/16 at 224", "strangers": "distractors", "whole": "made-up sets of the published size"}
+PARTS = ("batches", "distractors", "datasets")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("pictures", type=Path)
-    parser.add_argument("frames", type=Path)
-    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
-    parser.add_argument("--images", type=int, default=96)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--weights", type=Path, help="the checkpoint of `whole`")
-    parser.add_argument("--distractors", type=Path)
-    parser.add_argument("--whitening", type=Path)
-    parser.add_argument("--square", type=int, default=96)
-    args = parser.parse_args()
-    pictures = sorted(path for path in args.pictures.iterdir() if path.suffix.lower() in (".jpg", ".jpeg"))
-    target = ROOT / "benchmarks/results/speed_retrieval.json"
-    facts = json.loads(target.read_text()) if target.exists() else {}
+    options = Options(__file__, "speed_retrieval", __doc__)
+    options.add_input("images_folder", "a folder of images")
+    options.add_input("frames", "a folder with one subfolder of frames per video")
+    options.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="parts to run (default: all)")
+    options.add_argument("--images", type=int, default=96, help="images of `batches` (default: 96)")
+    options.add_argument("--rounds", type=int, default=5, help="rounds of `batches` (default: 5)")
+    options.add_argument("--weights", type=Path, help="checkpoint of `datasets` (default: the bundled one)")
+    options.add_argument("--distractors", type=Path, help="folder of distractors (default: none)")
+    options.add_argument("--whitening", type=Path, help="folder of images that the whitening is learned from (default: none)")
+    options.add_argument("--square", type=int, default=96, help="pixels of the images of Copydays (default: 96)")
+    args = options.parse()
+    sizes = TINY if args.tiny else Sizes()
+    record: dict[str, Any] = json.loads(args.out.read_text()) if args.out.exists() else {}
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
-        if {"batches", "whole"} & set(args.parts):
-            database = DATABASE if "whole" in args.parts else 600
-            root = revisited_set(work / "sets", frames_below(args.frames), queries=QUERIES, database=database, others=pictures)
+        if args.tiny:
+            args.images, args.rounds, args.images_folder, args.frames = 4, 1, work / "images", work / "frames"
+            inputs.save_images(args.images_folder, 12, (160, 128))
+            inputs.synthetic_videos(args.frames, videos=2, frames=6, size=(160, 128))
+            args.weights = inputs.save_weights(work / "checkpoint.safetensors", sizes.arch)
+        if {"batches", "datasets"} & set(args.parts):
+            database = sizes.database if args.tiny or "datasets" in args.parts else 600
+            videos, others = inputs.frames_below(args.frames), inputs.image_files(args.images_folder)
+            root = inputs.revisited_set(work / "datasets", videos, queries=sizes.queries, database=database, others=others)
         for part in args.parts:
             match part:
                 case "batches":
-                    found = batches(work, root, args.images, args.rounds)
-                case "strangers":
-                    found = strangers()
+                    record[part] = measure_batches(work, root, sizes, args)
+                case "distractors":
+                    record[part] = measure_distractors(sizes)
                 case _:
-                    found = whole(work, root, pictures, args)
-            facts[PARTS[part]] = found
-            print(PARTS[part], json.dumps(found, indent=1), flush=True)
-    facts |= {
-        "command": "python benchmarks/speed/retrieval.py PICTURES FRAMES --weights WEIGHTS --distractors CIFAR10/test --whitening 20000/",
-        "machine": describe_machine(),
-    }
-    target.write_text(json.dumps(facts, indent=1) + "\n")
+                    record[part] = measure_datasets(work, root, sizes, args)
+    write_record(args, COMMAND, record)
 
 
 if __name__ == "__main__":
