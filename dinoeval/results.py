@@ -105,10 +105,10 @@ class Result(Scores):
             raise DinoevalError(f"{path} is not a Result ({error}): pass a file that --json wrote") from error
         if not isinstance(content, dict) or content.get("schema") not in READABLE_SCHEMAS:
             raise DinoevalError(f"{path} is not a Result of a known schema ({', '.join(READABLE_SCHEMAS)}): write one with --json")
-        for dropped in ("schema", "references", "not_comparable"):
+        renamed = RENAMED_OPTIONS.get(str(content.get("protocol")), {}) if content.pop("schema") != SCHEMA else {}
+        for dropped in ("references", "not_comparable"):
             content.pop(dropped, None)
         try:
-            renamed = RENAMED_OPTIONS.get(content.get("protocol"), {})
             content["config"] = {renamed.get(name, name): value for name, value in content["config"].items()}
             result = cls(**content)
             finite = all(math.isfinite(value) for values in (result.metrics, result.standard_errors) for value in values.values())

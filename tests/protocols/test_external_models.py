@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+
 import pytest
 from paper_results import reasons
 
@@ -10,7 +12,7 @@ from dinoeval.session import SessionConfig
 
 OPTIONS = {
     "knn": {"k": (3,)},
-    "logistic": {},
+    "logistic": {"solver": "cyanure" if importlib.util.find_spec("cyanure") else "sklearn"},
     "linear": {"lrs": (0.1,), "epochs": 1},
     "finetune": {"preset": "short", "epochs": 1, "warmup_epochs": 0, "train_batch_size": 12, "drop_path": 0.0},
 }
