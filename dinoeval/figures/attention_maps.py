@@ -209,7 +209,9 @@ class AttentionMaps:
         if not heads:
             raise ConfigError("--heads needs at least one head")
         if unknown := [head for head in heads if not 0 <= head < self.num_heads]:
-            raise ConfigError(f"--heads: head {unknown[0]} does not exist; the last block has heads 0 to {self.num_heads - 1}")
+            raise ConfigError(
+                f"--heads: head {unknown[0]} does not exist; the last block has {self.num_heads} heads, 0 to {self.num_heads - 1}"
+            )
         return tuple(dict.fromkeys(heads))
 
 

@@ -99,7 +99,7 @@ def run(config: Config, session: Session) -> Result:
             make_folder(expand(config.overlay))
         videos = open_davis(root, config.sequences)
         if config.masks is not None and not videos[0].annotated:
-            raise DataError(f"--masks {config.masks} cannot be scored: {root} has annotations of first frames only. Remove --masks")
+            raise DataError(f"{root} has annotations of first frames only, so --masks {config.masks} cannot be scored: remove --masks")
     work = _Scoring(expand(config.masks)) if config.masks is not None else _Propagating(config, session, videos, transform)
     own = [(number, work.process(videos[number])) for number in distributed.shard(len(videos))]
     if config.overlay is not None:
@@ -318,7 +318,7 @@ def _notes(videos: list[Video], outcomes: list[_Outcome]) -> list[str]:
     short = [video.name for video in videos if len(video.frames) < 3]
     unseen = [f"{video.name} {label}" for video in videos for label in video.unused_labels]
     found = [
-        (lost, "objects of the first mask that no token has after resizing: {}"),
+        (lost, "objects that are lost when the first mask is resized to tokens: {}"),
         (constant, "frames in which a soft map is constant: {}"),
         (short if videos[0].annotated else [], "sequences of fewer than 3 frames, which are not scored: {}"),
         (unseen, "labels that the first mask does not contain, but that the official evaluation counts as objects: {}"),
