@@ -19,7 +19,7 @@ from dinoeval.data.transforms import DINO_TRANSFORM, MEAN, MULTISCALE, STD, Cent
 from dinoeval.features.readout import ClsGem, parse_readout
 from dinoeval.figures.attention_maps import MASS, THRESHOLD
 from dinoeval.figures.class_map import TsneConfig
-from dinoeval.maths import heads, propagation, segmentation
+from dinoeval.maths import heads, segmentation
 from dinoeval.maths.heads import Heads
 from dinoeval.models.architectures import parse_architecture
 from dinoeval.models.vit import LAYER_NORM_EPS
@@ -126,7 +126,6 @@ def test_davis_constants_equal_eval_video_segmentation():
     assert {name: getattr(config, name) for name in paper} == paper
     assert (config.edge_cases, MULTIPLE, DAVIS_STD) == ("released", 64, (0.228, 0.224, 0.225))
     assert (FrameTransform().side, FrameTransform().mean, FrameTransform().std) == (480, MEAN, DAVIS_STD)
-    assert (propagation.RADIUS, propagation.TOP_K, propagation.TEMPERATURE) == (12, 5, 0.1)
     assert FrameTransform().size(854, 480) == (832, 480)
 
 
