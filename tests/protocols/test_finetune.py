@@ -180,6 +180,13 @@ def test_run_rejects_invalid_options(backbone, image_folder, config, named):
         run(backbone, image_folder, **config)
 
 
+def test_crop_must_hold_a_patch(backbone, image_folder):
+    with pytest.raises(ConfigError, match=r"\b3 pixels.*\b4 pixels.*--transform"):
+        run(backbone, image_folder, SessionConfig(workers=0, transform="dino:3/3"))
+    result = run(backbone, image_folder, SessionConfig(workers=0, transform="dino:4/4"), epochs=1, warmup_epochs=0)
+    assert result.transform == "dino@1:4/4"
+
+
 def test_run_raises_when_training_diverges(backbone, image_folder):
     with pytest.raises(DinoevalError, match=r"diverged.*--lr"):
         run(backbone, image_folder, lr=1e20, epochs=4)

@@ -238,7 +238,7 @@ def test_skipped_images_are_not_counted(backbone, tmp_path):
 @pytest.mark.parametrize(
     ("options", "named"),
     [
-        ({"lambdas": ()}, r"--lambdas .*\(\)"),
+        ({"lambdas": ()}, "--lambdas .* none"),
         ({"lambdas": (0.0,)}, r"--lambdas .*0\.0"),
         ({"lambdas": (np.inf,)}, "--lambdas .*inf"),
         ({"tolerance": 0.0}, r"--tolerance .* 0\.0"),
