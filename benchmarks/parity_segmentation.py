@@ -2,10 +2,12 @@
 
     python benchmarks/parity_segmentation.py DAVIS2017 DAVIS [--rounds 7]
 
-DAVIS2017 is a checkout of davisvideochallenge/davis2017-evaluation, with the results in it; it requires
-opencv-python-headless and scikit-image. DAVIS is a folder with annotations of one object in Annotations/480p. Compared
-are these annotations with the masks of OSVOS for the same frames; masks of OSVOS with those of RVOS, object by object, of all 30 sequences; and
-synthetic masks (empty, full, one pixel, lines at the border). Times are of real masks, in turn, as medians over the rounds.
+<<<<<<< HEAD
+DAVIS2017 is a checkout of davisvideochallenge/davis2017-evaluation with the results in it; it requires
+opencv-python-headless and scikit-image. DAVIS is a folder with annotations of one object in Annotations/480p. Three kinds
+of masks are compared: these annotations with the masks of OSVOS for the same frames; masks of OSVOS with those of RVOS,
+object by object, of all 30 sequences; and synthetic masks (empty, full, one pixel, lines at the border). Times are of real
+masks, in turn, as medians over the rounds.
 """
 
 from __future__ import annotations

@@ -1,90 +1,113 @@
-"""The part of benchmarks/README.md that is about patches: DAVIS, segmentation by attention, attention maps."""
+"""The part of benchmarks/README.md about patches: DAVIS, segmentation by attention, attention maps."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
-
-def patches(read: Callable[[str], dict]) -> list[str]:
-    """Lines of the page, of results that `read` gives by name."""
-    return [*parity(read), *davis(read("davis")), *segmentation(read("segment_davis")), *speed(read("speed_propagation"))]
+Read = Callable[[str], dict]
+Table = Callable[..., list[str]]
 
 
-def parity(read: Callable[[str], dict]) -> list[str]:
-    video, masks, maps = read("parity_davis"), read("parity_segmentation"), read("parity_attention")
-    lines = [
+def sections(read: Read, table: Table) -> list[str]:
+    """Return the lines of the page.
+
+    Args:
+        read: Returns a record by its name.
+        table: Returns the lines of a table.
+    """
+    return [
         "## DAVIS, attention and segmentation",
         "",
-        f"`{video['command']}`: propagated masks beside those of the released code, every object of every frame after the first:",
-        "",
-        "| weights | frames a sequence | least IoU | read by PIL, least / mean IoU | read by torchvision, least / mean IoU |",
-        "|---|---|---|---|---|",
+        *parity_davis(read("parity_davis"), table),
+        *parity_segmentation(read("parity_segmentation")),
+        *parity_attention(read("parity_attention")),
+        *davis(read("davis"), table),
+        *segmentation(read("segment_davis"), table),
+        *speed(read("speed_propagation"), table),
     ]
-    for run in video["runs"]:
-        cells = [f"{run[way]['least IoU']:.3f} / {run[way]['mean IoU']:.3f}" for way in ("pil", "torchvision")]
-        lines.append(f"| {run['arch']}, {'trained' if 'made-up' not in run['weights'] else 'made up'} | {run['frames']} | {run['opencv']['least IoU']:.4f} | "
-                     f"{' | '.join(cells)} |")  # fmt: skip
-    pairs = masks["largest differences, fractions"]
-    worst = max(row[score] for row in pairs.values() for score in "JF")
-    times = masks["milliseconds a mask"]
-    sharp = maps["sharp"]
+
+
+def parity_davis(record: dict, table: Table) -> list[str]:
+    """Propagated masks."""
+    rows = []
+    for run in record["runs"]:
+        other = [f"{run[backend]['min_iou']:.3f} / {run[backend]['mean_iou']:.3f}" for backend in ("pil", "torchvision")]
+        rows.append((f"{run['arch']}, {run['weights']}", run["frames"], f"{run['opencv']['min_iou']:.4f}", *other))
+    header = ("weights", "frames per sequence", "least IoU", "resized by PIL, least / mean IoU", "resized by torchvision, least / mean IoU")
     return [
-        *lines,
+        f"`{record['command']}`: propagated masks against those of the released code, for every object in every frame after the first:",
         "",
-        f"`{masks['command']}`: J and F differ from the official evaluation by at most {worst:.0e} over {sum(row['pairs'] for row in pairs.values()):,} pairs of "
-        f"masks ({sum(row['empty masks'] for row in pairs.values())} empty ones, {sum(row['of one pixel'] for row in pairs.values()):,} of one pixel), their statistics by "
-        f"{masks['statistics']['mean, recall, decay']:.0e}; {times['J']['times faster']:.1f} and {times['F']['times faster']:.1f} times as fast.",
-        "",
-        f"`{maps['command']}`: attention of the last block, real photographs at 480 pixels and at their own size: rows of [CLS] within "
-        f"{max(row['rows of [CLS]'] for row in maps['rows']):.0e}, all rows within {max(row['all rows'] for row in maps['rows']):.0e}, "
-        f"{sum(row['masks that differ'] for row in maps['rows'])} patches of masks differ. Made-up weights so sharp that attention reaches {sharp['largest attention']:.2f} "
-        f"differ by {sharp['ours and released']:.0e}: from double precision ours are {sharp['ours and double']:.0e} away, the released code {sharp['released and double']:.0e}.",
+        *table(header, rows),
+    ]
+
+
+def parity_segmentation(record: dict) -> list[str]:
+    """J and F."""
+    pairs, times = record["largest_differences"].values(), record["milliseconds_per_mask"]
+    largest = max(row[metric] for row in pairs for metric in "JF")
+    return [
+        f"`{record['command']}`: J and F differ from the official evaluation by at most {largest:.0e} over {sum(row['pairs'] for row in pairs):,} pairs of "
+        f"masks ({sum(row['empty_masks'] for row in pairs)} empty masks, {sum(row['one_pixel_masks'] for row in pairs):,} of one pixel), their statistics by "
+        f"{record['statistics']['largest_difference']:.0e}. They are {times['J']['speedup']:.1f} and {times['F']['speedup']:.1f} times as fast.",
         "",
     ]
 
 
-def davis(facts: dict) -> list[str]:
-    names = list(facts["frames"])
-    lines = [
-        f"`{facts['command']}`: {len(names)} sequences of DAVIS 2016, {sum(facts['frames'].values())} frames, with one object each, percent; not the paper's set. Checkpoints "
-        "are of a few epochs of CIFAR-10.",
+def parity_attention(record: dict) -> list[str]:
+    """Attention of the last block."""
+    rows, sharp = record["rows"], record["sharp"]
+    return [
+        f"`{record['command']}`: attention of the last block, photographs at 480 pixels and at their own size. The attention of [CLS] differs by at most "
+        f"{max(row['cls_rows'] for row in rows):.0e}, that of all queries by {max(row['all_rows'] for row in rows):.0e}, "
+        f"and {sum(row['differing_mask_patches'] for row in rows)} patches of masks differ. With random weights so sharp that attention reaches {sharp['largest_attention']:.2f}, "
+        f"both sides differ by {sharp['dinoeval_released']:.0e}: dinoeval is {sharp['dinoeval_double']:.0e} away from double precision, the released code {sharp['released_double']:.0e}.",
         "",
-        f"| weights | J&F | J | F | J of {' | J of '.join(names)} |",
-        "|---|---|---|---|" + "---|" * len(names),
     ]
-    for row in facts["rows"]:
-        what = f"{row['what']}, {row['arch']}" if "arch" in row else row["what"]
-        means = [f"{row['metrics'][metric]:.1f} ± {row['standard errors'][metric]:.1f}" for metric in ("J&F", "J", "F")]
-        own = [f"{row['sequences'][name]['J']:.1f}" for name in names]
-        lines.append(f"| {' | '.join([what, *means, *own])} |")
-    return [*lines, ""]
 
 
-def segmentation(facts: dict) -> list[str]:
-    lines = [
-        f"`{facts['command']}`: Jaccard of attention masks on {facts['images']} frames of {facts['sequences']} sequences of DAVIS (a mask of the whole image: "
-        f"{facts['a mask of the whole image, percent']:.1f}); not the paper's set.",
+def davis(record: dict, table: Table) -> list[str]:
+    """Scores of label propagation."""
+    names, rows = list(record["frames"]), []
+    for row in record["rows"]:
+        masks = f"{row['masks']}, {row['arch']}" if "arch" in row else row["masks"]
+        means = [f"{row['metrics'][metric]:.1f} ± {row['standard_errors'][metric]:.1f}" for metric in ("J&F", "J", "F")]
+        rows.append((masks, *means, *(f"{row['sequences'][name]['J']:.1f}" for name in names)))
+    return [
+        f"`{record['command']}`: {len(names)} sequences of DAVIS 2016, {sum(record['frames'].values())} frames, with one object each, in percent. The paper uses other "
+        "sequences. The checkpoints were trained for a few epochs on CIFAR-10.",
         "",
-        "| weights | image size | mass | best head an object | best fixed head | mean over heads |",
-        "|---|---|---|---|---|---|",
+        *table(("masks", "J&F", "J", "F", *(f"J of {name}" for name in names)), rows),
     ]
-    for row in facts["rows"]:
+
+
+def segmentation(record: dict, table: Table) -> list[str]:
+    """Scores of attention masks."""
+    rows = []
+    for row in record["rows"]:
         weights = "random" if row["weights"] == "random" else "trained"
         values = [f"{row['metrics'][name]:.1f} ± {row['standard_errors'][name]:.1f}" for name in row["metrics"]]
-        lines.append(f"| {row['arch']}, {weights} | {row['config']['image_size']} | {row['config']['mass']} | {' | '.join(values)} |")
-    return [*lines, ""]
-
-
-def speed(facts: dict) -> list[str]:
-    ours, theirs, times = facts["medians"]["ours"], facts["medians"]["released"], facts["released / ours"]
+        rows.append((f"{row['arch']}, {weights}", row["config"]["image_size"], row["config"]["mass"], *values))
     return [
-        f"`{facts['command']}`: {facts['what']}, medians of {len(facts['runs']['ours'])} runs in turn. Soft maps differ by "
-        f"{facts['soft maps']['median difference']:.0e} (median), and by more than 1e-4 in {facts['soft maps']['tokens that differ by more than 1e-4']} of "
-        f"{facts['soft maps']['tokens']:,} tokens, where rounding decides which of two equally near neighbours is kept. Within the radius lie {facts['multiply-adds within the radius'] / 1e9:.1f} G multiply-adds: "
-        f"{facts['GFLOP a second within the radius']:.0f} GFLOP a second.",
+        f"`{record['command']}`: Jaccard of attention masks on {record['images']} frames of {record['sequences']} sequences of DAVIS, in percent (a mask of the whole image: "
+        f"{record['whole_image_mask']:.1f}). The paper uses VOC 2012.",
         "",
-        "| | ours | released | ratio |",
-        "|---|---|---|---|",
-        *(f"| {what} | {ours[what]:.2f} | {theirs[what]:.2f} | {times[what]:.1f} |" for what in ours),
+        *table(("weights", "image size", "mass", "best head per object", "best fixed head", "mean over heads"), rows),
+    ]
+
+
+def speed(record: dict, table: Table) -> list[str]:
+    """Time and memory of propagation."""
+    labels = {"propagation_seconds": "propagation, s", "propagation_mb": "propagation, MB", "frame_seconds": "whole frame, s"}
+    sides, soft = record["medians"], record["soft_maps"]
+    rows = [
+        (text, f"{sides['dinoeval'][name]:.2f}", f"{sides['released'][name]:.2f}", f"{record['speedup'][name]:.1f}")
+        for name, text in labels.items()
+    ]
+    return [
+        f"`{record['command']}`: {record['problem']}, medians of {len(record['runs']['dinoeval'])} runs in turn. Soft maps differ by "
+        f"{soft['median_difference']:.0e} (median), and by more than 1e-4 in {soft['differing_tokens']} of "
+        f"{soft['tokens']:,} tokens, in which rounding decides which of two equally similar neighbors is kept. The window contains {record['macs_within_radius'] / 1e9:.1f} G MACs: "
+        f"{record['gflops_within_radius']:.0f} GFLOP/s.",
         "",
+        *table(("", "dinoeval", "released", "ratio"), rows),
     ]
