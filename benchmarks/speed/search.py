@@ -186,13 +186,7 @@ def measure(run: Callable[..., Any], kinds: list[str], count: int) -> dict[str, 
 def main() -> None:
     options = Options(__file__, "speed_search", __doc__)
     options.add_argument("--vectors", type=int, default=1_000_000, help="vectors of exact, ivf and pq (default: 1,000,000)")
-<<<<<<< HEAD
-    options.add_argument(
-        "--hnsw-vectors", type=int, default=1_000_000, help="vectors of hnsw (default: 1,000,000: ten minutes on two cores)"
-    )
-=======
     options.add_argument("--hnsw-vectors", type=int, default=1_000_000, help="vectors of hnsw (default: 1,000,000, ten minutes)")
->>>>>>> benchmarks
     options.add_argument("--folder", type=Path, help="folder for 4 GB of temporary files (default: the temporary folder of the system)")
     options.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS, help="indexes to measure (default: all)")
     args = options.parse()
