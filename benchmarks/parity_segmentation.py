@@ -2,7 +2,6 @@
 
     python benchmarks/parity_segmentation.py DAVIS2017 DAVIS [--rounds 7]
 
-<<<<<<< HEAD
 DAVIS2017 is a checkout of davisvideochallenge/davis2017-evaluation with the results in it; it requires
 opencv-python-headless and scikit-image. DAVIS is a folder with annotations of one object in Annotations/480p. Three kinds
 of masks are compared: these annotations with the masks of OSVOS for the same frames; masks of OSVOS with those of RVOS,
