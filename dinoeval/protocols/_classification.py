@@ -104,8 +104,20 @@ def training_subsets(images: ImageSet, subset: str | None, seeds: int) -> list[n
 def extract_subsets(session: Session, train: ImageSet, subsets: Sequence[np.ndarray], val: ImageSet) -> tuple[list[Features], Features]:
     """Return the [CLS] features of each training subset and of the evaluation split.
 
-    Subsets that together are as large as the training split use the features of the whole split. So no image is extracted
-    twice.
+    Subsets that together are as large as the training split are taken from the features of the whole split, so that no
+    image is extracted twice.
+
+    Args:
+        session: The backbone and the cache.
+        train: The training split.
+        subsets: Rows (n,) of each subset.
+        val: The evaluation split.
+
+    Returns:
+        The training features of each subset, and the evaluation features.
+
+    Raises:
+        DataError: If the readable images belong to too few classes.
     """
     if sum(map(len, subsets)) >= len(train):
         whole = session.features(train, Cls())
@@ -120,7 +132,14 @@ def extract_subsets(session: Session, train: ImageSet, subsets: Sequence[np.ndar
 
 
 def labels_of(images: ImageSet) -> np.ndarray:
-    """Return the labels (N,) int64, or (N, C) int8 of a multi-label dataset, of images that have labels."""
+    """Return the labels of images that have labels.
+
+    Args:
+        images: A labeled image set of N images and C classes.
+
+    Returns:
+        Class indices (N,) int64; for a multi-label dataset (N, C) int8 with 1 present, 0 absent, -1 not counted.
+    """
     assert images.labels is not None
     return images.labels
 
@@ -172,7 +191,14 @@ def score_multilabel(scores: np.ndarray, labels: np.ndarray, suffix: str = "") -
 
 
 def merge_scores(parts: Sequence[Scores]) -> Scores:
-    """Merge scores of different metrics on the same images."""
+    """Merge scores of different metrics on the same images.
+
+    Args:
+        parts: Scores whose metrics have different names.
+
+    Returns:
+        One object with all metrics, standard errors and samples.
+    """
     return Scores(
         metrics={name: value for part in parts for name, value in part.metrics.items()},
         standard_errors={name: value for part in parts for name, value in part.standard_errors.items()},
@@ -202,7 +228,15 @@ def average_runs(
 
 
 def proportion_errors(runs: Sequence[Mapping[str, float]], count: int) -> dict[str, float]:
-    """Return the standard error of the mean of each metric over the runs, as a proportion of `count` images."""
+    """Return the standard error of the mean of each metric as a proportion.
+
+    Args:
+        runs: The metrics of each run, in percent.
+        count: Number of evaluated images.
+
+    Returns:
+        Standard errors in percent, by metric.
+    """
     return {name: proportion_error(statistics.fmean(run[name] for run in runs), count) for name in runs[0]}
 
 

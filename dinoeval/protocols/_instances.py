@@ -42,6 +42,9 @@ def resolve_root(data: str | None, name: str, expected: str) -> Path:
         name: Folder below $DINOEVAL_DATA; empty for $DINOEVAL_DATA itself.
         expected: What --data takes, for the message.
 
+    Returns:
+        The folder.
+
     Raises:
         ConfigError: If neither exists.
     """
@@ -72,7 +75,16 @@ def open_image_folder(folder: str | None, option: str) -> ImageSet | None:
 
 
 def folder_names(config: Any) -> dict[str, str]:
-    """Return the names of the folders of --distractors and --whitening, without their locations."""
+    """Return the names of the folders that --distractors and --whitening name.
+
+    A Result holds the name and not the path, so that it does not depend on where the folder is stored.
+
+    Args:
+        config: A Config with these two options.
+
+    Returns:
+        Folder name by option, for the options that are set.
+    """
     return {option: Path(value).name for option in ("distractors", "whitening") if (value := getattr(config, option))}
 
 
@@ -125,11 +137,25 @@ class Descriptors:
             raise DataError(f"--whitening {images.name}: all images have the same features, which determine no whitening")
 
     def matrix(self, features: Features) -> np.ndarray:
-        """Return L2-normalized descriptors (N, D) float32, whitened if a whitening was learned."""
+        """Return the L2-normalized descriptors of features.
+
+        Args:
+            features: Features of N images.
+
+        Returns:
+            (N, D) float32, whitened if a whitening was learned.
+        """
         return np.concatenate(list(self.blocks(features)))
 
     def blocks(self, features: Features) -> Iterator[np.ndarray]:
-        """Yield the same descriptors in blocks of bounded size."""
+        """Yield the descriptors of `matrix` in blocks of bounded size.
+
+        Args:
+            features: Features of N images.
+
+        Yields:
+            (n, D) float32.
+        """
         for block in features.blocks():
             yield l2_normalize(self.whitening(block) if self.whitening else block)
 
@@ -197,5 +223,12 @@ def query_scores(
 
 
 def known(value: float) -> float | None:
-    """Return a number, or None for NaN, which JSON cannot hold."""
+    """Replace NaN, which JSON cannot hold.
+
+    Args:
+        value: Any number.
+
+    Returns:
+        The number, or None for NaN.
+    """
     return None if math.isnan(value) else value

@@ -77,7 +77,15 @@ class LinearProbe:
     """Features of the evaluation split by readout."""
 
     def train(self, rows: np.ndarray, seed: int) -> HeadScores:
-        """Train all heads on rows (n,) of the training split; resumes a run of the same options."""
+        """Train all heads; a run of the same options resumes.
+
+        Args:
+            rows: Rows (n,) of the training split.
+            seed: Seed of the held-out images.
+
+        Returns:
+            The scores of the chosen heads, and a row for every head.
+        """
         from dinoeval.features.cache import RUNS
         from dinoeval.features.spec import key_of
         from dinoeval.training.probe.sweep import Head, Sweep, SweepSettings
@@ -189,7 +197,16 @@ class LinearProbe:
 
 
 def describe_input(session: Session) -> dict[str, Any]:
-    """Describe the network and preprocessing that a head was trained with; the digest alone does not determine them."""
+    """Return what a head belongs to.
+
+    Tensors alone determine neither the number of attention heads nor the preprocessing.
+
+    Args:
+        session: The backbone and the transform that the head was trained with.
+
+    Returns:
+        Digest and configuration of the network, precision and transform.
+    """
     backbone = session.backbone
     return {
         "backbone": backbone.digest,
