@@ -22,8 +22,6 @@ from dinoeval.errors import BadImage, DataError, join_names
 from dinoeval.files import expand
 
 Objects = Literal["instance", "class"]
-VOC_IMAGES = 1449
-"""Number of images in the segmentation val list of VOC 2012."""
 _VOC_LIST = "ImageSets/Segmentation/val.txt"
 _VOC_FOLDERS = ("", "VOC2012", "VOCdevkit/VOC2012")
 _VOC_MASKS: dict[Objects, str] = {"instance": "SegmentationObject", "class": "SegmentationClass"}
