@@ -77,7 +77,9 @@ class Dinoeval:
         """Propagate twice and time the second time."""
         given = torch.load(self.folder / "given.pth")
         *sources, target = [F.normalize(tokens, dim=-1) for tokens in given["tokens"]]  # (h, w, D) each
-        return measure(lambda: propagate(target, sources, given["maps"]), self.folder / "dinoeval.pth")
+        config = PropagationConfig()
+        options = {"radius": config.radius, "top_k": config.top_k, "temperature": config.temperature}
+        return measure(lambda: propagate(target, sources, given["maps"], **options), self.folder / "dinoeval.pth")
 
     def frame(self, frames: list[Path]) -> float:
         """Return the seconds of the last frame, which has a full context."""
