@@ -106,10 +106,12 @@ class LinearProbe:
             for decay in config.weight_decays
         ]
         eval_sets = {"val": _eval_set(self.val)}
+        held_bad: list[dict[str, Any]] = []
         if len(held):
-            eval_sets["held_out"] = _eval_set(
-                {name: self.session.features(train_images, readout, held) for name, readout in self.readouts.items()}
-            )
+            held_features = {name: self.session.features(train_images, readout, held) for name, readout in self.readouts.items()}
+            eval_sets["held_out"] = _eval_set(held_features)
+            paths = {train_images.paths[row] for row in held}
+            held_bad = [bad for bad in next(iter(held_features.values())).bad if bad["path"] in paths]
         source, kept, dims = self._source(kept)
         val_images = next(iter(self.val.values())).images
         spec = {
@@ -132,7 +134,8 @@ class LinearProbe:
         settings = SweepSettings(epochs=config.epochs, batch_size=batch, seed=SEED, device=device)
         sweep = Sweep(heads, dims, labels, len(train_images.classes), settings)
         train_heads(sweep, source, kept, eval_sets, folder, spec)
-        return self._report(sweep, eval_sets, folder, notes)
+        scores = self._report(sweep, eval_sets, folder, notes)
+        return dataclasses.replace(scores, bad=[*scores.bad, *held_bad])
 
     def _batch(self, images: int) -> tuple[int, list[str]]:
         """Return the images per step: the default, reduced to the number of training images, or a passed value that must fit."""

@@ -214,3 +214,22 @@ def test_two_processes_equal_one(features, tiny_weights, image_folder, tmp_path)
 def test_run_rejects_invalid_options(backbone, image_folder, options, named):
     with pytest.raises(dinoeval.DinoevalError, match=named):
         dinoeval.evaluate("linear", backbone, data=str(image_folder), **options)
+
+
+@pytest.mark.parametrize("features", ["augmented", "cached"])
+def test_unreadable_images_are_named_also_if_they_are_held_out(backbone, tmp_path, features):
+    data = class_folders(tmp_path / "images")
+    bad = sorted(data.glob("train/*/[0-3].png"))  # half of the training images, so that some are held out
+    for path in bad:
+        path.write_bytes(b"no image")
+    result = dinoeval.evaluate(
+        "linear",
+        backbone,
+        session=SessionConfig(bad_images="skip", workers=0),
+        data=str(data),
+        features=features,
+        held_out=0.4,
+        epochs=1,
+        lrs=(0.1,),
+    )
+    assert sorted(result.data["train"]["bad_images"]) == [path.relative_to(data / "train").as_posix() for path in bad]
