@@ -115,6 +115,14 @@ def test_whitening_rejects_images_that_do_not_determine_it(backbone, root, tmp_p
             dinoeval.evaluate("copydays", backbone, data=str(root), whitening=str(folder), center_whitening=True, **OPTIONS)
 
 
+def test_whitening_accepts_two_different_images(backbone, root, tmp_path, frames):
+    (tmp_path / "two").mkdir()
+    for number in range(2):
+        (tmp_path / f"two/{number}.jpg").symlink_to(frames[3 * number])
+    result = dinoeval.evaluate("copydays", backbone, data=str(root), whitening=str(tmp_path / "two"), **OPTIONS)
+    assert result.data["whitening"]["images"] == 2
+
+
 @pytest.mark.parametrize(
     ("options", "named"),
     [

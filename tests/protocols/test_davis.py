@@ -153,12 +153,14 @@ def test_void_of_the_ground_truth_counts_as_background(root, tmp_path, backbone)
     assert result.samples["J"][2] == pytest.approx((fraction + 1) / 2)
 
 
-def test_finished_sequences_are_kept(backbone, root, tmp_path):
+def test_finished_sequences_are_kept(backbone, root, tmp_path, caplog):
     out = tmp_path / "out"
     first = evaluate(backbone, root, out=str(out))
     times = {path: path.stat().st_mtime_ns for path in out.rglob("*.png")}
     shutil.rmtree(out / "dog")
-    again = evaluate(backbone, root, out=str(out))
+    with caplog.at_level("INFO"):
+        again = evaluate(backbone, root, out=str(out))
+    assert "cat: 5 masks from an earlier run (1 of 2 sequences)" in caplog.text
     assert (again.metrics, again.samples) == (first.metrics, first.samples)
     assert all(path.stat().st_mtime_ns == times[path] for path in (out / "cat").glob("*.png"))
     assert all(path.stat().st_mtime_ns > times[path] for path in (out / "dog").glob("*.png"))

@@ -47,6 +47,7 @@ def test_sweep_is_reported_and_chosen_on_held_out_images(backbone, image_folder,
     assert result.metrics["top1"] <= result.metrics["top1_best_on_val"]
     assert result.metrics["top1"] == pytest.approx(100 * np.mean(result.samples["top1"]))
     assert result.config["readouts"] == ("cls", "last2")
+    assert list(result.metrics) == ["top1", "top5", "top1_best_on_val", "top5_best_on_val"]
 
 
 def test_saved_head_scores_equal_the_run(backbone, image_folder, tmp_path):

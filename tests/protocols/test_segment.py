@@ -190,10 +190,10 @@ def test_images_without_objects_are_left_out_and_noted(backbone, tmp_path):
 
 def test_native_size_rejects_images_smaller_than_a_patch(tmp_path):
     root = masked_folder(tmp_path / "set", images=2)
-    synthetic_images(1, (30, 12))[0].save(root / "images/0.jpg")
-    write_mask(root / "masks/0.png", np.ones((12, 30), np.uint8))
+    synthetic_images(1, (30, 1))[0].save(root / "images/0.jpg")
+    write_mask(root / "masks/0.png", np.ones((1, 30), np.uint8))
     network = dinoeval.load("vit_xs16", weights="random")
-    with pytest.raises(DataError, match=r"0\.jpg \(30 x 12 pixels.* 16"):
+    with pytest.raises(DataError, match=r"0\.jpg \(30 x 1 pixels.* 16"):
         dinoeval.evaluate("segment", network, data=str(root), image_size="native")
     assert len(dinoeval.evaluate("segment", network, data=str(root), image_size=32).samples["path"]) == 2, "resizing enlarges it"
 
