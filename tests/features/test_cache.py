@@ -219,7 +219,8 @@ def test_torchrun_entry_equals_single_process(tiny_weights, tmp_path):
     subprocess.run(command(tiny_weights, folder, tmp_path / "one.npz", "--cache", str(tmp_path / "one")), check=True, capture_output=True)
     words = command(tiny_weights, folder, tmp_path / "two.npz", "--cache", str(tmp_path / "two"))[1:]
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *words]
-    subprocess.run(launcher, check=True, capture_output=True, timeout=300)
+    done = subprocess.run(launcher, check=False, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
     one, two = np.load(tmp_path / "one.npz"), np.load(tmp_path / "two.npz")
     np.testing.assert_allclose(two["features"], one["features"], atol=1e-5)
     assert (one["paths"] == two["paths"]).all()
