@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
+import pytest
 import torch
 
 from dinoeval.models.build import build_network
 from dinoeval.models.zoo import ZOO
-from dinoeval.paper.rows import builtin_rows, frozen, printed_values, rows_for
+from dinoeval.paper.rows import PaperRow, builtin_rows, frozen, printed_values, rows_for
 from dinoeval.training.finetune.recipes import PRESETS
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden/paper_rows.json").read_text())
@@ -48,6 +50,14 @@ def test_rows_have_requirements_and_values_in_percent():
         assert row.requires or row.protocol == "speed"
         assert 0 < row.value < 100 or row.protocol == "speed"
         assert row.value == round(row.value, row.decimals)
+
+
+def test_rows_are_frozen_and_take_keywords_only():
+    row = builtin_rows()[0]
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        row.value = 1.0
+    with pytest.raises(TypeError):
+        PaperRow("Table 2", "knn", "vit_s16", "top1@20", 74.5, 1)
 
 
 def test_printed_values_are_looked_up_by_network():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import os
@@ -14,17 +15,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from factories import class_folders
+from factories import class_folders, synthetic_images
 from paper_results import missing_facts, reasons
 from safetensors.torch import load_file
 
 import dinoeval
+from dinoeval.data.images import in_memory
 from dinoeval.data.opening import open_splits
 from dinoeval.errors import ConfigError, DataError, DinoevalError
 from dinoeval.models.checkpoints import open_checkpoint, tensor_digest
+from dinoeval.protocols import finetune
 from dinoeval.session import SessionConfig
 from dinoeval.training.checkpointing import CHECKPOINT, LOG
-from dinoeval.training.finetune.run import BACKBONE, HEAD
+from dinoeval.training.finetune.run import BACKBONE, HEAD, Outcome
 
 OPTIONS = {"preset": "short", "epochs": 8, "warmup_epochs": 1, "train_batch_size": 8, "lr": 0.05}
 
@@ -71,6 +74,25 @@ def digits(tmp_path) -> Path:
             for row in np.flatnonzero(images.labels == label)[:count]:
                 images.open(row).save(root / name / str(label) / f"{row}.png")
     return root
+
+
+def test_scores_are_top1_and_top5_of_the_last_epoch():
+    """Ten images of ten classes: six first predictions are correct, two more are among the first five."""
+    val = dataclasses.replace(in_memory(synthetic_images(10)), labels=np.arange(10), classes=tuple("abcdefghij"))
+    predictions = (np.arange(10)[:, None] + np.arange(5)) % 10
+    predictions[6:8] = predictions[6:8, ::-1]
+    predictions[8:] = (predictions[8:] + 1) % 10
+    history = [{"epoch": 0, "top1": 70.0}, {"epoch": 1, "top1": 60.0}]
+    scores = finetune._scores(Outcome(predictions, history), val)
+    assert scores.metrics == {"top1": 60.0, "top5": 80.0}
+    assert scores.standard_errors["top1"] == pytest.approx(100 * math.sqrt(0.6 * 0.4 / 10))
+    assert scores.samples["top1"] == [1] * 6 + [0] * 4
+    assert scores.samples["top5"] == [1] * 8 + [0] * 2
+    assert scores.samples["prediction"] == predictions[:, 0].tolist()
+    (note,) = finetune._notes("imagenet", Outcome(predictions, history))
+    assert "2 epochs" in note
+    assert "1 with top1 70.00" in note
+    assert len(finetune._notes("cars", Outcome(predictions, history))) == 2
 
 
 @pytest.mark.slow

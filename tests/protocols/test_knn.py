@@ -110,7 +110,13 @@ def test_default_ks_are_cut_and_passed_ks_are_rejected(backbone, image_folder):
     assert "100, 200" in note
     assert "24 training images" in note
     with pytest.raises(ConfigError, match=r"--k 25 .*\b24\b"):
-        dinoeval.evaluate("knn", backbone, data=str(image_folder), k=(5, 25))
+        dinoeval.evaluate("knn", backbone, data=str(image_folder), k=(5, 24, 25))
+
+
+def test_subsets_as_large_as_the_whole_use_its_features(backbone, image_folder):
+    """Two halves of 24 training images: the whole split is extracted once."""
+    dinoeval.evaluate("knn", backbone, data=str(image_folder), train_subset="50pct", subset_seeds=2, k=(2,))
+    assert {getattr(entry, "num_rows", None) for _, entry in FeatureCache().entries()} == {24, 9}
 
 
 @pytest.mark.parametrize(

@@ -180,6 +180,7 @@ def test_unreadable_images_are_named_or_skipped(backbone, tmp_path):
     assert (again.data, again.metrics) == (result.data, result.metrics)
     cached = dinoeval.evaluate("linear", backbone, session=SessionConfig(bad_images="skip"), features="cached", **options)
     assert cached.data["train"]["bad_images"] == ["class1/3.png"]
+    assert [any("cached center crops" in note for note in one.notes) for one in (result, cached)] == [False, True]
 
 
 @pytest.mark.slow

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from factories import TINY, synthetic_images
+from factories import TINY, synthetic_images, synthetic_state
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -37,6 +37,7 @@ from dinoeval.training.finetune.classifier import Classifier, trainable_copy
 from dinoeval.training.finetune.recipes import PRESETS, FinetuneRecipe, get_finetune_recipe
 from dinoeval.training.finetune.run import check_fits, topk_scores
 from dinoeval.training.finetune.trainer import FinetuneTrainer
+from dinoeval.training.precision import MixedPrecision
 
 SMALL = dataclasses.replace(PRESETS["short"], epochs=3, warmup_epochs=1, train_batch_size=8, mixed_together=4, repeats=3, lr=0.02)
 TRANSFORM = CenterCrop(16, 16)
@@ -71,6 +72,23 @@ def test_trainable_copy_has_the_weights_in_float32(backbone):
 def test_trainable_copy_rereads_float32_weights_of_bf16(backbone):
     rounded = dinoeval.load(weights=backbone.provenance.name, precision="bf16")
     assert tensor_digest(trainable_copy(rounded, 0.0).state_dict()) == backbone.digest
+
+
+def test_trainable_copy_rereads_the_student_of_a_checkpoint(tmp_path):
+    networks = {key: synthetic_state(TINY, seed=seed) for seed, key in enumerate(("teacher", "student"))}
+    torch.save(networks, tmp_path / "full.pth")
+    loads = [dinoeval.load(TINY, weights=tmp_path / "full.pth", key="student", precision=precision) for precision in ("fp32", "bf16")]
+    assert tensor_digest(trainable_copy(loads[1], 0.0).state_dict()) == loads[0].digest
+
+
+@pytest.mark.parametrize(("precision", "dtype"), [("bf16", torch.bfloat16), ("fp16", torch.float16)])
+def test_autocast_uses_the_precision_of_its_name(precision, dtype):
+    mixed = MixedPrecision(CPU, precision)
+    with mixed.autocast():
+        assert torch.get_autocast_dtype("cpu") == dtype
+        assert torch.is_autocast_enabled("cpu")
+    with MixedPrecision(CPU, "fp32").autocast():
+        assert not torch.is_autocast_enabled("cpu")
 
 
 def test_head_starts_with_scaled_weights_and_zero_bias(backbone):
@@ -291,6 +309,15 @@ def test_auto_preset_is_found_by_the_dataset_name():
     }
     assert {data: get_finetune_recipe("auto", data)[0] for data in names} == names
     assert get_finetune_recipe("cars", "/data/wings")[0] == "cars"
+
+
+def test_presets_of_small_datasets_equal_the_list():
+    """Not from the paper: for small datasets and machines."""
+    short = FinetuneRecipe(epochs=30, train_batch_size=64, lr=1e-3, warmup_epochs=3, min_lr=1e-6, ema_decay=0.999, repeats=1, erase=0.0)
+    assert PRESETS["short"] == short
+    assert PRESETS["digits"] == dataclasses.replace(
+        short, epochs=20, lr=4e-3, mixup=0.0, cutmix=0.0, crop_scale=(0.5, 1.0), randaugment="", flip=False
+    )
 
 
 def test_unknown_presets_list_the_known_ones():

@@ -59,6 +59,37 @@ def test_crops_do_not_change_the_torch_generator():
     assert torch.equal(torch.rand(1), expected)
 
 
+def test_presets_of_small_datasets_equal_the_list():
+    """The bundled weights were trained with the digits preset."""
+    common = {"batch_size": 64, "lr": 0.004, "drop_path": 0.0, "clip_grad": 0.0, "momentum_teacher": 0.99, "local_crops": 0}
+    assert get_recipe("cifar10") == Recipe(
+        **common,
+        epochs=20,
+        warmup_epochs=2,
+        out_dim=1024,
+        hidden_dim=512,
+        weight_decay_end=0.1,
+        global_crop=32,
+        local_crop=16,
+        global_scale=(0.3, 1.0),
+        blur_radius=(0.1, 0.6),
+    )
+    assert get_recipe("digits") == Recipe(
+        **common,
+        epochs=300,
+        warmup_epochs=10,
+        out_dim=512,
+        hidden_dim=256,
+        weight_decay_end=0.04,
+        global_crop=16,
+        local_crop=8,
+        global_scale=(0.5, 1.0),
+        blur_radius=(0.1, 0.5),
+        flip=False,
+        solarize=False,
+    )
+
+
 def test_get_recipe_suggests_the_nearest_preset():
     with pytest.raises(ConfigError, match="digits"):
         get_recipe("digit")
