@@ -2,8 +2,8 @@
 
     python benchmarks/mutations.py [--count 100] [--jobs 2] [--only maths/ranks]
 
-For development. Each mutation is made in a copy of the checkout, in which the tests of the file run, then all fast tests
-that import it, until one fails. Mutations are drawn with a fixed seed, in equal numbers from each file, so that the same
+For development. Each mutation is made in a copy of the checkout, in which the fast tests of the file run, then those of
+its area and of what uses it, then the slow ones, until one fails. Mutations are drawn with a fixed seed, in equal numbers from each file, so that the same
 command on the same code gives the same list. Writes benchmarks/results/mutations.json: every mutation with the outcome
 `caught` or `survived`; survivors that change nothing observable are explained in benchmarks/mutations_explained.json.
 """
@@ -209,27 +209,32 @@ def run_in(copies: list[Path], mutation: Mutation) -> str | None:
         old = mutation.old.encode()
         assert source[mutation.start : mutation.start + len(old)] == old
         path.write_bytes(source[: mutation.start] + mutation.new.encode() + source[mutation.start + len(old) :])
-        return next((tests for tests in tests_of(copy, mutation.path) if not _pass(copy, tests.split())), None)
+        return next((run for run in runs_of(copy, mutation.path) if not _pass(copy, run.split())), None)
     finally:
         path.write_bytes(source)
         copies.append(copy)
 
 
-def tests_of(copy: Path, path: str) -> list[str]:
-    """List test runs for a source file, the most direct first."""
+def runs_of(copy: Path, path: str) -> list[str]:
+    """List the test runs for a source file as arguments of pytest, the most direct and fastest first."""
     inside = Path(path).relative_to(PACKAGE)
     stem = inside.stem.removeprefix("_")
-    direct = sorted((copy / "tests").glob(f"**/test_{stem}*.py")) if len(stem) > 3 else []
-    runs = [" ".join(str(test.relative_to(copy)) for test in direct)] if direct else []
-    area = copy / "tests" / inside.parts[0]
-    runs.append(f"tests/{inside.parts[0]}" if area.is_dir() else "tests")
-    runs.append("tests/protocols tests/features tests/figures tests/search tests/test_video.py tests/paper")
-    return runs
+    direct = " ".join(str(test.relative_to(copy)) for test in sorted((copy / "tests").glob(f"**/test_{stem}*.py"))) if len(stem) > 3 else ""
+    area = f"tests/{inside.parts[0]}"
+    area = area if (copy / area).is_dir() else "tests"
+    fast = "-m not_slow"
+    runs = [f"{fast} {direct}"] if direct else []
+    runs += [
+        f"{fast} {area} {PACKAGE}/{inside.parts[0]}",
+        f"{fast} tests/protocols tests/features tests/figures tests/search tests/test_video.py tests/paper",
+    ]
+    return [*runs, f"-m slow {direct or area} tests/protocols"]
 
 
-def _pass(copy: Path, tests: list[str]) -> bool:
+def _pass(copy: Path, arguments: list[str]) -> bool:
     environment = {**os.environ, "PYTHONPATH": str(copy), "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-m", "not slow", "-p", "no:cacheprovider", *tests]
+    words = ["not slow" if word == "not_slow" else word for word in arguments]
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *words]
     try:
         done = subprocess.run(command, cwd=copy, env=environment, capture_output=True, timeout=SECONDS, check=False)
     except subprocess.TimeoutExpired:
