@@ -157,7 +157,7 @@ def scores() -> list[str]:
         checkpoint = f"{result['backbone']['weights']} ({result['backbone']['arch']})"
         for k in result["config"]["k"]:
             cells = [f"{result['metrics'][name]:.2f} ± {result['standard_errors'][name]:.2f}" for name in (f"top1@{k}", f"top5@{k}")]
-            rows.append((checkpoint, result["data"]["name"], k, *cells, f"`{result['command']}`"))
+            rows.append((checkpoint, result["data"]["name"], k, *cells, f"`{result['details']['command']}`"))
     return ["## Scores", "", *table(("checkpoint", "dataset", "k", "top-1", "top-5", "command"), rows)]
 
 
@@ -171,7 +171,7 @@ def classification() -> list[str]:
                 deviation = result.get("deviations", {}).get(metric)
                 score = f"{result['metrics'][metric]:.2f} ± {result['standard_errors'][metric]:.2f}"
                 subset, spread = result["config"].get("train_subset") or "all", "-" if deviation is None else f"{deviation:.2f}"
-                rows.append((result["protocol"], subset, metric, score, spread, f"`{result['command']}`"))
+                rows.append((result["protocol"], subset, metric, score, spread, f"`{result['details']['command']}`"))
     header = ("protocol", "training images", "metric", "percent", "standard deviation over subsets", "command")
     return ["## Classification of CIFAR-10 by every protocol", "", *table(header, rows)]
 
@@ -213,7 +213,7 @@ def add(path: str, command: str) -> None:
     for part, name in (("data", "name"), ("config", "data"), ("backbone", "weights")):
         result[part][name] = Path(result[part][name]).name
     result["notes"] = [note.partition("; heads in ")[0] for note in result["notes"]]
-    result["command"] = command
+    result["details"]["command"] = command
     subset = result["config"].get("train_subset")
     data = f"{result['data']['name']}-{subset}" if subset else result["data"]["name"]
     target = RESULTS / f"{result['protocol']}_{data}_{result['backbone']['arch']}.json"
