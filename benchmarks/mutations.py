@@ -79,8 +79,6 @@ def main() -> None:
     }
     args.out.write_text(json.dumps(report, indent=1) + "\n")
     print(f"{report['caught']} of {len(mutations)} caught ({report['caught'] / max(1, len(mutations)):.0%}) in {report['seconds']} s")
-    for name in survived:
-        print(f"survived: {name}")
 
 
 def choose(count: int, only: str) -> list[Mutation]:
@@ -213,7 +211,9 @@ def run_in(copies: list[Path], mutation: Mutation) -> str | None:
         old = mutation.old.encode()
         assert source[mutation.start : mutation.start + len(old)] == old
         path.write_bytes(source[: mutation.start] + mutation.new.encode() + source[mutation.start + len(old) :])
-        return next((run for run in runs_of(copy, mutation.path) if not _pass(copy, run.split())), None)
+        caught = next((run for run in runs_of(copy, mutation.path) if not _pass(copy, run.split())), None)
+        print(f"{'caught' if caught else 'SURVIVED'} {mutation.name}", flush=True)
+        return caught
     finally:
         path.write_bytes(source)
         copies.append(copy)
