@@ -3,9 +3,10 @@
     python benchmarks/mutations.py [--count 100] [--jobs 2] [--only maths/ranks]
 
 For development. Each mutation is made in a copy of the checkout, in which the fast tests of the file run, then those of
-its area, then all fast tests, then the slow ones of the file, until one fails. Without a mutation all of them must pass. Mutations are drawn with a fixed seed, in
-equal numbers from each file, so that the same command on the same code gives the same list. What cannot change a number
-is not mutated: messages, annotations, decorators, the types of isinstance, the strictness of zip.
+its area, then all fast tests, then the slow ones of the file, until one fails. Without a mutation all of them must pass.
+Mutations are drawn with a fixed seed, in equal numbers from each file, so that the same command on the same code gives
+the same list. What cannot change a number is not mutated: messages, annotations, decorators, the types of isinstance,
+the strictness of zip.
 
 Writes benchmarks/results/mutations.json: every mutation with the outcome
 `caught` or `survived`; survivors that change nothing observable are explained in benchmarks/mutations_explained.json.
@@ -71,8 +72,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder, concurrent.futures.ThreadPoolExecutor(args.jobs) as pool:
         copies = [copy_checkout(Path(folder) / str(number)) for number in range(args.jobs)]
         runs = [(copies[0], f"-m not_slow {ALL}"), (copies[-1], f"-m slow {ALL}")]
-        if not all(pool.map(lambda run: _pass(run[0], run[1].split()), runs)):
-            raise SystemExit("the tests fail without a mutation")
+        for failure in filter(None, pool.map(lambda run: _failure(run[0], run[1].split()), runs)):
+            raise SystemExit(f"the tests fail without a mutation:\n{failure}")
         outcomes = list(pool.map(lambda mutation: run_in(copies, mutation), mutations))
     survived = [mutation.name for mutation, caught in zip(mutations, outcomes, strict=True) if caught is None]
     report = {
@@ -216,7 +217,7 @@ def run_in(copies: list[Path], mutation: Mutation) -> str | None:
         old = mutation.old.encode()
         assert source[mutation.start : mutation.start + len(old)] == old
         path.write_bytes(source[: mutation.start] + mutation.new.encode() + source[mutation.start + len(old) :])
-        caught = next((run for run in runs_of(copy, mutation.path) if not _pass(copy, run.split())), None)
+        caught = next((run for run in runs_of(copy, mutation.path) if _failure(copy, run.split())), None)
         print(f"{'caught' if caught else 'SURVIVED'} {mutation.name}", flush=True)
         return caught
     finally:
@@ -236,15 +237,16 @@ def runs_of(copy: Path, path: str) -> list[str]:
     return [*runs, f"{fast} {area} {PACKAGE}/{inside.parts[0]}", f"{fast} {ALL}", f"-m slow {direct or area}"]
 
 
-def _pass(copy: Path, arguments: list[str]) -> bool:
+def _failure(copy: Path, arguments: list[str]) -> str | None:
+    """Run tests and return the end of the output if one fails."""
     environment = {**os.environ, "PYTHONPATH": str(copy), "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
     words = ["not slow" if word == "not_slow" else word for word in arguments]
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *words]
     try:
-        done = subprocess.run(command, cwd=copy, env=environment, capture_output=True, timeout=SECONDS, check=False)
+        done = subprocess.run(command, cwd=copy, env=environment, capture_output=True, text=True, timeout=SECONDS, check=False)
     except subprocess.TimeoutExpired:
-        return False
-    return done.returncode in (0, 5)
+        return f"not finished after {SECONDS} s"
+    return None if done.returncode in (0, 5) else done.stdout[-4000:]
 
 
 if __name__ == "__main__":

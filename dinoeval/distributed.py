@@ -6,6 +6,7 @@ transports small objects only.
 
 from __future__ import annotations
 
+import atexit
 import datetime
 import os
 from typing import TypeVar
@@ -87,6 +88,7 @@ def all_gather(value: T) -> list[T]:
 
     if not dist.is_initialized():
         dist.init_process_group("gloo", timeout=_TIMEOUT)
+        atexit.register(dist.destroy_process_group)  # Its threads must end before the interpreter, which aborts otherwise.
     values: list = [None] * world_size()
     dist.all_gather_object(values, value)
     return values
