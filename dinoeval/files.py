@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Callable, Mapping
+import stat
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from dinoeval.errors import DinoevalError
+
+MAX_READ_BYTES = 1 << 30
+"""Largest file that `read_bytes` reads."""
 
 
 def expand(path: str | Path) -> Path:
@@ -29,6 +34,66 @@ def expand(path: str | Path) -> Path:
     if "\0" in str(path):
         raise DinoevalError(f"invalid path {str(path)!r}: contains a null byte")
     return expanded
+
+
+def reason(error: BaseException) -> str:
+    """Return the system's message of an error, without its number.
+
+    Args:
+        error: Usually an OSError.
+
+    Returns:
+        A short text.
+    """
+    return getattr(error, "strerror", None) or str(error)
+
+
+@contextlib.contextmanager
+def report_disk_errors(failure: str, error_type: type[DinoevalError] = DinoevalError) -> Iterator[None]:
+    """Turn an error of the disk or the file system into a DinoevalError.
+
+    Args:
+        failure: What failed, such as "the index photos cannot be written"; the message adds the system's reason.
+        error_type: The error to raise.
+
+    Yields:
+        None.
+
+    Raises:
+        DinoevalError: If the block raises an OSError.
+
+    Examples:
+        >>> with report_disk_errors("the notes cannot be read"):
+        ...     Path("/absent/notes").read_text()
+        Traceback (most recent call last):
+        dinoeval.errors.DinoevalError: the notes cannot be read: No such file or directory
+    """
+    try:
+        yield
+    except OSError as error:
+        raise error_type(f"{failure}: {reason(error)}") from error
+
+
+def read_bytes(path: Path, limit: int = MAX_READ_BYTES) -> bytes:
+    """Read a regular file.
+
+    Args:
+        path: The file. A pipe or a device, which might never end, is an error.
+        limit: Largest size, in bytes.
+
+    Returns:
+        Its content.
+
+    Raises:
+        DinoevalError: If the file cannot be read, is not a regular file or is too large.
+    """
+    with report_disk_errors(f"{path} cannot be read"):
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            raise DinoevalError(f"{path} cannot be read: it is {'a folder' if stat.S_ISDIR(status.st_mode) else 'not a regular file'}")
+        if status.st_size > limit:
+            raise DinoevalError(f"{path} cannot be read: it has {status.st_size:,} bytes, at most {limit:,} are expected")
+        return path.read_bytes()
 
 
 def write_whole(path: str | Path, write: Callable[[Path], object]) -> None:
@@ -64,7 +129,7 @@ def write_whole(path: str | Path, write: Callable[[Path], object]) -> None:
         finally:
             temporary.unlink(missing_ok=True)
     except (OSError, ValueError) as error:
-        raise DinoevalError(f"{target} cannot be written: {getattr(error, 'strerror', None) or error}") from error
+        raise DinoevalError(f"{target} cannot be written: {reason(error)}") from error
 
 
 def check_writable(path: str | Path) -> None:
@@ -85,7 +150,7 @@ def check_writable(path: str | Path) -> None:
             probe.touch()
             probe.unlink()
         except (OSError, ValueError) as error:
-            raise DinoevalError(f"{target} cannot be written: {getattr(error, 'strerror', None) or error}") from error
+            raise DinoevalError(f"{target} cannot be written: {reason(error)}") from error
 
 
 def describe_differences(saved: Mapping[str, Any], current: Mapping[str, Any]) -> list[str]:
