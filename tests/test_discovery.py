@@ -105,6 +105,12 @@ def test_installed_protocol_is_a_command(tmp_path, monkeypatch):
     assert len(command.summary) <= MAX_SUMMARY
 
 
+@pytest.mark.parametrize("name", ["speed", "search", "knn"])
+def test_protocol_named_like_a_command_is_listed_as_unusable(tmp_path, monkeypatch, name):
+    install(tmp_path, monkeypatch, package="acme", entry=name)
+    assert "not usable" in all_commands()[f"{name} of acme"].summary
+
+
 def test_broken_protocol_does_not_break_the_help(tmp_path, monkeypatch):
     install(tmp_path, monkeypatch, package="acme-broken", entry="broken", source="raise RuntimeError('reason')\n")
     commands = all_commands()

@@ -94,6 +94,8 @@ _TABLE = (
 def all_commands() -> dict[str, Command]:
     """Return all commands by name: the table, then protocols that it does not list.
 
+    A protocol of another package with the name of a command cannot be run; its summary says so.
+
     Returns:
         Commands in the order of the help.
 
@@ -102,9 +104,14 @@ def all_commands() -> dict[str, Command]:
         'classify by weighted nearest neighbors'
     """
     table = {command.name: command for command in _TABLE}
+    taken = {name.split()[0] for name in table}
     for name in protocols.names():
-        if name not in table:
+        if name not in taken:
             table[name] = _protocol_command(name)
+        elif name in protocols.installed_names():
+            package = protocols.packages_of(name)[-1]
+            label = f"{name} of {package}"
+            table[label] = Command(label, "not usable: a command has this name; rename the entry point", PROTOCOL, OTHER_PACKAGES)
     return table
 
 
