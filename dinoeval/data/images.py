@@ -17,7 +17,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from dinoeval.data.loading import ImageReader, ImageRule, load_image, read_file
+from dinoeval import distributed
+from dinoeval.data.loading import DEFAULT_RULE, ImageReader, ImageRule, load_image, read_file
 from dinoeval.data.remarks import REMARKS
 from dinoeval.errors import BadImage, DataError, join_names
 
@@ -49,7 +50,7 @@ class ImageSet:
     pixels."""
     reader: ImageReader
     """Returns the content of an image by its row. It can be pickled if the images are files or arrays."""
-    rule: ImageRule = ImageRule()
+    rule: ImageRule = DEFAULT_RULE
     """The rule by which the images are decoded."""
 
     def __post_init__(self) -> None:
@@ -97,12 +98,16 @@ class ImageSet:
     def remarks(self) -> dict[str, list[str]]:
         """Find the remarks about all images; files are read, but decoded only if their format requires it.
 
+        The processes of a run share the work.
+
         Returns:
             Names of images by remark. Unreadable images have none.
         """
         with concurrent.futures.ThreadPoolExecutor(8) as pool:
-            found = list(pool.map(self._remarks_of, range(len(self))))
-        named = {remark: [self.paths[row] for row, of_image in enumerate(found) if remark in of_image] for remark in REMARKS}
+            rows = list(distributed.shard(len(self)))
+            own = [(row, found) for row, found in zip(rows, pool.map(self._remarks_of, rows), strict=True) if found]
+        found = sorted((row, found) for part in distributed.all_gather(own) for row, found in part)
+        named = {remark: [self.paths[row] for row, of_image in found if remark in of_image] for remark in REMARKS}
         return {remark: names for remark, names in named.items() if names}
 
     def _remarks_of(self, row: int) -> set[str]:
@@ -228,18 +233,39 @@ def from_pixels(name: str, split: str, pixels: np.ndarray, labels: np.ndarray, c
     )
 
 
-def in_memory(images: Sequence[Image.Image]) -> ImageSet:
+def in_memory(images: Sequence[Image.Image], first: int = 0) -> ImageSet:
     """Make an image set without labels from open images.
 
     Args:
         images: N images of any mode.
+        first: Number in the name of the first image.
 
     Returns:
         The image set. Its stamp is random, so no two such sets share cached features.
     """
-    names = tuple(f"{row:05d}" for row in range(len(images)))
+    names = tuple(f"{first + row:05d}" for row in range(len(images)))
     sizes, reader = np.zeros(len(names), np.int64), tuple(images).__getitem__
     return ImageSet(name="memory", split="all", paths=names, sizes=sizes, stamp=secrets.token_hex(), reader=reader)
+
+
+def join_images(sets: Sequence[ImageSet]) -> ImageSet:
+    """Join image sets, of files or of open images, to one set without labels.
+
+    Args:
+        sets: Image sets.
+
+    Returns:
+        Their images in order. The stamp is random, so no two such sets share cached features.
+    """
+    names = [name for one in sets for name in one.paths]
+    return ImageSet(
+        name="memory",
+        split="all",
+        paths=tuple(names),
+        sizes=np.concatenate([one.sizes for one in sets]) if names else np.zeros(0, np.int64),
+        stamp=secrets.token_hex(),
+        reader=_JoinedReader(tuple((one.reader, row) for one in sets for row in range(len(one)))),
+    )
 
 
 def require_classes(images: ImageSet, at_least: int = 2) -> None:
@@ -275,6 +301,15 @@ class _PixelReader:
 
     def __call__(self, row: int) -> Image.Image:
         return Image.fromarray(self.pixels[row])
+
+
+@dataclasses.dataclass(frozen=True)
+class _JoinedReader:
+    parts: tuple[tuple[ImageReader, int], ...]
+
+    def __call__(self, row: int) -> bytes | Image.Image:
+        reader, own_row = self.parts[row]
+        return reader(own_row)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -23,7 +23,7 @@ from dinoeval.data.pillow import EXTENSIONS, check_size, is_known, load_pixels, 
 from dinoeval.data.remarks import ORIENTED, SEVERAL_FRAMES
 from dinoeval.errors import BadImage, DataError
 
-__all__ = ["EXTENSIONS", "MAX_BYTES", "ImageReader", "ImageRule", "load_image", "read_file"]
+__all__ = ["DEFAULT_RULE", "EXTENSIONS", "MAX_BYTES", "ImageReader", "ImageRule", "load_image", "read_file"]
 
 VERSION = 1
 """Version of the rule in its id. It is raised when the same file would give other pixels."""
@@ -88,11 +88,12 @@ class ImageRule:
                 rgb.info[SEVERAL_FRAMES] = True
             return rgb
 
-    def render(self, image: Image.Image) -> Image.Image:
-        """Decode the current frame of an opened image to RGB.
+    def render(self, image: Image.Image, frame: int | None = None) -> Image.Image:
+        """Decode a frame of an opened image to RGB.
 
         Args:
             image: An image opened by PIL.
+            frame: Number of the frame (default: the current one).
 
         Returns:
             The RGB image, with the remark ORIENTED in `info` if it applies.
@@ -101,6 +102,8 @@ class ImageRule:
             BadImage: As for `decode`.
         """
         with _pillow_errors():
+            if frame is not None:
+                image.seek(frame)
             check_size(image.size)
             # Pillow rotates TIFF files while it decodes them, and drops the tag.
             rotated = _orientation(image) if image.format == "TIFF" and getattr(image, "tile", None) else 1
@@ -152,6 +155,10 @@ class ImageRule:
                 return found | ({SEVERAL_FRAMES} if isinstance(content, bytes) and _has_several_frames(image) else set())
         except BadImage:
             return set()
+
+
+DEFAULT_RULE = ImageRule()
+"""The rule of the paper."""
 
 
 def load_image(reader: ImageReader, row: int, name: str, rule: ImageRule) -> Image.Image:

@@ -246,8 +246,8 @@ def _with_own_settings(method: types.FunctionType, pending: tuple[type, ...]) ->
                 vars(own[name]).update({**vars(value), **changes})
         # Helpers that read parts of a file, such as PngStream. Image classes are left alone, because methods test for them.
         elif isinstance(value, type) and value.__module__.startswith("PIL.") and not issubclass(value, Image.Image):
-            if (changed := _without_settings(value, pending)) is not value:
-                own[name] = changed
+            changed = _without_settings(value, pending)
+            own |= {} if changed is value else {name: changed}
     if not own:
         return method
     copied = types.FunctionType(method.__code__, {**names, **own}, method.__name__, method.__defaults__, method.__closure__)

@@ -25,6 +25,18 @@ def remarks_of(image: Image.Image) -> list[str]:
     return [remark for remark in REMARKS if image.info.get(remark)]
 
 
+def add_remarks(remarks: dict[str, list[str]], image: Image.Image, name: str) -> None:
+    """Add the remarks about a decoded image to those about others.
+
+    Args:
+        remarks: Names of images by remark, which is changed.
+        image: A decoded image.
+        name: Its name.
+    """
+    for remark in remarks_of(image):
+        remarks.setdefault(remark, []).append(name)
+
+
 def merge_remarks(parts: Iterable[Remarks]) -> dict[str, list[str]]:
     """Join the remarks about several image sets.
 

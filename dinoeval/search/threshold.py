@@ -115,7 +115,7 @@ def measure_threshold(stored: StoredIndex, session: Session) -> Threshold:
     chosen = sample(count, min(_COPIED, max(8, count // 10)))
     readout = parse_readout(stored.manifest["readout"])
     try:
-        images = open_images([stored.paths[row] for row in chosen])
+        images = open_images([stored.paths[row] for row in chosen]).with_rule(session.rule)
         if changed := [stored.paths[row] for row in chosen if stored.is_changed(row)]:
             raise DataError(f"{len(changed)} of {len(chosen)} images changed since the index was built: {join_names(changed)}")
         parts = []
