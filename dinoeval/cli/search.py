@@ -114,9 +114,8 @@ def build(
         return 0
     spec = built.manifest
     print(f"{out}: {len(built):,} images of {spec['folder']}, {spec['dim']} dimensions")
-    print(
-        f"{spec['session']['arch']}, digest {spec['digest'][:12]}, readout {spec['readout']}, {spec['transform']}, {spec['image']}, {spec['precision']}"
-    )
+    settings = f"readout {spec['readout']}, {spec['transform']}, {spec['image']}, {spec['precision']}"
+    print(f"{spec['session']['arch']}, digest {spec['digest'][:12]}, {settings}")
     for note in describe_remarks(spec["remarks"], spec["session"]["exif_transpose"]):
         print(f"note: {note}")
     if recall := spec["recall"]:

@@ -64,7 +64,9 @@ class Animation:
 
 
 def frame_header(path: Path, rule: ImageRule = DEFAULT_RULE) -> tuple[tuple[int, int], set[str]]:
-    """Read the size of a frame and the remarks about it, without decoding it if its format allows that.
+    """Read the size of a frame and the remarks about it.
+
+    The frame is decoded only if its format requires that.
 
     Args:
         path: An image file.

@@ -96,9 +96,9 @@ class ImageSet:
         return self if rule == self.rule else dataclasses.replace(self, rule=rule)
 
     def remarks(self) -> dict[str, list[str]]:
-        """Find the remarks about all images; files are read, but decoded only if their format requires it.
+        """Find the remarks about all images.
 
-        The processes of a run share the work.
+        Files are read, but decoded only if their format requires it. The processes of a run share the work.
 
         Returns:
             Names of images by remark. Unreadable images have none.

@@ -110,7 +110,7 @@ class ImageRule:
             rawmode = _rawmode(image)
             load_pixels(image)
             orientation = rotated if image.format == "TIFF" else _orientation(image)
-            remarks = {ORIENTED: True} if orientation > 1 or ORIENTED in image.info else {}
+            remarks: dict[Any, Any] = {ORIENTED: True} if orientation > 1 or ORIENTED in image.info else {}
             rgb = _to_rgb(image, rawmode)
             if rotated > 1 and not self.exif_transpose:
                 turn = _TRANSPOSE[rotated]
@@ -140,7 +140,9 @@ class ImageRule:
             return (image.height, image.width) if exchanged else image.size
 
     def remarks(self, content: bytes | Image.Image) -> set[str]:
-        """Find the remarks about an image, without decoding its pixels if the format allows it.
+        """Find the remarks about an image.
+
+        Its pixels are decoded only if the format requires it.
 
         Args:
             content: The content of an image file, or an image opened by PIL.

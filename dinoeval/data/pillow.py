@@ -122,7 +122,7 @@ def load_pixels(image: Image.Image) -> None:
         return
     if image.format == "EPS" and getattr(image, "tile", None):
         raise BadImage("EPS files are not read: call load() on the image, or save it as PNG")
-    image.__class__ = loader
+    image.__class__ = loader  # type: ignore[assignment]
     try:
         image.load()
     finally:
@@ -155,9 +155,9 @@ _IGNORED = ("ignore", None, Warning, re.compile(r"PIL\b|dinoeval\.data\."), 0)
 
 @contextlib.contextmanager
 def without_warnings() -> Iterator[None]:
-    """Ignore the warnings of Pillow inside a `with` block, also if the calling program turns warnings into errors.
+    """Ignore the warnings of Pillow inside a `with` block.
 
-    `warnings.catch_warnings` would replace the filters of all threads, and forget which warnings were already shown.
+    This holds also if the calling program turns warnings into errors. `warnings.catch_warnings` would replace the filters of all threads, and forget which warnings were already shown.
 
     Yields:
         None.

@@ -107,7 +107,7 @@ class Extractor:
 
     @property
     def dataset(self) -> ImageDataset:
-        """The images as uint8 tensors (3, H, W) with their remarks, or what is wrong with them."""
+        """The images as uint8 tensors with their remarks, or what is wrong with them."""
         smallest = math.ceil((self.backbone.patch_size or 1) / min(self.transform.scales))
         return ImageDataset(self.images, _MinimumSize(self.transform, smallest))
 

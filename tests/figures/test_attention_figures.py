@@ -107,7 +107,7 @@ def test_figure_files_are_reproducible_and_one_column_wide(hand_made, tmp_path):
         dinoeval.figures.save(hand_made.figure(), tmp_path / "a.jpg")
 
 
-def test_files_are_read_with_exif_rotation_and_eight_bits(backbone, tmp_path):
+def test_files_are_read_by_the_rule_for_images(backbone, tmp_path):
     image = synthetic_images(1, (40, 24))[0]
     image.save(tmp_path / "rgb.png")
     exif = Image.Exif()
@@ -124,8 +124,8 @@ def test_files_are_read_with_exif_rotation_and_eight_bits(backbone, tmp_path):
 
     whole = np.asarray(image)
     np.testing.assert_array_equal(read("rgb.png"), whole)
-    np.testing.assert_array_equal(read("turned.png"), np.asarray(image.transpose(Image.Transpose.ROTATE_270)))
-    np.testing.assert_array_equal(read("turned.png", exif_transpose=False), whole)
+    np.testing.assert_array_equal(read("turned.png", exif_transpose=True), np.asarray(image.transpose(Image.Transpose.ROTATE_270)))
+    np.testing.assert_array_equal(read("turned.png"), whole)
     np.testing.assert_array_equal(read("gray.png"), np.repeat(gray[..., None], 3, -1))
     np.testing.assert_array_equal(read("deep.png"), read("gray.png"))
     assert np.abs(read("cmyk.jpg").astype(int) - whole).mean() < 3
