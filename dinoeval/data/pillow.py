@@ -157,7 +157,8 @@ _IGNORED = ("ignore", None, Warning, re.compile(r"PIL\b|dinoeval\.data\."), 0)
 def without_warnings() -> Iterator[None]:
     """Ignore the warnings of Pillow inside a `with` block.
 
-    This holds also if the calling program turns warnings into errors. `warnings.catch_warnings` would replace the filters of all threads, and forget which warnings were already shown.
+    This holds also if the calling program turns warnings into errors. `warnings.catch_warnings` would replace the filters of
+    all threads, and forget which warnings were already shown.
 
     Yields:
         None.

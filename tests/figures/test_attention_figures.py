@@ -46,7 +46,7 @@ def hand_made() -> AttentionMaps:
 def test_maps_and_masks_equal_slow_released_steps(backbone):
     image = synthetic_images(1, (50, 37))[0]
     maps = dinoeval.figures.attention(backbone, image, image_size=22, mass=0.6, points=[(0, 0), (49, 20.5)])
-    assert (maps.image.shape, maps.maps.shape, maps.patch, maps.transform) == ((20, 20, 3), (3, 5, 5), 4, "figure@1:22x22:bilinear")
+    assert (maps.image.shape, maps.maps.shape, maps.patch, maps.transform) == ((20, 20, 3), (3, 5, 5), 4, "figure@1:22x22:bilinear:as-stored")
     released = transforms.Compose(  # visualize_attention.py
         [transforms.Resize((22, 22)), transforms.ToTensor(), transforms.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))]
     )
@@ -255,7 +255,7 @@ def test_video_has_one_color_scale_and_keeps_the_order_of_frames(call, tiny_weig
 def test_attention_video_rejects_other_files(backbone, tmp_path):
     synthetic_images(1)[0].save(tmp_path / "still.png")
     (tmp_path / "clip.mp4").write_bytes(b"\0" * 64)
-    for name, message in (("still.png", "still.png.*--video"), ("clip.mp4", "clip.mp4: .*ffmpeg"), ("none.gif", "none.gif: no such file")):
+    for name, message in (("still.png", "still.png.*--video"), ("clip.mp4", "clip.mp4: .*ffmpeg"), ("none.gif", "none.gif: No such file")):
         with pytest.raises(DataError, match=message):
             dinoeval.figures.attention_video(backbone, tmp_path / name)
     (tmp_path / "odd").mkdir()
