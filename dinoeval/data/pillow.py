@@ -56,6 +56,7 @@ _FORMATS = {
     "HEIF": _Format("", (".heic", ".heif", ".hif"), "pillow_heif"),
 }
 _HEIF = "pillow_heif"
+_OPENING_ERRORS = (SyntaxError, IndexError, TypeError, struct.error)  # Image.open tries the next format after these.
 
 
 def _is_available(name: str) -> bool:
@@ -99,8 +100,8 @@ def open_image(file: BinaryIO) -> ImageFile.ImageFile:
         file.seek(0)
         try:
             image = reader(file)  # type: ignore[call-arg]
-        except (SyntaxError, IndexError, TypeError, struct.error):
-            continue  # as in Image.open
+        except _OPENING_ERRORS:
+            continue
         check_size(image.size)
         return image
     raise BadImage("unsupported or corrupted image file")
@@ -177,7 +178,10 @@ def _candidates(prefix: bytes) -> list[type]:
     found = []
     for name in FORMATS:
         reader, accept = _reader(name)
-        accepted = accept(prefix)
+        try:
+            accepted = accept(prefix)
+        except _OPENING_ERRORS:  # The file is shorter than what the format begins with.
+            continue
         if isinstance(accepted, str):  # the reason why this installation cannot decode the format
             raise BadImage(accepted)
         if accepted:

@@ -262,7 +262,8 @@ def test_only_regular_files_are_read(tmp_path):
     for name in ("pipe", "zero", "folder"):
         with pytest.raises(BadImage, match="not a regular file"):
             read_file(tmp_path / f"{name}.jpg")
-    for name, reason in (("empty", "empty"), ("sparse", "1,099,511,627,776 bytes exceed")):
+    (tmp_path / "short.jpg").write_bytes(b"(")
+    for name, reason in (("empty", "empty"), ("short", "unsupported"), ("sparse", "1,099,511,627,776 bytes exceed")):
         with pytest.raises(BadImage, match=reason):
             read_file(tmp_path / f"{name}.jpg")
 

@@ -46,7 +46,12 @@ def hand_made() -> AttentionMaps:
 def test_maps_and_masks_equal_slow_released_steps(backbone):
     image = synthetic_images(1, (50, 37))[0]
     maps = dinoeval.figures.attention(backbone, image, image_size=22, mass=0.6, points=[(0, 0), (49, 20.5)])
-    assert (maps.image.shape, maps.maps.shape, maps.patch, maps.transform) == ((20, 20, 3), (3, 5, 5), 4, "figure@1:22x22:bilinear:as-stored")
+    assert (maps.image.shape, maps.maps.shape, maps.patch, maps.transform) == (
+        (20, 20, 3),
+        (3, 5, 5),
+        4,
+        "figure@1:22x22:bilinear:as-stored",
+    )
     released = transforms.Compose(  # visualize_attention.py
         [transforms.Resize((22, 22)), transforms.ToTensor(), transforms.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))]
     )
