@@ -20,7 +20,7 @@ import numpy as np
 from PIL import Image, ImageCms
 
 from dinoeval.data.pillow import EXTENSIONS, check_size, is_known, load_pixels, open_image, without_warnings
-from dinoeval.data.remarks import ORIENTED, SEVERAL_FRAMES
+from dinoeval.data.remarks import ORIENTED, SEVERAL_FRAMES, remarks_of
 from dinoeval.errors import BadImage, DataError
 
 __all__ = ["DEFAULT_RULE", "EXTENSIONS", "MAX_BYTES", "ImageReader", "ImageRule", "load_image", "read_file"]
@@ -110,7 +110,7 @@ class ImageRule:
             rawmode = _rawmode(image)
             load_pixels(image)
             orientation = rotated if image.format == "TIFF" else _orientation(image)
-            remarks: dict[Any, Any] = {ORIENTED: True} if orientation > 1 or ORIENTED in image.info else {}
+            remarks: dict[Any, Any] = dict.fromkeys(remarks_of(image), True) | ({ORIENTED: True} if orientation > 1 else {})
             rgb = _to_rgb(image, rawmode)
             if rotated > 1 and not self.exif_transpose:
                 turn = _TRANSPOSE[rotated]
