@@ -119,7 +119,7 @@ def test_commands_print_remarks(call, tiny_weights, tmp_path):
     folder, network = tmp_path / "photos", ("--weights", tiny_weights)
     folder.mkdir()
     rotated_file(folder)
-    for words in (("embed", folder, "--out", tmp_path / "f.npz"), ("attention", folder, "--out", tmp_path / "maps")):
+    for words in (("embed", folder, "--out", tmp_path / "f.npz"), ("attention", folder, "--out", tmp_path / "maps", "--image-size", "16")):
         code, out, _ = call(*words, *network)
         assert (code, "EXIF" in out, "rotated.png" in out) == (0, True, True)
 

@@ -133,11 +133,11 @@ class _Source:
 
     def fingerprint(self, names: list[str]) -> str:
         """Hash the names and the contents of all frames."""
-        from dinoeval.data.frames import list_frames
+        from dinoeval.data.frames import list_frames, read_frame_file
 
         digest = hashlib.sha256("\0".join(names).encode(errors="surrogateescape"))
         for path in list_frames(self.frames) if self.frames.is_dir() else [self.frames]:
-            digest.update(hashlib.sha256(path.read_bytes()).digest())
+            digest.update(hashlib.sha256(read_frame_file(path)).digest())
         return digest.hexdigest()[:16]
 
     def propagate(self, propagation: Propagation) -> Iterator[np.ndarray]:

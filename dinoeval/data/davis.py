@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from dinoeval.data.folders import list_entries
-from dinoeval.data.frames import frame_header, list_frames, missing_frames
+from dinoeval.data.frames import frame_header, list_frames, missing_frames, read_frame_file
 from dinoeval.data.loading import DEFAULT_RULE, ImageRule
 from dinoeval.data.masks import VOID, is_binary_mask, read_mask
 from dinoeval.errors import DataError, join_names, unknown
@@ -84,7 +84,7 @@ class Video:
         digest = hashlib.sha256()
         for path in self.frames:
             digest.update(f"{path.stem}\0".encode())
-            digest.update(hashlib.sha256(_read_bytes(path)).digest())
+            digest.update(hashlib.sha256(read_frame_file(path)).digest())
         digest.update(self.first_mask.tobytes())
         return digest.hexdigest()[:16]
 
@@ -228,10 +228,3 @@ def _read_mask_of_size(path: Path, size: tuple[int, int], frame: Path, white_is_
         rotated = " (see --exif-transpose)" if own == size[::-1] else ""
         raise DataError(f"mask {path} has {own[0]} x {own[1]} pixels, its frames, such as {frame}, {size[0]} x {size[1]}{rotated}")
     return mask
-
-
-def _read_bytes(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror}") from error

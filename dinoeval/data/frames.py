@@ -78,7 +78,7 @@ def frame_header(path: Path, rule: ImageRule = DEFAULT_RULE) -> tuple[tuple[int,
     Raises:
         DataError: If the file is not an image.
     """
-    content = _read(path)
+    content = read_frame_file(path)
     try:
         return rule.size(content), rule.remarks(content)
     except BadImage as error:
@@ -99,7 +99,7 @@ def read_frame(path: Path, rule: ImageRule = DEFAULT_RULE) -> Image.Image:
         DataError: If the file cannot be decoded.
     """
     try:
-        return rule.decode(_read(path))
+        return rule.decode(read_frame_file(path))
     except BadImage as error:
         raise _unreadable(path, error) from error
 
@@ -121,7 +121,7 @@ def read_frames(where: Path, rule: ImageRule = DEFAULT_RULE) -> tuple[list[str],
         paths = list_frames(where)
         return [path.stem for path in paths], (read_frame(path, rule) for path in paths)
     try:
-        animation = Animation(_read(where), rule)
+        animation = Animation(read_frame_file(where), rule)
     except BadImage as error:
         raise _unreadable(where, error) from error
     return [f"{number:05d}" for number in range(len(animation))], _read_animation(where, animation)
@@ -186,7 +186,18 @@ def _read_animation(path: Path, animation: Animation) -> Iterator[Image.Image]:
             raise DataError(f"frame {number} of {path} cannot be decoded: {error}") from error
 
 
-def _read(path: Path) -> bytes:
+def read_frame_file(path: Path) -> bytes:
+    """Read the content of the file of a frame.
+
+    Args:
+        path: An image file.
+
+    Returns:
+        Its content.
+
+    Raises:
+        DataError: If it cannot be read, or is not an image file.
+    """
     try:
         return read_file(path)
     except BadImage as error:

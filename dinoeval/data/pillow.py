@@ -215,7 +215,7 @@ def _without_settings(kind: type, pending: tuple[type, ...] = ()) -> type:
     """
     if kind in _SUBCLASSES:
         return _SUBCLASSES[kind]
-    if kind is Image.Image or kind in pending or kind.__module__ == "builtins":
+    if kind in pending or kind.__module__ == "builtins":
         return kind
     pending = (*pending, kind)
     bases = [(base, _without_settings(base, pending)) for base in kind.__bases__]
