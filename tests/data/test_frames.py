@@ -61,6 +61,13 @@ def test_read_frames_reads_an_animated_image(tmp_path):
     assert [int(np.asarray(image)[0, 0, 0]) for image in images] == [0, 50, 100, 150]
 
 
+def test_read_frames_ignores_the_limit_of_the_calling_program(tmp_path, monkeypatch):
+    frames = synthetic_images(3, (32, 32))
+    frames[0].save(tmp_path / "video.gif", save_all=True, append_images=frames[1:])
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
+    assert [image.size for image in read_frames(tmp_path / "video.gif")[1]] == [(32, 32)] * 3
+
+
 def test_read_frames_names_ffmpeg_when_given_a_video_file(tmp_path):
     (tmp_path / "clip.mp4").write_bytes(b"\0" * 100)
     with pytest.raises(DataError, match=r"clip\.mp4.*ffmpeg"):
