@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Literal
 import tyro
 
 from dinoeval.cli import output_folders
-from dinoeval.data.loading import ImageRule
-from dinoeval.data.remarks import Remarks, add_remarks, describe_remarks, merge_remarks
+from dinoeval.cli.notes import print_remarks
+from dinoeval.data.remarks import add_remarks, merge_remarks
 from dinoeval.errors import BadImage, ConfigError, DataError
 from dinoeval.figures.attention_maps import MASS, THRESHOLD
 from dinoeval.figures.class_map import MIN_POINTS, TsneConfig
@@ -136,7 +136,7 @@ def attention(
         _, h, w = maps.maps.shape
         print(f"{path}: {maps.num_heads} heads, {h} x {w} patches, written to {target}", flush=True)
         drawn += 1
-    _print_notes(merge_remarks(distributed.all_gather(remarks)), session)
+    print_remarks(merge_remarks(distributed.all_gather(remarks)), session.exif_transpose)
     if not sum(distributed.all_gather(drawn)):
         raise DataError("none of the images can be used")
     return 0
@@ -158,8 +158,7 @@ def _attention_video(
         raise ConfigError("--bad-images skip does not apply to videos, because every frame is needed: remove it")
     folder = output_folders.create_output_folder(figure.out, images)
     source = expand(images[0])
-    opened = open_images(source).with_rule(ImageRule(session.exif_transpose)) if source.is_dir() else None
-    inputs = output_folders.input_paths(opened, images) if opened else [source]
+    inputs = output_folders.input_paths(open_images(source), images) if source.is_dir() else [source]
     output_folders.check_targets(inputs, [folder / "attention.gif"], [folder / "frames"])
     loaded = Session(session)
     if distributed.rank() > 0:
@@ -181,7 +180,7 @@ def _attention_video(
     with Image.open(folder / "attention.gif") as written:
         size = f"{written.width} x {written.height}"
     print(f"{len(video.maps)} frames of {images[0]}: attention averaged over heads, color scale from {low:.3g} to {high:.3g}")
-    _print_notes(opened.remarks() if opened else {}, session)
+    print_remarks(video.remarks, session.exif_transpose)
     print(f"written to {folder}/frames and {folder}/attention.gif ({size} pixels, {video.milliseconds} ms per frame)")
     return 0
 
@@ -238,7 +237,7 @@ def pca(
     if config.only_foreground:
         patches = f"{sum(int(mask.sum()) for mask in maps.foreground):,} of {patches} in the foreground"
     print(f"{len(pixels):,} images, {patches}; the components explain {variance} of the variance")
-    _print_notes(remarks, session)
+    print_remarks(remarks, session.exif_transpose)
     print(f"written to {folder}; {combined.name} combines the first twelve images")
     return 0
 
@@ -305,7 +304,7 @@ def tsne(
         f"learning rate {config.learning_rate:g}, {config.iterations:,} iterations, seed {config.seed}; "
         f"KL divergence {class_map.divergence:.3f}"
     )
-    _print_notes(extracted.remarks, session)
+    print_remarks(extracted.remarks, session.exif_transpose)
     print(f"written to {out}")
     return 0
 
@@ -380,11 +379,3 @@ def _raise_or_skip(path: str, error: BadImage, session: SessionConfig) -> None:
 def _print_session(session: Session, transform: FigureTransform) -> None:
     backbone = session.backbone
     print(f"{backbone.arch}, weights {backbone.provenance.name}, {transform.id}, {session.rule.id}, {backbone.precision}", flush=True)
-
-
-def _print_notes(remarks: Remarks, session: SessionConfig) -> None:
-    """Print the remarks about images, in the first process only."""
-    from dinoeval import distributed
-
-    for note in describe_remarks(remarks, session.exif_transpose) if distributed.rank() == 0 else ():
-        print(f"note: {note}", flush=True)

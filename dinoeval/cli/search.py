@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
+from dinoeval.cli.notes import print_remarks
 from dinoeval.cli.options import JsonOutput
 from dinoeval.data.loading import ImageRule
-from dinoeval.data.remarks import describe_remarks
 from dinoeval.errors import ConfigError
 from dinoeval.session import SessionConfig
 
@@ -116,8 +116,7 @@ def build(
     print(f"{out}: {len(built):,} images of {spec['folder']}, {spec['dim']} dimensions")
     settings = f"readout {spec['readout']}, {spec['transform']}, {spec['image']}, {spec['precision']}"
     print(f"{spec['session']['arch']}, digest {spec['digest'][:12]}, {settings}")
-    for note in describe_remarks(spec["remarks"], spec["session"]["exif_transpose"]):
-        print(f"note: {note}")
+    print_remarks(spec["remarks"], spec["session"]["exif_transpose"])
     if recall := spec["recall"]:
         parameters = ", ".join(f"{name} {value}" for name, value in spec["parameters"].items())
         measured = f"recall@{recall['at']} {recall['recall']:.3f} against exact search on {recall['sample']:,} of its images"

@@ -9,8 +9,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dinoeval.cli.notes import print_remarks
 from dinoeval.data.loading import ImageRule
-from dinoeval.data.remarks import SEVERAL_FRAMES, describe_remarks
+from dinoeval.data.remarks import SEVERAL_FRAMES
 from dinoeval.distributed import world_size
 from dinoeval.errors import ConfigError, DataError, join_names
 from dinoeval.files import expand
@@ -69,8 +70,7 @@ def propagate(frames: str, first_mask: str, /, *, out: str, overlay: str | None 
         record = write_masks(folder, spec, masks, lambda: {"lost": propagation.lost, "constant": propagation.constant})
         print(f"{len(names)} masks of {objects} objects written to {folder}")
     _print_notes(record, video.edge_cases)
-    for note in describe_remarks(source.remarks(), session.exif_transpose):
-        print(f"note: {note}")
+    print_remarks(source.remarks(), session.exif_transpose)
     if overlay is not None:
         source.draw(expand(overlay), folder)
     return 0

@@ -117,7 +117,7 @@ def load_pixels(image: Image.Image) -> None:
         BadImage: If the calling program opened an EPS file, which Pillow decodes with Ghostscript.
         Exception: What Pillow raises for a corrupted or truncated file.
     """
-    own = type(image)
+    own: Any = type(image)
     if not isinstance(image, ImageFile.ImageFile) or (loader := _without_settings(own)) is own:
         image.load()
         return

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +19,7 @@ from dinoeval.data.frames import Animation
 from dinoeval.data.images import ImageSet
 from dinoeval.data.loading import DEFAULT_RULE, ImageRule, read_file
 from dinoeval.data.opening import open_images
+from dinoeval.data.remarks import add_remarks
 from dinoeval.errors import BadImage, ConfigError, DataError
 from dinoeval.figures.attention_maps import attention_rows
 from dinoeval.figures.preprocessing import NATIVE, FigureTransform, figure_transform
@@ -43,6 +44,8 @@ class AttentionVideo:
     seconds: float
     """Duration of a frame."""
     transform: FigureTransform
+    remarks: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
+    """Names of frames by remark."""
 
     @functools.cached_property
     def limits(self) -> tuple[float, float]:
@@ -78,7 +81,7 @@ class AttentionVideo:
             DataError: If a frame cannot be decoded.
         """
         for number in range(len(self.maps)):
-            yield _read_pixels(self.frames, number, self.transform), self.attention_image(number)
+            yield _read_pixels(self.frames, number, self.transform)[0], self.attention_image(number)
 
     def save(self, path: str | Path) -> None:
         """Write frames next to their attention as an animated GIF.
@@ -141,14 +144,17 @@ def attention_video(
         raise ConfigError(f"--fps must be a finite number above 0, got {fps:g}")
     loaded = figure_transform(backbone, image_size, ImageRule(exif_transpose), transform)
     maps: list[np.ndarray] = []
+    remarks: dict[str, list[str]] = {}
     for number in tqdm(range(len(opened)), desc="frames", unit="frame", disable=None, leave=False):
-        rows = attention_rows(backbone, opened.paths[number], _read_pixels(opened, number, loaded), loaded, [0])  # (A, 1, h, w)
+        pixels, image = _read_pixels(opened, number, loaded)
+        add_remarks(remarks, image, opened.paths[number])
+        rows = attention_rows(backbone, opened.paths[number], pixels, loaded, [0])  # (A, 1, h, w)
         maps.append(rows.mean((0, 1)))
         if maps[-1].shape != maps[0].shape:
             sizes = " and ".join(f"{w} x {h}" for h, w in (maps[0].shape, maps[-1].shape))
             names = f"{opened.paths[0]} and {opened.paths[number]}"
             raise DataError(f"frames differ in size: {names} have {sizes} patches. Resize all frames with --image-size, such as 480")
-    return AttentionVideo(opened, np.stack(maps), 1 / fps if fps else seconds, loaded)
+    return AttentionVideo(opened, np.stack(maps), 1 / fps if fps else seconds, loaded, remarks)
 
 
 def open_frame_set(source: str | Path, rule: ImageRule = DEFAULT_RULE) -> tuple[ImageSet, float]:
@@ -193,9 +199,11 @@ def _numeric_key(name: str) -> list[str | int]:
     return [int(part) if place % 2 else part for place, part in enumerate(re.split(r"([0-9]+)", name))]
 
 
-def _read_pixels(frames: ImageSet, number: int, transform: FigureTransform) -> np.ndarray:
+def _read_pixels(frames: ImageSet, number: int, transform: FigureTransform) -> tuple[np.ndarray, Image.Image]:
+    """Return the resized and cropped pixels of a frame, and the frame."""
     try:
-        return transform(transform.open(frames, number))
+        image = transform.open(frames, number)
+        return transform(image), image
     except BadImage as error:
         raise DataError(f"frame {frames.paths[number]} cannot be used: {error}") from error
 
