@@ -16,7 +16,7 @@ from PIL import Image
 
 from dinoeval.data.images import ImageSet, from_files
 from dinoeval.data.pickles import open_pickle
-from dinoeval.data.transforms import MAX_PIXELS
+from dinoeval.data.transforms import MAX_PIXELS, crop_box
 from dinoeval.errors import BadImage, DataError, join_names
 from dinoeval.files import expand
 
@@ -143,7 +143,9 @@ class _CroppedReader:
             raise BadImage(f"the box {_format_box(box)} is outside the image of {image.width} x {image.height} pixels")
         if (right - left) * (bottom - top) > MAX_PIXELS:
             raise BadImage(f"the box {_format_box(box)} has more than {MAX_PIXELS:,} pixels")
-        return image.crop((left, top, right, bottom))
+        part = crop_box(image, (left, top, right, bottom))
+        part.info = image.info
+        return part
 
 
 def _format_box(box: tuple[float, ...]) -> str:

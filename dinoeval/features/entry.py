@@ -33,7 +33,8 @@ class Entry:
 
     folder: Path
     manifest: dict[str, Any]
-    """Content of the manifest: `recipe` (the spec), `rows`, `row_shape`, checksums, `bad`, `about`, `created`."""
+    """Content of the manifest: `recipe` (the spec), `rows`, `row_shape`, checksums, `bad`, `remarks`, `about`,
+    `created`."""
 
     @property
     def key(self) -> str:
@@ -54,6 +55,11 @@ class Entry:
     def bad(self) -> list[dict[str, Any]]:
         """The unreadable images: `row`, `path`, `reason`. Their features are zeros."""
         return self.manifest["bad"]
+
+    @property
+    def remarks(self) -> dict[str, list[int]]:
+        """Rows of images by remark."""
+        return self.manifest.get("remarks", {})
 
     @property
     def num_bytes(self) -> int:

@@ -23,6 +23,7 @@ from dinoeval import distributed
 from dinoeval.data.davis import Video, open_davis
 from dinoeval.data.images import from_files
 from dinoeval.data.masks import read_mask
+from dinoeval.data.remarks import merge_remarks
 from dinoeval.errors import ConfigError, DataError, join_names
 from dinoeval.files import expand
 from dinoeval.protocols._instances import known, query_scores, resolve_root
@@ -32,6 +33,7 @@ from dinoeval.video_config import VideoConfig
 
 if TYPE_CHECKING:
     from dinoeval.data.frame_transforms import FrameTransform
+    from dinoeval.data.loading import ImageRule
     from dinoeval.session import RunRecord, Session
 
 VERSION = 1
@@ -97,14 +99,14 @@ def run(config: Config, session: Session) -> Result:
             from dinoeval.figures.overlay import make_folder
 
             make_folder(expand(config.overlay))
-        videos = open_davis(root, config.sequences)
+        videos = open_davis(root, config.sequences, session.rule)
         if config.masks is not None and not videos[0].annotated:
             raise DataError(f"{root} has annotations of first frames only, so --masks {config.masks} cannot be scored: remove --masks")
     work = _Scoring(expand(config.masks)) if config.masks is not None else _Propagating(config, session, videos, transform)
     own = [(number, work.process(videos[number])) for number in distributed.shard(len(videos))]
     if config.overlay is not None:
         with record.stage("overlay"):
-            _draw(expand(config.overlay), [videos[number] for number, _ in own], work.folder)
+            _draw(expand(config.overlay), [videos[number] for number, _ in own], work.folder, session.rule)
     outcomes = [outcome for _, outcome in sorted(pair for part in distributed.all_gather(own) for pair in part)]
     for outcome in outcomes:
         for stage, seconds in outcome.seconds.items():
@@ -169,6 +171,7 @@ class _Propagating:
             "network": dataclasses.asdict(session.backbone.config),
             "precision": session.backbone.precision,
             "transform": transform.id,
+            "image": session.rule.id,
             **config.propagation_options(),
         }
         self.settings = {name: {**common, "frames and first mask": fingerprint} for name, fingerprint in fingerprints.items()}
@@ -203,7 +206,8 @@ class _Propagating:
         propagation = Propagation(self.session.backbone, video.first_mask, self.transform, self.config)
         names = [path.stem for path in video.frames]
         quiet = None if distributed.rank() == 0 else True
-        frames = tqdm(map(read_frame, video.frames), video.name, len(names), unit="frame", disable=quiet, leave=False)
+        images = (read_frame(path, self.session.rule) for path in video.frames)
+        frames = tqdm(images, video.name, len(names), unit="frame", disable=quiet, leave=False)
         masks = zip((f"{name}.png" for name in names), propagation.masks(names, frames), strict=True)
         return write_masks(
             self.folder / video.name,
@@ -254,7 +258,7 @@ def _predicted(video: Video, path: Path) -> np.ndarray:
     return mask
 
 
-def _draw(folder: Path, videos: list[Video], masks: Path) -> None:
+def _draw(folder: Path, videos: list[Video], masks: Path, rule: ImageRule) -> None:
     """Draw the frames that have a mask. Masks of --masks may lack the first and the last frame."""
     from dinoeval.data.frames import read_frame
     from dinoeval.figures.overlay import draw_video
@@ -263,7 +267,8 @@ def _draw(folder: Path, videos: list[Video], masks: Path) -> None:
         found = {path: masks / video.name / video.mask_name(number) for number, path in enumerate(video.frames)}
         found = {path: mask for path, mask in found.items() if mask.exists()}
         if found:
-            draw_video(folder, video.name, [path.stem for path in found], map(read_frame, found), map(read_mask, found.values()))
+            frames = (read_frame(path, rule) for path in found)
+            draw_video(folder, video.name, [path.stem for path in found], frames, map(read_mask, found.values()))
 
 
 def _describe_run(record: RunRecord, root: Path, videos: list[Video], outcomes: list[_Outcome]) -> None:
@@ -305,8 +310,11 @@ def _splits(root: Path, videos: list[Video]) -> dict[str, SplitRecord]:
         "frames": [path for video in videos for path in video.frames],
         "annotations": [path for video in videos for path in video.annotations],
     }
+    remarks = {"frames": merge_remarks(video.remarks for video in videos)}
     return {
-        name: SplitRecord(from_files(str(root), name, root, [path.relative_to(root).as_posix() for path in paths]), [])
+        name: SplitRecord(
+            from_files(str(root), name, root, [path.relative_to(root).as_posix() for path in paths]), [], remarks.get(name, {})
+        )
         for name, paths in files.items()
     }
 
