@@ -28,7 +28,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "errors": (),
     "files": ("errors",),
     "decoding": ("errors", "files"),
-    "pickles": (),
+    "pickles": ("pickles",),
     "environment": ("errors", "files"),
     "distributed": ("errors",),
     "maths": ("errors", "maths"),

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dinoeval import pickles
 from dinoeval.data.pickles import open_pickle
 from dinoeval.errors import DataError
+from dinoeval.pickles import program
 
 CONTENT = {
     "plain": [1, 2.5, "name", b"bytes", b"", None, True, (1, {3, 4})],
@@ -167,7 +167,7 @@ def test_a_distant_memo_slot_takes_no_memory(tmp_path):
 
 
 def test_too_many_operations_are_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(pickles, "MAX_OPCODES", 1000)
+    monkeypatch.setattr(program, "MAX_OPCODES", 1000)
     path = tmp_path / "long.pkl"
     path.write_bytes(b"(" + b"]" * 1100 + b"t.")
     with pytest.raises(DataError, match="1,000 operations"):

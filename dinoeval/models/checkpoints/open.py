@@ -206,9 +206,7 @@ def _choose_file(path: Path) -> Path:
                 raise CheckpointError(f"folder {path} contains none of {', '.join(_FOLDER_FILES)}. Pass the file of weights.")
             path, status = path / inside[0], (path / inside[0]).stat()
     except FileNotFoundError as error:
-        raise CheckpointError(
-            f"{path} does not exist: pass the path of a checkpoint, or a model name from `dinoeval models`"
-        ) from error
+        raise CheckpointError(f"{path} does not exist: pass the path of a checkpoint, or a model name from `dinoeval models`") from error
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {reason(error)}") from error
     if not stat.S_ISREG(status.st_mode):  # a pipe might never end

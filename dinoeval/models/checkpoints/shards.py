@@ -62,7 +62,9 @@ def read_index(path: Path) -> Index:
     if not names:
         raise CheckpointError(f"{path} refers to no file")
     if missing := [name for name in names if not (path.parent / name).exists()]:
-        raise CheckpointError(f"{path} refers to {len(missing)} of {len(names)} files that do not exist: {join_names(missing)}. Download them.")
+        raise CheckpointError(
+            f"{path} refers to {len(missing)} of {len(names)} files that do not exist: {join_names(missing)}. Download them."
+        )
     total = index.metadata.get("total_size", 0)
     return Index(path, index.weight_map, {name: path.parent / name for name in names}, total if type(total) is int else 0)
 
@@ -85,9 +87,13 @@ def join_shards(index: Index, contents: Mapping[str, Any]) -> dict[str, StoredTe
         found = {entry for entry, value in content.items() if isinstance(value, StoredTensor)} if isinstance(content, dict) else set()
         if found != expected:
             odd = sorted(map(str, found ^ expected))
-            raise CheckpointError(f"{index.path.parent / name} does not belong to {index.path}; tensors in one of the two only: {join_names(odd)}")
+            raise CheckpointError(
+                f"{index.path.parent / name} does not belong to {index.path}; tensors in one of the two only: {join_names(odd)}"
+            )
     tensors = {tensor: contents[file][tensor] for tensor, file in index.weight_map.items()}
     total = sum(tensor.num_bytes for tensor in tensors.values())
     if index.total_bytes > total:  # Writers count tied tensors once, and some write 0.
-        raise CheckpointError(f"the tensors of {index.path} have {total:,} bytes, but it states {index.total_bytes:,}: download the shards again")
+        raise CheckpointError(
+            f"the tensors of {index.path} have {total:,} bytes, but it states {index.total_bytes:,}: download the shards again"
+        )
     return tensors

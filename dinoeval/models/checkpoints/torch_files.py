@@ -261,4 +261,3 @@ def _read_at(file: BinaryIO, position: int, num_bytes: int) -> Tensor:
     if num_bytes and file.readinto(memoryview(content.numpy())) != num_bytes:  # type: ignore[attr-defined]
         raise EOFError("the file ends too early")
     return content
-

@@ -1,45 +1,21 @@
-"""Read pickles as data: an interpreter of the pickle language that builds plain values and calls nothing that a file names.
-
-A pickle is a program. Python's own readers run it: they import what it names, hash what it nests and allocate what it
-declares. This one knows a fixed table of names, each with a function of dinoeval that checks its arguments, and counts
-what the program builds, so that no file takes more memory, time or stack than its size justifies.
-"""
+"""The interpreter of the pickle language."""
 
 from __future__ import annotations
 
 import argparse
 import codecs
 import dataclasses
-import io
-import math
 import pickletools
-import re
 from collections.abc import Callable, Mapping
 from typing import Any, BinaryIO, Protocol
 
-import numpy as np
+from dinoeval.pickles.values import LEAVES, NAMES, Call, NotData, PickleError, Unfinished, check_content, check_key, make_array, shown
 
-MAX_DEPTH = 100
-"""Deepest nesting of containers."""
 MAX_OPCODES = 4_000_000
 """Most operations of a program; each builds at most one small object."""
-MAX_NODES = 50_000_000
-"""Most values that a walk through the content may meet, where an object that is referred to twice counts twice."""
 _MAX_INTEGER_BITS = 1024
-_SCALARS = (type(None), bool, int, float, str, bytes)
-_MAX_KEY_LENGTH = 16  # scalars of a tuple that is a key
 _BYTES_PER_ENTRY = 100
 _BUDGET = 64 << 20  # bytes that the functions of a program may make, in addition to twice its size
-_DTYPE = re.compile(r"[<>|=]?[biufSU?]\d{0,9}")
-_MAX_AXES = 32
-
-
-class PickleError(Exception):
-    """The bytes are not a pickle, or it is corrupted; str() is the reason."""
-
-
-class NotData(PickleError):
-    """The pickle refers to something other than data; str() names it."""
 
 
 class Source(Protocol):
@@ -74,13 +50,6 @@ class BoundedFile:
         return self.file.readline(1 << 20)
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Call:
-    """A name that a pickle may call: the function that takes its place."""
-
-    function: Callable[..., Any]
-
-
 @dataclasses.dataclass(frozen=True)
 class Vocabulary:
     """What a pickle may refer to in addition to plain data and NumPy arrays."""
@@ -91,91 +60,6 @@ class Vocabulary:
     """Types of values that Calls return and the content may have."""
     stored: Callable[[Any], Any] | None = None
     """Returns the object that is stored outside the pickle under an id."""
-
-
-def _shown(name: str) -> str:
-    """Return a name of a file as a terminal can print it."""
-    return name[:80].encode("unicode_escape").decode()
-
-
-class _Unfinished:
-    """A NumPy array or dtype between the call that makes it and the one that sets its state."""
-
-    def __init__(self, dtype: np.dtype | None = None) -> None:
-        self.dtype = dtype
-
-
-def _dtype(code: str, *_: object) -> _Unfinished:
-    if not isinstance(code, str) or not _DTYPE.fullmatch(code):
-        raise NotData(f"an array of {_shown(str(code)) if isinstance(code, str | int) else type(code).__name__}")
-    return _Unfinished(np.dtype(code))
-
-
-def _encode(text: str, encoding: str = "latin1") -> bytes:
-    """Encode bytes as old protocols store them."""
-    if encoding not in ("latin1", "latin-1"):
-        raise NotData("an encoding other than latin1")
-    return text.encode("latin1")
-
-
-def _bytes(content: Any = b"", *encoding: str) -> bytes:
-    """Return the argument: bytes(n) would allocate n bytes."""
-    if isinstance(content, str):
-        return _encode(content, *encoding)
-    if not isinstance(content, bytes | bytearray):
-        raise NotData("bytes(...) of something other than bytes")
-    return bytes(content)
-
-
-def _array(content: Any, dtype: Any, shape: Any, order: Any) -> np.ndarray:
-    if isinstance(content, str):
-        content = content.encode("latin1")
-    if not isinstance(content, bytes | bytearray) or not isinstance(dtype, np.dtype) or not isinstance(shape, tuple):
-        raise ValueError("an array is not made of bytes, a type and a shape")
-    if len(shape) > _MAX_AXES or not all(type(side) is int and side >= 0 for side in shape):
-        raise ValueError("the shape of an array is invalid")
-    if len(content) != dtype.itemsize * math.prod(shape):
-        raise ValueError("the bytes of an array do not match its shape")
-    return np.frombuffer(content, dtype).reshape(shape, order="F" if order == "F" else "C") if content else np.zeros(shape, dtype)
-
-
-def _frombuffer(content: Any, dtype: Any, shape: Any, order: Any = "C", *_: object) -> np.ndarray:
-    return _array(content, dtype, shape, order)
-
-
-def _scalar(dtype: Any, content: Any) -> Any:
-    return _array(content, dtype, (), "C")[()]
-
-
-def _mapping(items: Any = ()) -> dict[Any, Any]:
-    """Return the entries of an OrderedDict or a Counter as a dict."""
-    return items if type(items) is dict else {check_key(key): value for key, value in items}
-
-
-def _set(items: Any = ()) -> set[Any]:
-    return {check_key(item) for item in items}
-
-
-_MULTIARRAY = ("numpy.core.multiarray", "numpy._core.multiarray")  # NumPy 1 and 2
-_NAMES: dict[str, Any] = {
-    **{f"{module}._reconstruct": Call(lambda *_: _Unfinished()) for module in _MULTIARRAY},
-    **{f"{module}.scalar": Call(_scalar) for module in _MULTIARRAY},
-    **{f"{module}._frombuffer": Call(_frombuffer) for module in ("numpy.core.numeric", "numpy._core.numeric")},
-    "numpy.ndarray": Call(lambda *_: _Unfinished()),
-    "numpy.dtype": Call(_dtype),
-    "_codecs.encode": Call(_encode),
-    "collections.OrderedDict": Call(_mapping),
-    "collections.Counter": Call(_mapping),
-    "argparse.Namespace": Call(lambda: argparse.Namespace()),
-    **{
-        f"{module}.{name}": Call(function)
-        for module in ("builtins", "__builtin__")
-        for name, function in (("set", _set), ("frozenset", _set), ("bytes", _bytes), ("bytearray", _bytes), ("complex", complex))
-    },
-}
-_LEAVES = (*_SCALARS, bytearray, complex, np.ndarray, np.generic, np.dtype)
-_CONTAINERS = (dict, list, tuple, set, argparse.Namespace)
-_EMPTY = (1, 1)  # number of values in an empty container, and its depth
 
 
 def load_data(source: Source, size: int, vocabulary: Vocabulary | None = None) -> Any:
@@ -195,78 +79,20 @@ def load_data(source: Source, size: int, vocabulary: Vocabulary | None = None) -
         PickleError: If it is corrupted or asks for more than its size justifies.
 
     Examples:
-        >>> import pickle
+        >>> import io, pickle
         >>> load_data(io.BytesIO(pickle.dumps({"rows": [1, 2]})), 100)
         {'rows': [1, 2]}
     """
     machine = _Machine(source, size, vocabulary or Vocabulary())
     try:
         content = machine.run()
-        _check_content(content, (*_LEAVES, *machine.vocabulary.leaves))
+        check_content(content, (*LEAVES, *machine.vocabulary.leaves))
     except PickleError:
         raise
     except Exception as error:  # A corrupted program can raise any exception of the values that it handles.
         reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
         raise PickleError(reason) from error
     return content
-
-
-def check_key(key: Any) -> Any:
-    """Return a key of a mapping or a set if it can be hashed in little time.
-
-    Args:
-        key: Any value of a pickle.
-
-    Returns:
-        The same value.
-
-    Raises:
-        NotData: If it is not a scalar or a short tuple of scalars.
-    """
-    inside = key if type(key) is tuple and len(key) <= _MAX_KEY_LENGTH else (key,)
-    if not all(isinstance(one, np.generic) or type(one) in _SCALARS for one in inside):
-        raise NotData(f"a key that is a {type(key).__name__}")
-    return key
-
-
-def _children(value: Any) -> list[Any]:
-    match value:
-        case dict():
-            return [*value.keys(), *value.values()]
-        case argparse.Namespace():
-            return list(vars(value).values())
-    return list(value)
-
-
-def _check_content(root: Any, leaves: tuple[type, ...]) -> None:
-    """Check the type of every value, and that a walk through the content ends soon."""
-    seen: dict[int, tuple[int, int]] = {}  # id of a container: number of values in it, depth
-    entered: set[int] = set()
-    pending: list[tuple[Any, bool]] = [(root, False)]
-    while pending:
-        value, left = pending.pop()
-        if not isinstance(value, _CONTAINERS):
-            if not isinstance(value, leaves):
-                raise NotData("a class" if isinstance(value, Call) else f"a {type(value).__name__.strip('_').lower()} alone")
-        elif left:
-            inside = [seen.get(id(child), _EMPTY) if isinstance(child, _CONTAINERS) else (_weight(child), 0) for child in _children(value)]
-            nodes, depth = 1 + sum(count for count, _ in inside), 1 + max((depth for _, depth in inside), default=0)
-            if depth > MAX_DEPTH:
-                raise PickleError("it is nested too deeply")
-            if nodes > MAX_NODES:
-                raise PickleError("its objects refer to each other so often that they expand to more than memory can hold")
-            seen[id(value)] = nodes, depth
-            entered.discard(id(value))
-        elif id(value) in entered:
-            raise PickleError("an object contains itself")
-        elif id(value) not in seen and _children(value):
-            entered.add(id(value))
-            pending.append((value, True))
-            pending += [(child, False) for child in _children(value)]
-
-
-def _weight(leaf: Any) -> int:
-    return 1 + len(leaf) // 16 if isinstance(leaf, str | bytes | bytearray) else 1
 
 
 class _Machine:
@@ -309,16 +135,16 @@ class _Machine:
 
     def put(self, key: int) -> None:
         self.memo[key] = self.stack[-1]
-        if isinstance(self.stack[-1], _Unfinished):
+        if isinstance(self.stack[-1], Unfinished):
             self.places.setdefault(id(self.stack[-1]), []).append(key)
 
     def find(self, name: str) -> None:
         if name in self.vocabulary.names:
             self.stack.append(self.vocabulary.names[name])
-        elif name in _NAMES:
-            self.stack.append(_NAMES[name])
+        elif name in NAMES:
+            self.stack.append(NAMES[name])
         else:
-            raise NotData(_shown(name))
+            raise NotData(shown(name))
 
     def call(self) -> None:
         arguments, function = self.stack.pop(), self.stack.pop()
@@ -340,10 +166,10 @@ class _Machine:
             case argparse.Namespace() if type(state) is dict and all(type(name) is str for name in state):
                 vars(target).update(state)
                 return
-            case _Unfinished(dtype=None):
+            case Unfinished(dtype=None):
                 _, shape, dtype, fortran, content = state
-                finished: Any = _array(content, dtype, shape, "F" if fortran else "C")
-            case _Unfinished(dtype=dtype):
+                finished: Any = make_array(content, dtype, shape, "F" if fortran else "C")
+            case Unfinished(dtype=dtype):
                 finished = dtype.newbyteorder(state[1]) if state[1] in ("<", ">") else dtype
             case _:
                 raise NotData("the state of an object of another type")
