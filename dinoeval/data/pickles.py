@@ -14,7 +14,7 @@ _MAX_BYTES = 256 << 20  # far more than any ground-truth file
 
 
 def open_pickle(path: Path) -> Any:
-    """Read a pickle of plain data: lists, tuples, sets, dicts, strings, numbers and NumPy arrays.
+    """Read a pickle of lists, tuples, sets, dicts, strings, numbers and arrays.
 
     Args:
         path: A pickle of any protocol, also of Python 2.

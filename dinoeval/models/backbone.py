@@ -53,6 +53,8 @@ class Provenance:
     """Description of the layout of the file."""
     key: str | None = None
     """`teacher` or `student`, if the file contains both."""
+    ema: bool | None = None
+    """Whether the weights are a moving average, if the file contains it and the raw weights."""
 
     @property
     def random(self) -> bool:

@@ -9,10 +9,13 @@ import pickletools
 from collections.abc import Callable, Mapping
 from typing import Any, BinaryIO, Protocol
 
+import numpy as np
+
 from dinoeval.pickles.values import LEAVES, NAMES, Call, NotData, PickleError, Unfinished, check_content, check_key, make_array, shown
 
 MAX_OPCODES = 4_000_000
 """Most operations of a program; each builds at most one small object."""
+_OPCODES: dict[str, Any] = {opcode.code: opcode for opcode in pickletools.opcodes}
 _MAX_INTEGER_BITS = 1024
 _BYTES_PER_ENTRY = 100
 _BUDGET = 64 << 20  # bytes that the functions of a program may make, in addition to twice its size
@@ -22,7 +25,11 @@ class Source(Protocol):
     """Where a program is read from; `io.BytesIO` is one."""
 
     def read(self, size: int, /) -> bytes:
-        """Return the next bytes."""
+        """Return the next bytes.
+
+        Args:
+            size: Largest number of bytes.
+        """
         ...
 
     def readline(self) -> bytes:
@@ -42,7 +49,11 @@ class BoundedFile:
         self.file, self.size = file, size
 
     def read(self, size: int) -> bytes:
-        """Return the next bytes, fewer at the end of the file."""
+        """Return the next bytes, fewer at the end of the file.
+
+        Args:
+            size: Largest number of bytes.
+        """
         return self.file.read(min(size, self.size - self.file.tell()))
 
     def readline(self) -> bytes:
@@ -111,12 +122,12 @@ class _Machine:
         source = self.source
         for _ in range(MAX_OPCODES):
             code = source.read(1)
-            opcode = pickletools.code2op.get(code.decode("latin1")) if code else None
+            opcode = _OPCODES.get(code.decode("latin1")) if code else None
             if opcode is None:
                 raise PickleError("it is not a pickle" if code else "it ends too early")
             name = opcode.name
             if name == "STRING":  # of Python 2, where text and bytes are one type
-                argument = codecs.escape_decode(pickletools.read_stringnl(source, decode=False))[0].decode("latin1")
+                argument = codecs.escape_decode(_read_line(source))[0].decode("latin1")
             else:
                 argument = opcode.arg.reader(source) if opcode.arg is not None else None
             if name == "STOP":
@@ -169,7 +180,7 @@ class _Machine:
             case Unfinished(dtype=None):
                 _, shape, dtype, fortran, content = state
                 finished: Any = make_array(content, dtype, shape, "F" if fortran else "C")
-            case Unfinished(dtype=dtype):
+            case Unfinished(dtype=np.dtype() as dtype):
                 finished = dtype.newbyteorder(state[1]) if state[1] in ("<", ">") else dtype
             case _:
                 raise NotData("the state of an object of another type")
@@ -204,6 +215,10 @@ class _Machine:
         if self.vocabulary.stored is None:
             raise NotData("an object stored elsewhere")
         self.stack.append(self.vocabulary.stored(key))
+
+
+def _read_line(source: Any) -> bytes:
+    return pickletools.read_stringnl(source, decode=False)  # type: ignore[return-value]
 
 
 def _checked(scalar: Any) -> Any:

@@ -25,7 +25,7 @@ class PickleError(Exception):
     """The bytes are not a pickle, or it is corrupted; str() is the reason."""
 
 
-class NotData(PickleError):
+class NotData(PickleError):  # noqa: N818
     """The pickle refers to something other than data; str() names it."""
 
 

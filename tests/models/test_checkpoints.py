@@ -206,7 +206,7 @@ def test_open_raises_for_file_that_is_not_a_checkpoint(tmp_path):
     [
         ({n: t for n, t in STATE.items() if n != "blocks.3.norm1.bias"}, r"missing .*\(1 of 54\): blocks\.3\.norm1\.bias"),
         ({**STATE, "blocks.4.norm1.bias": torch.zeros(96)}, r"unexpected .*\(1\): blocks\.4\.norm1\.bias"),
-        ({**STATE, "pos_embed": torch.zeros(1, 50, 96)}, r"pos_embed is \(1, 50, 96\) in the file and \(1, 17, 96\) in the network"),
+        ({**STATE, "pos_embed": torch.zeros(1, 51, 96)}, r"pos_embed is \(1, 51, 96\) in the file and \(1, 17, 96\) in the network"),
         ({**STATE, "norm.bias": torch.full((96,), float("nan"))}, r"NaN or infinite values in norm\.bias"),
         (prefixed("encoder."), r"missing .*\(54 of 54\)"),
     ],

@@ -4,6 +4,7 @@
 compares tensors with a network, `save` writes.
 """
 
+from dinoeval.models.checkpoints.layouts import Choice
 from dinoeval.models.checkpoints.open import Checkpoint, check_zip, open_checkpoint, read_file, read_pickle
 from dinoeval.models.checkpoints.safetensors_files import write_safetensors
 from dinoeval.models.checkpoints.save import save_backbone
@@ -11,6 +12,7 @@ from dinoeval.models.checkpoints.state_dict import describe_shapes, match_state_
 
 __all__ = [
     "Checkpoint",
+    "Choice",
     "check_zip",
     "describe_shapes",
     "match_state_dict",

@@ -46,8 +46,10 @@ class Checkpoint:
     """Description of the layout, such as `PyTorch zip file, full checkpoint, key teacher, prefix backbone.`."""
     key: str | None
     """`teacher` or `student`, or None if the file contains one network only."""
-    arch: str | None = None
-    """The architecture that the file names, as it is written there: check it against a list."""
+    arch: Any = None
+    """The architecture that the file names, as it is written there. It may be any value: check it against a list."""
+    ema: bool | None = None
+    """Whether the weights are a moving average, if the file contains it and the raw weights."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,7 +87,8 @@ def open_checkpoint(path: str | Path, key: str = "teacher", ema: bool | None = N
     expected = opened.metadata.get("tensor_digest")
     if expected is not None and expected != tensor_digest({**state, **ignored}):
         raise CheckpointError(f"{path} is corrupted: the digest of its tensors differs from the one in its header. Copy the file again.")
-    return Checkpoint(state, ignored, ", ".join((opened.container, *named.labels)), named.network, _stated_architecture(opened))
+    layout = ", ".join((opened.container, *named.labels))
+    return Checkpoint(state, ignored, layout, named.network, _stated_architecture(opened), ema)
 
 
 def _as_float32(state: Mapping[str, Tensor], taken: set[int]) -> dict[str, Tensor]:

@@ -64,9 +64,9 @@ def _tensor(storage: Any, offset: Any, shape: Any, stride: Any, *_: Any) -> Stor
     return StoredTensor(storage.storage, storage.dtype, _tuple(shape), _tuple(stride), offset)
 
 
-def _tensor_v3(storage: Any, offset: Any, shape: Any, stride: Any, _: Any, __: Any, dtype: Any, *___: Any) -> StoredTensor:
-    """Make a tensor whose type is stated separately: types that came after the storage classes."""
-    return dataclasses.replace(_tensor(storage, offset, shape, stride), dtype=dtype)
+def _tensor_v3(*arguments: Any) -> StoredTensor:
+    """Make a tensor whose type is the seventh argument: types that came after the storage classes."""
+    return dataclasses.replace(_tensor(*arguments[:4]), dtype=arguments[6])
 
 
 def _tuple(numbers: Any) -> tuple[int, ...]:
@@ -199,7 +199,7 @@ def read_zip(file: BinaryIO, size: int) -> Any:
 def _read_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo, unit: int) -> Tensor:
     """Read a member and compare its checksum; reverse the bytes of each unit if it has several."""
     content = torch.empty(member.file_size, dtype=torch.uint8)
-    view, done = memoryview(content.numpy()), 0
+    view, done = memoryview(content.numpy()), 0  # type: ignore[arg-type]
     with archive.open(member) as source:
         while block := source.read(min(_BLOCK_BYTES, member.file_size - done) or 1):  # the last read compares the checksum
             if done + len(block) > member.file_size:
@@ -212,7 +212,9 @@ def _read_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo, unit: int) -
 
 
 def read_legacy(file: BinaryIO, size: int) -> Any:
-    """Read the pickles of a file that torch.save wrote before version 1.6; its tensors stay in the file.
+    """Read the pickles of a file of the format before PyTorch 1.6.
+
+    Its tensors stay in the file.
 
     Args:
         file: The file, which must stay open while tensors are read.
