@@ -5,6 +5,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+_MAX_NAME = 200  # characters
+
 
 class DinoevalError(Exception):
     """A user error, printed as one paragraph without traceback; exit code 2."""
@@ -57,6 +59,8 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> str:
 def join_names(names: Iterable[str], limit: int = 5) -> str:
     """Join the first names and count the others.
 
+    Names may come from other people's files: long ones are cut, and what a terminal would not print is escaped.
+
     Args:
         names: Names of files, classes or the like.
         limit: How many names to list.
@@ -70,4 +74,8 @@ def join_names(names: Iterable[str], limit: int = 5) -> str:
     """
     names = list(names)
     more = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(names[:limit]) + more
+    return ", ".join(_printable(name[:_MAX_NAME]) for name in names[:limit]) + more
+
+
+def _printable(name: str) -> str:
+    return name if name.isprintable() else "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in name)

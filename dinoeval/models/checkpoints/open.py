@@ -148,7 +148,10 @@ def _read_tensors(value: Any, done: dict[int, Any]) -> Any:
     if id(value) not in done:
         match value:
             case StoredTensor():
-                done[id(value)] = value.read()
+                try:
+                    done[id(value)] = value.read()
+                except ValueError as error:
+                    raise ValueError(f"a tensor {error}") from error
             case dict():
                 done[id(value)] = {key: _read_tensors(inner, done) for key, inner in value.items()}
             case list() | tuple():

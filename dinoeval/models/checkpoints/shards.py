@@ -56,15 +56,14 @@ def read_index(path: Path) -> Index:
     except DinoevalError as error:
         raise CheckpointError(str(error)) from error
     names = sorted(set(index.weight_map.values()))
-    for name in names:
-        if "\0" in name or name in ("", ".", "..") or PurePosixPath(name).name != name or PureWindowsPath(name).name != name:
-            raise CheckpointError(f"{path} refers to {name[:80]!r}: the shards must be files in the same folder")
+    for name in names:  # An index in an index could refer to itself.
+        plain = PurePosixPath(name).name == name == PureWindowsPath(name).name and name not in ("", ".", "..") and "\0" not in name
+        if not plain or name.endswith(INDEX_SUFFIX):
+            raise CheckpointError(f"{path} refers to {join_names([name])}: the shards must be files of weights in the same folder")
     if not names:
         raise CheckpointError(f"{path} refers to no file")
-    if missing := [name for name in names if not (path.parent / name).exists()]:
-        raise CheckpointError(
-            f"{path} refers to {len(missing)} of {len(names)} files that do not exist: {join_names(missing)}. Download them."
-        )
+    if missing := [name for name in names if not (path.parent / name).is_file()]:
+        raise CheckpointError(f"{path} refers to files that do not exist ({len(missing)} of {len(names)}): {join_names(missing)}")
     total = index.metadata.get("total_size", 0)
     return Index(path, index.weight_map, {name: path.parent / name for name in names}, total if type(total) is int else 0)
 
