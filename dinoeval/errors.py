@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
 
 _MAX_NAME = 200  # characters
+_CONTROL = re.compile("[\0-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
 class DinoevalError(Exception):
@@ -78,4 +80,5 @@ def join_names(names: Iterable[str], limit: int = 5) -> str:
 
 
 def _printable(name: str) -> str:
-    return name if name.isprintable() else "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in name)
+    """Escape control characters and lone surrogates."""
+    return name if name.isprintable() else _CONTROL.sub(lambda match: match[0].encode("unicode_escape").decode(), name)

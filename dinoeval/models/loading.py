@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import nn
 
-from dinoeval.errors import CheckpointError, ConfigError
+from dinoeval.errors import CheckpointError, ConfigError, join_names
 from dinoeval.files import expand
 from dinoeval.models import external
 from dinoeval.models.architectures import parse_architecture
@@ -171,7 +171,7 @@ def _load_file(arch: str | None, source: Weights | Path, choice: Choice) -> tupl
     if stated is not None and arch is not None and not same_architecture(stated, arch):
         raise ConfigError(f"{name} contains a {stated}, but --arch is {arch}: leave --arch out")
     if arch is None and stated is None:
-        other = f" It names '{checkpoint.arch:.60}', which is not an architecture of dinoeval." if isinstance(checkpoint.arch, str) else ""
+        other = f" It names {join_names([checkpoint.arch])}, which is not an architecture." if isinstance(checkpoint.arch, str) else ""
         raise ConfigError(f"{path} does not name its architecture: pass --arch.{other}")
     arch = arch or stated
     assert arch is not None

@@ -148,18 +148,17 @@ def to_released_names(content: Any, choice: Choice, path: Path) -> NamedTensors:
 
 def _read(stored: Mapping[str, StoredTensor], path: Path) -> dict[str, Tensor]:
     """Read dense tensors."""
-    storages = {id(tensor.storage): tensor.storage.num_bytes for tensor in stored.values() if tensor.storage is not None}
-    total = sum(math.prod(tensor.shape) for tensor in stored.values() if tensor.is_dense)
+    dense = {name: tensor for name, tensor in stored.items() if tensor.is_dense}
+    for name, tensor in dense.items():
+        try:
+            tensor.check()
+        except ValueError as error:
+            raise CheckpointError(f"{path} is corrupted: the tensor {join_names([name])} {error}. Copy the file again.") from error
+    storages = {id(tensor.storage): tensor.storage.num_bytes for tensor in dense.values() if tensor.storage is not None}
+    total = sum(math.prod(tensor.shape) for tensor in dense.values())
     if total > max(_SMALL, sum(storages.values())):  # Tied tensors are copied; a file may not ask for many copies.
         raise CheckpointError(f"{path} has tensors of {total:,} elements in storages of {sum(storages.values()):,} bytes")
-    state = {}
-    for name, tensor in stored.items():
-        try:
-            if tensor.is_dense:
-                state[name] = tensor.read()
-        except ValueError as error:
-            raise CheckpointError(f"{path} is corrupted: the tensor {name} {error}. Copy the file again.") from error
-    return state
+    return {name: tensor.read() for name, tensor in dense.items()}
 
 
 def _select_network(content: Any, choice: Choice, path: Path) -> tuple[dict[str, StoredTensor], list[str]]:
@@ -225,7 +224,7 @@ def _remove_prefixes(state: dict[str, StoredTensor]) -> tuple[dict[str, StoredTe
             short = short.removeprefix(prefix)
             removed[prefix] = None
         if short in plain:
-            raise CheckpointError(f"two tensors are both named {short} after prefixes are removed; one of them is {name}")
+            raise CheckpointError(f"two tensors have one name after prefixes are removed: {join_names([short, name])}")
         plain[short] = tensor
     return plain, "".join(removed)
 

@@ -71,18 +71,15 @@ class StoredTensor:
         """Whether it is an array of numbers."""
         return self.kind == "dense" and self.storage is not None and (self.dtype in READABLE.values() or self.dtype is torch.complex128)
 
-    def read(self) -> Tensor:
-        """Read the tensor; tensors of one storage share memory.
-
-        Returns:
-            The tensor, on the CPU.
+    def check(self) -> None:
+        """Check that the elements are in the storage.
 
         Raises:
-            ValueError: If it is not dense, or its elements are not in its storage.
+            ValueError: If they are not, or the tensor is not dense.
         """
         if not self.is_dense or self.storage is None:
             raise ValueError(f"is not an array of dense numbers ({self.kind if self.kind != 'dense' else self.dtype})")
-        stride = self.stride if self.stride is not None else contiguous_stride(self.shape)
+        stride = self._stride()
         numbers = (*self.shape, *stride, self.offset)
         if len(stride) != len(self.shape) or len(stride) > MAX_AXES or not all(type(one) is int and 0 <= one < 2**62 for one in numbers):
             raise ValueError("has an invalid shape")
@@ -91,8 +88,23 @@ class StoredTensor:
         # A tensor expanded along an axis has more elements than its storage: a small file could ask for any amount of memory.
         if last >= available or count > available:
             raise ValueError(f"has {count:,} elements, but its storage {self.storage.name} has {available:,}")
-        content = self.storage.load()[: available * self.dtype.itemsize]
-        return content.view(self.dtype).as_strided(self.shape, stride, self.offset)
+
+    def read(self) -> Tensor:
+        """Read the tensor; tensors of one storage share memory.
+
+        Returns:
+            The tensor, on the CPU.
+
+        Raises:
+            ValueError: As `check` does.
+        """
+        self.check()
+        assert self.storage is not None
+        size = self.storage.num_bytes // self.dtype.itemsize * self.dtype.itemsize
+        return self.storage.load()[:size].view(self.dtype).as_strided(self.shape, self._stride(), self.offset)
+
+    def _stride(self) -> tuple[int, ...]:
+        return self.stride if self.stride is not None else contiguous_stride(self.shape)
 
 
 def contiguous_stride(shape: tuple[int, ...]) -> tuple[int, ...]:
