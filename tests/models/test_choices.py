@@ -6,11 +6,11 @@ import sys
 
 import pytest
 import torch
-from factories import TINY, synthetic_state
+from factories import TINY, synthetic_images, synthetic_state
 from safetensors.torch import save_file
 
 import dinoeval
-from dinoeval.errors import CheckpointError, ConfigError
+from dinoeval.errors import CheckpointError, ConfigError, DataError
 from dinoeval.models.checkpoints import open_checkpoint, tensor_digest
 
 STATE = synthetic_state(TINY)
@@ -123,3 +123,11 @@ def test_layout_states_heads_that_the_file_does_not(tmp_path, tiny_weights):
     torch.save(STATE, tmp_path / "weights.pth")
     assert "6 heads of vit_xs4_16_h6" in dinoeval.load("vit_xs4_16_h6", weights=tmp_path / "weights.pth").provenance.layout
     assert "heads" not in dinoeval.load(weights=tiny_weights).provenance.layout  # the file names its architecture
+
+
+def test_features_too_large_for_a_norm_are_refused(tmp_path):
+    """Weights are finite and so are features, but cosines of such features would be 0."""
+    torch.save({name: tensor * 1e30 if name == "norm.weight" else tensor for name, tensor in STATE.items()}, tmp_path / "huge.pth")
+    backbone = dinoeval.load(TINY, weights=tmp_path / "huge.pth", device="cpu")
+    with pytest.raises(DataError, match=r"huge\.pth"):
+        dinoeval.embed(backbone, synthetic_images(1), cache=False)

@@ -116,14 +116,16 @@ def test_read_pickle_equals_torch_load(tmp_path, zipped):
         "names": ["a", "ä"],
         "half": torch.arange(4).to(torch.float8_e4m3fn),
         "complex": torch.tensor([1 + 2j]),
-        **({"wide": torch.tensor([1, 60_000], dtype=torch.uint16)} if zipped else {}),  # torch.load cannot read the older file
+        "wide": torch.tensor([1, 60_000], dtype=torch.uint16),
         "empty": torch.zeros(0, 3),
         "size": torch.Size([2, 3]),
         "device": "cpu",
         "dtype": torch.float16,
     }
+    torch.save(content, tmp_path / "new.pth")
     torch.save(content, tmp_path / "a.pth", _use_new_zipfile_serialization=zipped)
-    found, expected = read_pickle(tmp_path / "a.pth"), torch.load(tmp_path / "a.pth", weights_only=True)
+    found = read_pickle(tmp_path / "a.pth")
+    expected = torch.load(tmp_path / "new.pth", weights_only=True)  # it cannot read some types from the older format
     assert repr(found) == repr(expected).replace("torch.Size([2, 3])", "(2, 3)")
     assert found["half"].dtype == torch.float8_e4m3fn
 
