@@ -31,7 +31,7 @@ from dinoeval.pickles import NotData, PickleError
 
 _FOLDER_FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 # What the readers of containers raise for a corrupted file.
-_READ_ERRORS = (PickleError, ValueError, zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError)
+_READ_ERRORS = (PickleError, ValueError, OverflowError, zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError)
 
 
 @dataclasses.dataclass(frozen=True)

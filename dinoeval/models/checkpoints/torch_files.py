@@ -66,6 +66,8 @@ def _tensor(storage: Any, offset: Any, shape: Any, stride: Any, *_: Any) -> Stor
 
 def _tensor_v3(*arguments: Any) -> StoredTensor:
     """Make a tensor whose type is the seventh argument: types that came after the storage classes."""
+    if not isinstance(arguments[6], torch.dtype):
+        raise ValueError("a tensor without a type")
     return dataclasses.replace(_tensor(*arguments[:4]), dtype=arguments[6])
 
 
@@ -167,6 +169,8 @@ def read_zip(file: BinaryIO, size: int) -> Any:
     members = {member.filename: member for member in archive.infolist()}
     if len(members) != len(archive.infolist()):
         raise ValueError("two members of the zip file have one name")
+    if any(member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) for member in members.values()):
+        raise ValueError("a member of the zip file is compressed in an unusual way")
     if sum(member.file_size for member in members.values()) > max(_SMALL, _MAX_EXPANSION * size):
         raise ValueError("the members of the zip file expand to more than its size justifies")
     pickles = [name for name in members if PurePosixPath(name).name == "data.pkl"]
@@ -240,7 +244,7 @@ def read_legacy(file: BinaryIO, size: int) -> Any:
     storages = _Storages(find)
     content = load_data(source, size, storages.vocabulary)
     keys = load_data(source, size)
-    if type(keys) is not list or len(set(keys)) != len(keys) or set(keys) != storages.declared.keys():
+    if type(keys) is not list or not all(type(key) is str for key in keys) or sorted(keys) != sorted(storages.declared):
         raise ValueError("the storages of the file are not those of its tensors")
     position = file.tell()
     for key in keys:
