@@ -6,12 +6,15 @@ import sys
 
 import pytest
 import torch
-from factories import TINY, synthetic_images, synthetic_state
+from factories import TINY, class_folders, synthetic_images, synthetic_state
 from safetensors.torch import save_file
 
 import dinoeval
+import dinoeval.search
+from dinoeval.cli.options import parse
 from dinoeval.errors import CheckpointError, ConfigError, DataError
 from dinoeval.models.checkpoints import open_checkpoint, tensor_digest
+from dinoeval.session import SessionConfig
 
 STATE = synthetic_state(TINY)
 OTHER = synthetic_state(TINY, seed=1)
@@ -131,3 +134,17 @@ def test_features_too_large_for_a_norm_are_refused(tmp_path):
     backbone = dinoeval.load(TINY, weights=tmp_path / "huge.pth", device="cpu")
     with pytest.raises(DataError, match=r"huge\.pth"):
         dinoeval.embed(backbone, synthetic_images(1), cache=False)
+
+
+def test_ema_is_a_pair_of_flags_without_default():
+    parsed = [parse([SessionConfig()], words, "dinoeval knn", "")[0].ema for words in (["--ema"], ["--no-ema"], [])]
+    assert parsed == [True, False, None]
+
+
+def test_index_of_averaged_weights_is_queried_with_them(tmp_path):
+    torch.save(EMA_FILES["timm"], tmp_path / "last.pth")
+    images = class_folders(tmp_path / "images")
+    session = SessionConfig(arch=TINY, weights=str(tmp_path / "last.pth"), ema=True, device="cpu", cache=str(tmp_path / "cache"))
+    dinoeval.search.build(images, tmp_path / "index", session=session)
+    index = dinoeval.search.open(tmp_path / "index", session=SessionConfig(device="cpu", cache=str(tmp_path / "cache")))
+    assert index.session.backbone.digest == tensor_digest(OTHER)
