@@ -17,7 +17,7 @@ MAX_NODES = 50_000_000
 """Most values that a walk through the content may meet, where an object that is referred to twice counts twice."""
 _SCALARS = (type(None), bool, int, float, str, bytes)
 _MAX_KEY_LENGTH = 16  # scalars of a tuple that is a key
-_DTYPE = re.compile(r"[<>|=]?[biufSU?]\d{0,9}")
+_DTYPE = re.compile(r"[<>|=]?[biufcSU?]\d{0,9}")
 _MAX_AXES = 32
 
 

@@ -175,17 +175,19 @@ def open_contents(path: Path) -> Iterator[Contents]:
         CheckpointError: If the file is missing, truncated, not a checkpoint, or refers to code, also if this is found
             while its tensors are read.
     """
-    path = _choose_file(path)
+    given, path = path, _choose_file(path)
+    chosen = f"{path.name}, " if path != given else ""
     try:
         if path.name.endswith(INDEX_SUFFIX):
             index = read_index(path)
             with contextlib.ExitStack() as stack:
                 files = {name: stack.enter_context(open_contents(shard)) for name, shard in index.shards.items()}
-                yield Contents(join_shards(index, {name: opened.content for name, opened in files.items()}), f"{len(files)} shards")
+                yield Contents(join_shards(index, {name: opened.content for name, opened in files.items()}), f"{chosen}{len(files)} shards")
             return
         with path.open("rb") as file:
             before = os.fstat(file.fileno())
-            yield _read_container(path, file, before.st_size)
+            contents = _read_container(path, file, before.st_size)
+            yield dataclasses.replace(contents, container=chosen + contents.container)
             after = os.fstat(file.fileno())
             if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
                 raise CheckpointError(f"{path} was overwritten while it was read: run the command again")
