@@ -39,6 +39,8 @@ class SessionConfig:
     """File, model name from `dinoeval models`, or `random` (default: the released weights of --arch)."""
     key: Literal["teacher", "student"] = "teacher"
     """Network to load from a full checkpoint."""
+    ema: bool | None = None
+    """Load the moving average of the weights, or the raw weights, of a file that contains both. Required for such a file."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1 or mps."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
@@ -69,7 +71,7 @@ class Session:
 
     Args:
         config: The options. Without `backbone`, its weights are loaded.
-        backbone: A backbone that is loaded already; `arch`, `weights`, `key`, `device` and `precision` of `config` are then unused.
+        backbone: A backbone that is loaded already; `arch`, `weights`, `key`, `ema`, `device` and `precision` of `config` are then unused.
 
     Raises:
         DinoevalError: If the weights or the options cannot be used.
@@ -83,7 +85,7 @@ class Session:
 
         self.config = config
         self.backbone: Backbone = backbone or load(
-            config.arch, weights=config.weights, key=config.key, device=config.device, precision=config.precision
+            config.arch, weights=config.weights, key=config.key, ema=config.ema, device=config.device, precision=config.precision
         )
         self.transform: CenterCrop = parse_transform(config.transform, self.backbone.config.image_size, self.backbone.config.preprocessing)
         self.cache: FeatureCache = FeatureCache(config.cache)

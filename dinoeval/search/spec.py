@@ -42,6 +42,7 @@ def index_spec(session: Session, readout_id: str) -> dict[str, Any]:
             "arch": backbone.arch,
             "weights": weights,
             "key": source.key or "teacher",
+            **({"ema": source.ema} if source.ema is not None else {}),
             "precision": backbone.precision,
             "transform": session.config.transform,
             "exif_transpose": session.config.exif_transpose,
@@ -60,9 +61,8 @@ def complete_config(config: SessionConfig, manifest: dict[str, Any]) -> SessionC
         Options with the weights, precision and transform of the index, if `config` does not set them.
     """
     default, recorded = SessionConfig(), manifest["session"]
-    names = ["precision", "transform", "exif_transpose"] + (
-        ["arch", "weights", "key"] if config.arch is None and config.weights is None else []
-    )
+    names = ["precision", "transform", "exif_transpose"]
+    names += ["arch", "weights", "key", "ema"] if config.arch is None and config.weights is None else []
     missing = {name: recorded[name] for name in names if name in recorded and getattr(config, name) == getattr(default, name)}
     return dataclasses.replace(config, **missing)
 
