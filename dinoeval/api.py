@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import logging
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -13,7 +12,7 @@ from PIL import Image
 from dinoeval import protocols
 from dinoeval.data.loading import ImageRule
 from dinoeval.data.opening import open_images, open_mixed
-from dinoeval.data.remarks import describe_remarks
+from dinoeval.data.remarks import log_remarks
 from dinoeval.data.transforms import parse_transform
 from dinoeval.errors import ConfigError, unknown
 from dinoeval.features.cache import FeatureCache
@@ -24,7 +23,6 @@ from dinoeval.models.backbone import Backbone
 from dinoeval.results import Result
 from dinoeval.session import Session, SessionConfig
 
-_log = logging.getLogger(__name__)
 Images = str | Path | Image.Image | Iterable[str | Path | Image.Image]
 """A folder, a file, a PIL image, or any iterable of files and PIL images."""
 
@@ -74,8 +72,7 @@ def embed(
     else:
         extracted = extract(backbone, opened, readout, parsed, FeatureCache())
         features, remarks = extracted.numpy(), extracted.remarks
-    for note in describe_remarks(remarks, exif_transpose):
-        _log.warning("%s", note)
+    log_remarks(remarks, exif_transpose)
     return features
 
 

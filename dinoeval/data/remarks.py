@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 
 from PIL import Image
@@ -14,6 +15,7 @@ REMARKS = (ORIENTED, SEVERAL_FRAMES)
 """All remarks, which are keys in `info` of a decoded image."""
 Remarks = Mapping[str, Sequence[str]]
 """Names of images by remark."""
+_log = logging.getLogger(__name__)
 
 
 def remarks_of(image: Image.Image) -> list[str]:
@@ -74,3 +76,16 @@ def describe_remarks(remarks: Remarks, exif_transpose: bool) -> list[str]:
         SEVERAL_FRAMES: "images with several frames or pages, of which the first is used",
     }
     return [f"{text}: {len(remarks[remark])} ({join_names(remarks[remark])})" for remark, text in texts.items() if remarks.get(remark)]
+
+
+def log_remarks(remarks: Remarks, exif_transpose: bool) -> None:
+    """Log the notes of `describe_remarks` as warnings.
+
+    Functions that return no Result call it.
+
+    Args:
+        remarks: Names of images by remark.
+        exif_transpose: Whether the EXIF orientation was applied.
+    """
+    for note in describe_remarks(remarks, exif_transpose):
+        _log.warning("%s", note)

@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image
 
 from dinoeval.data.loading import ImageRule
+from dinoeval.data.remarks import log_remarks, remarks_of
 from dinoeval.errors import BadImage, ConfigError, DataError
 from dinoeval.figures.preprocessing import FigureTransform, ImageSource, figure_transform, open_figure_images
 from dinoeval.figures.style import COLORS, apply_colormap, blend, draw_panels, enlarge, outline, rgb
@@ -259,7 +260,9 @@ def attention(
         raise DataError(f"{image} contains {len(images)} images: pass one of them")
     loaded = figure_transform(backbone, image_size, ImageRule(exif_transpose), transform)
     try:
-        return compute_attention(backbone, images.paths[0], loaded.open(images, 0), loaded, mass=mass, points=points)
+        opened = loaded.open(images, 0)
+        log_remarks({remark: images.paths for remark in remarks_of(opened)}, exif_transpose)
+        return compute_attention(backbone, images.paths[0], opened, loaded, mass=mass, points=points)
     except BadImage as error:
         raise DataError(f"{images.paths[0]} cannot be used: {error}") from error
 

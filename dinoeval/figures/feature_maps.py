@@ -14,6 +14,7 @@ import numpy as np
 from tqdm import tqdm
 
 from dinoeval.data.loading import ImageRule
+from dinoeval.data.remarks import add_remarks, log_remarks
 from dinoeval.errors import BadImage, ConfigError, DataError
 from dinoeval.figures.preprocessing import FigureTransform, ImageSource, figure_transform, open_figure_images
 from dinoeval.figures.style import blend, draw_panels, enlarge
@@ -165,12 +166,15 @@ def pca(
     """
     opened = open_figure_images(images)
     loaded = figure_transform(backbone, image_size, ImageRule(exif_transpose), transform)
-    pixels = []
+    pixels, remarks = [], {}
     for row in range(len(opened)):
         try:
-            pixels.append(loaded(loaded.open(opened, row)))
+            image = loaded.open(opened, row)
+            add_remarks(remarks, image, opened.paths[row])
+            pixels.append(loaded(image))
         except BadImage as error:
             raise DataError(f"{opened.paths[row]} cannot be used: {error}") from error
+    log_remarks(remarks, exif_transpose)
     return compute_components(backbone, opened, pixels, loaded, config, batch_size=batch_size)
 
 

@@ -17,7 +17,7 @@ from tqdm import tqdm
 from dinoeval.data.dataset import ImageDataset
 from dinoeval.data.images import ImageSet
 from dinoeval.data.loading import ImageRule
-from dinoeval.data.remarks import describe_remarks
+from dinoeval.data.remarks import log_remarks
 from dinoeval.data.transforms import normalize_images
 from dinoeval.errors import ConfigError
 from dinoeval.models.architectures import VitConfig, parse_architecture
@@ -104,8 +104,7 @@ def train(images: ImageSet, arch: str, recipe: Recipe, settings: PretrainSetting
     if state := folder.resume(recipe.epochs):
         trainer.restore(state)
         done, history = state["epoch"], folder.read_log(state["epoch"])
-    for note in describe_remarks(images.remarks(), settings.exif_transpose):
-        _log.warning("%s", note)
+    log_remarks(images.remarks(), settings.exif_transpose)
     _log.info("training %s on %d images, %d steps per epoch, on %s (%s)", arch, len(images), steps, device, reason)
     augmentation = MultiCropAugmentation(recipe)
     for epoch in range(done, recipe.epochs):
