@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import sys
+import socket
 
 import pytest
 import torch
@@ -72,12 +72,12 @@ def test_two_state_dicts_are_refused_unless_they_are_one(tmp_path):
         ["a"],
     ],
 )
-def test_architecture_in_a_file_must_be_on_the_list(tmp_path, arch):
+def test_architecture_in_a_file_must_be_on_the_list(tmp_path, monkeypatch, arch):
     arch = arch.format(folder=tmp_path) if isinstance(arch, str) else arch
     torch.save({"teacher": STATE, "args": {"arch": arch, "recipe": {}}}, tmp_path / "trained.pth")
     save_file(STATE, tmp_path / "header.safetensors", {"arch": str(arch)})
     connected = []
-    sys.addaudithook(lambda event, args: connected.append(args) if event in ("socket.getaddrinfo", "socket.connect") else None)
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *arguments, **_: connected.append(arguments) or [])
     for name in ("trained.pth", "header.safetensors"):
         with pytest.raises(ConfigError, match=rf"{name}.*--arch"):
             dinoeval.load(weights=tmp_path / name)
