@@ -347,6 +347,7 @@ def test_recipe_rejects_invalid_values(values, named):
 def test_check_fits_rejects_labels_it_cannot_learn():
     images = labeled_images(12)
     check_fits(images, images, SMALL)
+    check_fits(labeled_images(SMALL.train_batch_size), images, SMALL)  # one batch is enough
     for labels, found in ((np.ones((12, 3), np.int8), "multi-label"), (None, "no labels")):
         with pytest.raises(DataError, match=rf"memory.*{found}"):
             check_fits(dataclasses.replace(images, labels=labels), images, SMALL)
