@@ -55,7 +55,12 @@ def format_result(result: Result) -> str:
         if split.get("bad_images"):
             lines.append(f"left out of {name} because they cannot be read: {len(split['bad_images'])} images")
     lines.append("seconds: " + ", ".join(f"{stage} {seconds:.1f}" for stage, seconds in result.seconds.items()))
-    return "\n".join(line.rstrip() for line in lines)
+    return _join(lines)
+
+
+def _join(lines: Iterable[str]) -> str:
+    """Join lines. Control characters in a file, which could move the cursor of the terminal, become spaces."""
+    return "\n".join("".join(c if c.isprintable() else " " for c in line).rstrip() for line in lines)
 
 
 def _metrics(result: Result, found: Comparison) -> list[str]:
@@ -134,7 +139,7 @@ def format_verdicts(path: str, verdicts: Sequence[Verdict], reasons: Sequence[st
         f"{verdict.tolerance:>11.2f}  {verdict.outcome}: {verdict.method}"
         for verdict in verdicts
     ]
-    return "\n".join(lines)
+    return _join(lines)
 
 
 VERDICT_HEADING = f"{'':<24}{'measured':>10}{'reference':>11}{'difference':>12}{'tolerance':>11}"
