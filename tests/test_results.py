@@ -148,7 +148,7 @@ def test_table_accepts_a_result_without_splits():
 
 def test_table_never_moves_the_cursor(tmp_path):
     result = Result.load(saved(tmp_path / "r.json", "data", "name", value="a\x1b[2J\r\nb"))
-    assert format_result(result).splitlines()[0].startswith("knn@1 on a [2J  b")
+    assert format_result(result).splitlines()[0].startswith(r"knn@1 on a\x1b[2J\r\nb")
 
 
 def test_align_moves_numbers_to_the_right():

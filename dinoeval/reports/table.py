@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from dinoeval.decoding import printable
 from dinoeval.paper.comparable import Comparison, comparable
 from dinoeval.results import Result
 from dinoeval.verdicts import Verdict
@@ -59,8 +60,7 @@ def format_result(result: Result) -> str:
 
 
 def _join(lines: Iterable[str]) -> str:
-    """Join lines. Control characters in a file, which could move the cursor of the terminal, become spaces."""
-    return "\n".join("".join(c if c.isprintable() else " " for c in line).rstrip() for line in lines)
+    return "\n".join(printable(line).rstrip() for line in lines)
 
 
 def _metrics(result: Result, found: Comparison) -> list[str]:
