@@ -114,13 +114,13 @@ def encode(value: Any) -> bytes:
         value: A Record, or what `json.dumps` accepts. Names of files may hold bytes that are not UTF-8.
 
     Returns:
-        ASCII text with sorted names.
+        ASCII text.
 
     Raises:
         ValueError: If a number is NaN or infinite.
     """
     plain = msgspec.to_builtins(value) if isinstance(value, Record) else value
-    return json.dumps(plain, sort_keys=True, allow_nan=False).encode()
+    return json.dumps(plain, allow_nan=False).encode()
 
 
 def encode_sealed(value: Any) -> bytes:

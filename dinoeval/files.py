@@ -11,7 +11,7 @@ from typing import Any
 
 from dinoeval.errors import DinoevalError
 
-MAX_READ_BYTES = 1 << 30
+MAX_READ_BYTES = 4 << 30
 """Largest file that `read_bytes` reads."""
 
 
