@@ -20,13 +20,13 @@ from typing import Any
 from dinoeval.decoding import encode, encode_sealed
 from dinoeval.errors import ConfigError, DataError, DinoevalError, join_names
 from dinoeval.features.entry import crc32_of
-from dinoeval.files import expand, read_bytes, write_whole
+from dinoeval.files import TEMPORARY, expand, read_bytes, write_whole
 from dinoeval.search.manifest import INDEX_FILE, decode_images, decode_manifest
 from dinoeval.search.vectors import VectorFile, is_vector_file
 
 FORMAT = 1
 MANIFEST, VECTORS, IMAGES, NEIGHBORS, LOCK = "manifest.json", "rows.faiss", "images.json", "neighbours.faiss", ".lock"
-_INDEX_FILE = re.compile(rf"{INDEX_FILE.pattern}|\.\d+\.manifest\.json")
+_INDEX_FILE = re.compile(rf"{INDEX_FILE.pattern}|{TEMPORARY.pattern}manifest\.json")
 _CHUNK_BYTES = 64 << 20  # bytes per checksum
 
 
