@@ -207,7 +207,7 @@ def read_entry(folder: Path) -> Entry | None:
         OSError: If the files cannot be read.
     """
     path = folder / MANIFEST
-    if not path.exists():
+    if not path.is_file():
         return None
     try:
         manifest = decode_sealed(path.read_bytes(), Manifest, MANIFEST)

@@ -77,8 +77,9 @@ def resumable(folder: Path) -> bool:
 def _read_plan(folder: Path) -> Plan | None:
     """Return the plan of an incomplete entry, or None if it is absent or was changed."""
     try:
-        return decode_sealed((folder / PLAN).read_bytes(), Plan, PLAN) if resumable(folder) else None
-    except (FileNotFoundError, NotADirectoryError, DinoevalError):
+        plan = folder / PLAN
+        return decode_sealed(plan.read_bytes(), Plan, PLAN) if resumable(folder) and plan.is_file() else None
+    except DinoevalError:
         return None
 
 
