@@ -170,7 +170,7 @@ def _check_names(type_: Any, found: Mapping[str, Any]) -> None:
     """Reject fields that a dataclass does not have, which msgspec ignores."""
     known = {field.name for field in dataclasses.fields(type_)}
     if unknown := [name for name in found if name not in known]:
-        raise ValueError(f"unknown field {unknown[0]!r}")
+        raise ValueError(f"unknown field {unknown[0]!r:.80}")
 
 
 def _needs_care(content: bytes) -> bool:
@@ -211,7 +211,7 @@ def _parse(content: bytes) -> Any:
 
 
 def _damaged(what: str, error: Exception, content: bytes = b"") -> DinoevalError:
-    reason, _, place = printable(str(error)).partition(" - at `$")
+    reason, _, place = f"{printable(error):.300}".partition(" - at `$")
     if isinstance(error, RecursionError):
         reason = f"more than {MAX_DEPTH} levels of nesting"
     elif isinstance(error, MemoryError):

@@ -133,8 +133,9 @@ class FeatureCache:
             CacheError: If the cache cannot be read.
         """
         inside = self._inside(self.root / RUNS) if self._inside(self.root) else []
-        folders = [folder for folder in inside if _RUN_NAME.fullmatch(folder.name) and folder.is_dir()]
-        return [(folder, (folder / FINISHED).exists() or any(folder.glob("head_*.pth"))) for folder in folders]
+        with self.report_unreadable():
+            folders = [folder for folder in inside if _RUN_NAME.fullmatch(folder.name) and folder.is_dir()]
+            return [(folder, (folder / FINISHED).exists() or any(folder.glob("head_*.pth"))) for folder in folders]
 
     def _folders(self) -> list[Path]:
         return [path for path in self._inside(self.root) if _ENTRY_NAME.fullmatch(path.name)]
