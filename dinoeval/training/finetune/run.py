@@ -218,6 +218,7 @@ class FinetuneRun:
         elif state := self.folder.resume(self.recipe.epochs):
             self.trainer.restore(state)
             self.history = list(state["history"])
+            self.folder.write_log(self.history)  # It may have a later line, or be lost.
 
     def _save(self) -> None:
         if self.folder is not None:
