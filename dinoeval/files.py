@@ -184,7 +184,9 @@ class _Stream:
 
 
 def temporary_path(target: Path) -> Path:
-    """Choose a temporary file next to a target, and remove those that killed processes left in the folder.
+    """Choose a temporary file next to a target.
+
+    On its first use of a folder, a process removes the temporary files that killed processes left there.
 
     Args:
         target: The file that the temporary one will be renamed to.

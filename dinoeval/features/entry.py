@@ -13,6 +13,7 @@ import zlib
 from pathlib import Path
 from typing import Any, BinaryIO, TypedDict
 
+import msgspec
 import numpy as np
 
 from dinoeval.decoding import Record, decode_sealed, encode_sealed
@@ -73,7 +74,7 @@ class Manifest(Plan, frozen=True, kw_only=True):
     crc32: list[int]
     """CRC-32 of each chunk."""
     bad: list[UnreadableImage]
-    remarks: dict[str, list[int]] = {}
+    remarks: dict[str, list[int]] = msgspec.field(default_factory=dict)
     """Rows of images by remark."""
     about: dict[str, Any]
     """Information for people."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Any, TypedDict
+from typing import Any, NotRequired, TypedDict, get_type_hints
 
 from dinoeval.decoding import convert, decode, decode_sealed
 from dinoeval.errors import DinoevalError
@@ -36,6 +36,7 @@ class _Session(TypedDict):
 
 class _Manifest(TypedDict):
     folder: str
+    relative_folder: NotRequired[str | None]
     images: int
     dim: int
     readout: str
@@ -88,21 +89,23 @@ def _problem(manifest: dict[str, Any]) -> str | None:
     return "the folder has a null byte" if "\0" in manifest["folder"] else None
 
 
-def decode_images(content: bytes, what: str, count: int) -> dict[str, list[tuple[str, int, int, int]]]:
+def decode_images(content: bytes, what: str, count: int, record: type) -> dict[str, list[tuple[Any, ...]]]:
     """Decode the list of images of an index.
 
     Args:
         content: The file.
         what: Its name, for messages.
         count: Number of images in the index.
+        record: The dataclass of a file, whose fields a line has in order, the name first.
 
     Returns:
-        `images` and `bad`: name, size and two times of each file.
+        The lines of `images` and `bad`.
 
     Raises:
         DinoevalError: If the content has other types, or another number of images.
     """
-    lists = decode(content, dict[str, list[tuple[str, int, int, int]]], what)
+    fields = tuple(get_type_hints(record).values())
+    lists = decode(content, dict[str, list[tuple[fields]]], what)  # pyright: ignore[reportInvalidTypeForm]
     if lists.keys() != {"images", "bad"} or len(lists["images"]) != count:
         raise DinoevalError(f"{what} does not list the {count:,} images of the index")
     if wrong := [name for part in lists.values() for name, *_ in part if not name or "\0" in name]:

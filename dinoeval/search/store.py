@@ -166,7 +166,7 @@ def _read_index(folder: Path) -> StoredIndex:
             if checksums(path) != entry["crc32"]:
                 raise corrupted(f"the checksum of {path.name} does not match")
         names = {part: folder / entry["name"] for part, entry in manifest["files"].items()}
-        lists = decode_images(read_bytes(names[IMAGES]), IMAGES, manifest["images"])
+        lists = decode_images(read_bytes(names[IMAGES]), IMAGES, manifest["images"], FileRecord)
     except DataError:
         raise
     except DinoevalError as error:

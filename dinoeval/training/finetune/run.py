@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import save
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
@@ -28,6 +27,7 @@ from dinoeval.errors import ConfigError, DataError, join_names
 from dinoeval.files import write_whole
 from dinoeval.models.backbone import Backbone
 from dinoeval.models.checkpoints import save_backbone, tensor_digest
+from dinoeval.models.checkpoints.safetensors_files import write_safetensors
 from dinoeval.training.checkpointing import RunFolder
 from dinoeval.training.finetune.batches import Mixing, RepeatedOrder, assign_mixup_groups, augmented_images, collate, cropped_images
 from dinoeval.training.finetune.classifier import Classifier, trainable_copy
@@ -233,7 +233,7 @@ class FinetuneRun:
         save_backbone(self.folder.path / BACKBONE, model.backbone.state_dict(), arch=self.arch)
         head = {name: tensor.detach().cpu() for name, tensor in model.head.state_dict().items()}
         metadata = {"format": "pt", "classes": json.dumps(self.classes), "backbone": tensor_digest(model.backbone.state_dict())}
-        write_whole(self.folder.path / HEAD, lambda file: file.write_bytes(save(head, metadata)))
+        write_whole(self.folder.path / HEAD, lambda file: write_safetensors(file, head, metadata))
 
 
 def check_fits(train: ImageSet, val: ImageSet, recipe: FinetuneRecipe) -> None:
