@@ -8,6 +8,7 @@ no infinite number, and no deep nesting, which later code could not handle.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import itertools
 import json
 import re
@@ -106,6 +107,59 @@ def decode_file(path: Path, type_: type[T], what: str = "") -> T:
     return decode(read_bytes(path), type_, what or str(path))
 
 
+def encode(value: Any) -> bytes:
+    """Write JSON that `decode` reads.
+
+    Args:
+        value: A Record, or what `json.dumps` accepts. Names of files may hold bytes that are not UTF-8.
+
+    Returns:
+        ASCII text.
+
+    Raises:
+        ValueError: If a number is NaN or infinite.
+    """
+    plain = msgspec.to_builtins(value) if isinstance(value, Record) else value
+    return json.dumps(plain, allow_nan=False).encode()
+
+
+def encode_sealed(value: Any) -> bytes:
+    """Write JSON with its checksum, so that a change of any byte is noticed.
+
+    Args:
+        value: See `encode`.
+
+    Returns:
+        What `encode` returns, and its SHA-256 in a last line.
+    """
+    body = encode(value)
+    return body + b"\n" + hashlib.sha256(body).hexdigest().encode()
+
+
+def decode_sealed(content: bytes, type_: type[T], what: str) -> T:
+    """Check the checksum of what `encode_sealed` returned, and decode it.
+
+    Args:
+        content: What `encode_sealed` returned.
+        type_: See `decode`.
+        what: See `decode`.
+
+    Returns:
+        A value of the type.
+
+    Raises:
+        DinoevalError: If the checksum does not match, or as for `decode`.
+
+    Examples:
+        >>> decode_sealed(encode_sealed([1, 2]), list[int], "numbers")
+        [1, 2]
+    """
+    body, _, checksum = content.rpartition(b"\n")
+    if hashlib.sha256(body).hexdigest().encode() != checksum:
+        raise DinoevalError(f"{printable(what)} was changed: its checksum does not match")
+    return decode(body, type_, what)
+
+
 def _convert(value: Any, type_: type[T]) -> T:
     if dataclasses.is_dataclass(type_) and isinstance(value, dict):
         _check_names(type_, value)
@@ -116,7 +170,7 @@ def _check_names(type_: Any, found: Mapping[str, Any]) -> None:
     """Reject fields that a dataclass does not have, which msgspec ignores."""
     known = {field.name for field in dataclasses.fields(type_)}
     if unknown := [name for name in found if name not in known]:
-        raise ValueError(f"unknown field {unknown[0]!r}")
+        raise ValueError(f"unknown field {unknown[0]!r:.80}")
 
 
 def _needs_care(content: bytes) -> bool:
@@ -152,12 +206,12 @@ def _parse(content: bytes) -> Any:
                 try:
                     value.encode(errors="surrogateescape")
                 except UnicodeEncodeError:
-                    raise ValueError(f"a lone surrogate, which is no character, in the field {_escaped(field)}") from None
+                    raise ValueError(f"a lone surrogate, which is no character, in the field {printable(field)}") from None
     return tree
 
 
 def _damaged(what: str, error: Exception, content: bytes = b"") -> DinoevalError:
-    reason, _, place = _escaped(str(error)).partition(" - at `$")
+    reason, _, place = f"{printable(error):.300}".partition(" - at `$")
     if isinstance(error, RecursionError):
         reason = f"more than {MAX_DEPTH} levels of nesting"
     elif isinstance(error, MemoryError):
@@ -168,9 +222,20 @@ def _damaged(what: str, error: Exception, content: bytes = b"") -> DinoevalError
         reason += "; NaN and infinite numbers are not JSON" if content[start : start + 3] in (b"NaN", b"Inf") else ""
     if place := place.rstrip("`").removeprefix("."):
         reason += f" in the field {place}"
-    return DinoevalError(f"{_escaped(what)} is damaged or was not written by dinoeval: {reason[:1].lower()}{reason[1:]}")
+    return DinoevalError(f"{printable(what)} is damaged or was not written by dinoeval: {reason[:1].lower()}{reason[1:]}")
 
 
-def _escaped(text: str) -> str:
-    """Return text that every terminal can print."""
-    return text.encode(errors="backslashreplace").decode()
+def printable(text: object) -> str:
+    """Escape what would move the cursor of a terminal or cannot be printed.
+
+    Args:
+        text: Text of a file, which may come from anybody.
+
+    Returns:
+        One line of text.
+
+    Examples:
+        >>> printable("a" + chr(10) + "b" + chr(0xDCFF))
+        'a\\\\nb\\\\udcff'
+    """
+    return "".join(c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode() for c in str(text))

@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import hashlib
 import os
+import platform
+import re
 import stat
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from dinoeval.errors import DinoevalError
 
-MAX_READ_BYTES = 1 << 30
+MAX_READ_BYTES = 4 << 30
 """Largest file that `read_bytes` reads."""
+TEMPORARY = re.compile(r"\.(?P<process>\d{1,10})-(?P<machine>[0-9a-f]{6})\.")
+"""Beginning of the names of temporary files; the name of the target follows."""
+_SWEPT: set[Path] = set()  # folders in which this process has looked for temporary files
 
 
 def expand(path: str | Path) -> Path:
@@ -122,7 +130,7 @@ def write_whole(path: str | Path, write: Callable[[Path], object]) -> None:
         if target.exists() and not target.is_file() and not target.is_dir():
             write(target)
             return
-        temporary = target.with_name(f".{os.getpid()}.{target.name}")
+        temporary = temporary_path(target)
         try:
             write(temporary)
             temporary.replace(target)
@@ -130,6 +138,110 @@ def write_whole(path: str | Path, write: Callable[[Path], object]) -> None:
             temporary.unlink(missing_ok=True)
     except (OSError, ValueError) as error:
         raise DinoevalError(f"{target} cannot be written: {reason(error)}") from error
+
+
+def streamed(write: Callable[[Any], object]) -> Callable[[Path], None]:
+    """Make a function for `write_whole` of one that writes to an open file.
+
+    Libraries that write to an open file, such as `torch.save`, replace the error of a full disk by one of their own; here the
+    original is raised.
+
+    Args:
+        write: Called with an object that has `write`.
+
+    Returns:
+        A function that is called with a path.
+    """
+
+    def write_to(path: Path) -> None:
+        with path.open("wb") as file:
+            stream = _Stream(file)
+            try:
+                write(stream)
+            finally:
+                if stream.failure:
+                    raise stream.failure
+
+    return write_to
+
+
+class _Stream:
+    """An open file that remembers the first error of the system."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.failure: OSError | None = None
+
+    def write(self, content: Any) -> int:
+        try:
+            return self._file.write(content)
+        except OSError as error:
+            self.failure = self.failure or error
+            raise
+
+    def flush(self) -> None:
+        self._file.flush()
+
+
+def temporary_path(target: Path) -> Path:
+    """Choose a temporary file next to a target.
+
+    On its first use of a folder, a process removes the temporary files that killed processes left there.
+
+    Args:
+        target: The file that the temporary one will be renamed to.
+
+    Returns:
+        A hidden file whose name has the id of this process and of this machine.
+
+    Raises:
+        OSError: If the folder cannot be read.
+    """
+    if target.parent not in _SWEPT:
+        remove_leftovers(target.parent)
+        _SWEPT.add(target.parent)
+    return target.with_name(f".{os.getpid()}-{_machine()}.{target.name}")
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove the temporary files in a folder whose processes do not run any more.
+
+    Args:
+        folder: The folder. Files of other machines that share it are kept.
+
+    Raises:
+        OSError: If the folder cannot be read.
+    """
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            found = TEMPORARY.match(entry.name)
+            if found and found["machine"] == _machine() and not is_alive(int(found["process"])):
+                with contextlib.suppress(OSError):
+                    os.unlink(entry.path)  # noqa: PTH108
+
+
+def is_alive(process: int) -> bool:
+    """Return whether a process of this machine runs; on Windows always True.
+
+    Args:
+        process: Its id.
+    """
+    if os.name == "nt":  # where os.kill would end the process
+        return True
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):
+        return True
+    return True
+
+
+@functools.cache
+def _machine() -> str:
+    """Identify the machine, or the container: process ids of others that share a disk say nothing."""
+    namespace = os.stat("/proc/self/ns/pid").st_ino if os.path.exists("/proc/self/ns/pid") else 0  # noqa: PTH110, PTH116
+    return hashlib.sha256(f"{platform.node()} {namespace}".encode()).hexdigest()[:6]
 
 
 def check_writable(path: str | Path) -> None:
@@ -144,13 +256,12 @@ def check_writable(path: str | Path) -> None:
     target = expand(path)
     if target.is_dir():
         raise DinoevalError(f"{target} is a folder: pass the path of a file")
-    if not target.exists() or target.is_file():
-        try:
-            probe = target.resolve().with_name(f".{os.getpid()}.probe")
-            probe.touch()
-            probe.unlink()
-        except (OSError, ValueError) as error:
-            raise DinoevalError(f"{target} cannot be written: {reason(error)}") from error
+    try:
+        if not target.exists() or target.is_file():
+            with tempfile.TemporaryFile(dir=target.resolve().parent):  # without a name on Linux, so that a kill leaves nothing
+                pass
+    except (OSError, ValueError) as error:
+        raise DinoevalError(f"{target} cannot be written: {reason(error)}") from error
 
 
 def describe_differences(saved: Mapping[str, Any], current: Mapping[str, Any]) -> list[str]:

@@ -10,8 +10,9 @@ import dataclasses
 import json
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
+from dinoeval.decoding import convert, decode_file
 from dinoeval.errors import DinoevalError
 from dinoeval.files import expand, write_whole
 
@@ -96,35 +97,66 @@ class Result(Scores):
             The Result.
 
         Raises:
-            DinoevalError: If the file cannot be read, is not a Result, or holds NaN or infinite numbers.
+            DinoevalError: If the file cannot be read or is not a Result; the message names the field that is wrong.
         """
         path = expand(path)
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise DinoevalError(f"cannot read the Result {path}: {error.strerror}") from error
-        except ValueError as error:
-            raise DinoevalError(f"{path} is not a Result ({error}): pass a file that --json wrote") from error
-        if not isinstance(content, dict) or content.get("schema") not in READABLE_SCHEMAS:
+        what = f"the Result {path}"
+        content = decode_file(path, dict[str, Any], what)
+        if (schema := content.pop("schema", None)) not in READABLE_SCHEMAS:
             raise DinoevalError(f"{path} is not a Result of a known schema ({', '.join(READABLE_SCHEMAS)}): write one with --json")
-        renamed = RENAMED_OPTIONS.get(str(content.get("protocol")), {}) if content.pop("schema") != SCHEMA else {}
-        for dropped in ("references", "not_comparable"):
-            content.pop(dropped, None)
-        try:
-            content["config"] = {renamed.get(name, name): value for name, value in content["config"].items()}
-            result = cls(**content)
-            finite = all(math.isfinite(value) for values in (result.metrics, result.standard_errors) for value in values.values())
-            mappings = all(isinstance(part, dict) for part in (result.data, result.samples, result.config, result.backbone, result.details))
-        except (TypeError, KeyError, AttributeError) as error:
-            raise DinoevalError(f"{path} is not a complete Result: {error}") from error
-        if not finite or not mappings:
-            raise DinoevalError(f"{path} is not a valid Result: a number is NaN or infinite, or a field has the wrong type")
+        if schema != SCHEMA:
+            renamed = RENAMED_OPTIONS.get(str(content.get("protocol")), {})
+            content = {name: value for name, value in content.items() if name not in ("references", "not_comparable")}
+            if isinstance(config := content.get("config"), dict):
+                content["config"] = {renamed.get(name, name): value for name, value in config.items()}
+        result = convert(content, cls, what)
+        convert(result.backbone, _BackboneFacts, f"{what} (field backbone)")
+        for name, split in result.splits.items():
+            convert(split, _SplitFacts, f"{what} (field data.{name})")
+        if problem := _problem(result):
+            raise DinoevalError(f"{what} is damaged or was not written by dinoeval: {problem}")
         return result
 
     @property
     def splits(self) -> dict[str, dict[str, Any]]:
         """The metadata of each split in `data`, by name."""
         return {name: metadata for name, metadata in self.data.items() if isinstance(metadata, dict)}
+
+
+class _BackboneFacts(TypedDict, total=False):
+    """Types of the fields of `backbone` that comparisons and tables use."""
+
+    arch: str | None
+    network: str | None
+    weights: str | None
+    key: str | None
+    digest: str | None
+    precision: str | None
+    random: bool | None
+
+
+class _SplitFacts(TypedDict, total=False):
+    """Types of the fields of a split that comparisons and tables use."""
+
+    split: str
+    fingerprint: str | None
+    images: int
+    classes: int
+    bad_images: list[str] | None
+
+
+def _problem(result: Result) -> str | None:
+    """Describe what types do not show: columns of different lengths, or outcomes that are not numbers."""
+    lengths = {name: len(column) for name, column in result.samples.items()}
+    if len(set(lengths.values())) > 1:
+        return f"the columns of samples have different lengths: {', '.join(f'{name} {length}' for name, length in lengths.items())}"
+    for name in result.samples.keys() & result.metrics.keys():
+        for row, outcome in enumerate(result.samples[name]):
+            if outcome is not None and not isinstance(outcome, (int, float)):
+                return f"samples.{name}[{row}] is {outcome!r:.50}, expected a number or null"
+    if negative := [name for name, error in result.standard_errors.items() if error < 0]:
+        return f"standard_errors.{negative[0]} is negative"
+    return None
 
 
 def proportion_error(percent: float, count: int) -> float:

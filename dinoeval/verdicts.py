@@ -103,17 +103,20 @@ def _difference_of_runs(result: Result, reference: Result) -> str | None:
     for name in dict.fromkeys([*options[0], *options[1]]):
         values = [option.get(name) for option in options]
         if name not in IGNORED_OPTIONS and values[0] != values[1]:
-            return f"the option {name} differs: {values[0]} and {values[1]}"
+            return f"the option {name} differs: {values[0]!s:.200} and {values[1]!s:.200}"
     if not reference.metrics:
         return "the reference has no metric"
+    for name, run in {"Result": result, "reference": reference}.items():
+        if broken := [metric for metric, value in run.metrics.items() if not math.isfinite(value)]:
+            return f"the {name} has a {broken[0]} of {run.metrics[broken[0]]}"
     missing = [name for name in reference.metrics if name not in result.metrics]
     return f"the Result has no {', '.join(missing)}, which the reference has" if missing else None
 
 
-def _verdict(metric: str, values: tuple[float, float], tolerance: float, beyond: bool, method: str) -> Verdict:
+def _verdict(metric: str, values: tuple[float, float], tolerance: float, within: bool, method: str) -> Verdict:
     measured, reference = values
     difference = measured - reference
-    outcome = "same" if not beyond else "better" if (difference > 0) != (metric in LOWER_IS_BETTER) else "worse"
+    outcome = "same" if within else "better" if (difference > 0) != (metric in LOWER_IS_BETTER) else "worse"
     return Verdict(
         metric=metric, measured=measured, reference=reference, difference=difference, tolerance=tolerance, outcome=outcome, method=method
     )
@@ -125,20 +128,32 @@ def _verdict_on_row(result: Result, row: PaperRow, z: float) -> Verdict:
     tolerance = min(z * error, MAX_SAMPLING_POINTS) + rounding
     cap = f" (at most {MAX_SAMPLING_POINTS:g})" if z * error > MAX_SAMPLING_POINTS else ""
     method = f"{z:.2f} x SE {error:.3f}{cap} + rounding {rounding:g} ({row.source})"
-    return _verdict(row.metric, (measured, row.value), tolerance, abs(measured - row.value) > tolerance, method)
+    return _verdict(row.metric, (measured, row.value), tolerance, _within(measured - row.value, tolerance), method)
 
 
 def _verdict_on_metric(result: Result, reference: Result, name: str, z: float) -> Verdict:
     values = result.metrics[name], reference.metrics[name]
-    outcomes = [run.samples.get(name) for run in (result, reference)]
-    paths = [run.samples.get("path") for run in (result, reference)]
-    if outcomes[0] and outcomes[1] and paths[0] == paths[1] and len(outcomes[0]) == len(outcomes[1]):
-        change = np.array(outcomes[0], float) - np.array(outcomes[1], float)
-        change = change[~np.isnan(change)]  # None marks a sample that the metric leaves out
+    change = _change_of_outcomes(result, reference, name)
+    if len(change):
         gained, lost = int((change > 0).sum()), int((change < 0).sum())
-        squares = float((change**2).sum())  # for outcomes 0 and 1, the number that changed
+        with np.errstate(over="ignore"):
+            squares = float((change**2).sum())  # for outcomes 0 and 1, the number that changed
+            within = _within(float(change.sum() ** 2), z**2 * squares)
         tolerance = z * 100 * math.sqrt(squares) / len(change)
-        beyond = float(change.sum()) ** 2 > z**2 * squares
-        return _verdict(name, values, tolerance, beyond, f"paired: {gained} outcomes gained, {lost} lost; {z:.2f} x SE")
+        return _verdict(name, values, tolerance, within, f"paired: {gained} outcomes gained, {lost} lost; {z:.2f} x SE")
     error = math.hypot(*(run.standard_errors.get(name, 0.0) for run in (result, reference)))
-    return _verdict(name, values, z * error, abs(values[0] - values[1]) > z * error, f"unpaired: {z:.2f} x SE {error:.3f}")
+    return _verdict(name, values, z * error, _within(values[0] - values[1], z * error), f"unpaired: {z:.2f} x SE {error:.3f}")
+
+
+def _within(difference: float, tolerance: float) -> bool:
+    """Return whether a difference is attributed to chance; an infinite tolerance or NaN says nothing."""
+    return abs(difference) <= tolerance < math.inf
+
+
+def _change_of_outcomes(result: Result, reference: Result, name: str) -> np.ndarray:
+    """Return how much the outcome of each image changed, without the images that the metric leaves out; empty if unknown."""
+    ours, theirs = (run.samples.get(name) or [] for run in (result, reference))
+    if result.samples.get("path") != reference.samples.get("path") or len(ours) != len(theirs):
+        return np.empty(0)
+    change = np.array(ours, float) - np.array(theirs, float)
+    return change[~np.isnan(change)]  # None marks a sample that the metric leaves out

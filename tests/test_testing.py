@@ -121,7 +121,8 @@ RUN = {
     "error of no metric": ('standard_errors={"top1"', 'standard_errors={"top5"', "top5"),
     "lengths of samples": ('"top1": [1, 0]', '"top1": [1]', "samples"),
     "not JSON": ('"top1": [1, 0]', '"top1": [1, object()]', "JSON"),
-    "changed by JSON": ('"top1": [1, 0]', '"top1": [(1,), (0,)]', "changes"),
+    "changed by JSON": ('"top1": [1, 0]', '"top1": [1, 0], "box": [(1,), (0,)]', "changes"),
+    "no outcome": ('"top1": [1, 0]', '"top1": [(1,), (0,)]', "samples.top1[0]"),
 }
 
 

@@ -151,3 +151,23 @@ def test_results_without_metrics_are_not_compared():
     verdicts, reason = compare_results(bare, bare)
     assert verdicts == []
     assert "no metric" in reason
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_scores_that_are_no_number_are_not_compared(value):
+    good, bad = result([1, 0]), result([1, 0], metrics={"top1@20": value})
+    for pair in ((good, bad), (bad, good)):
+        verdicts, reason = compare_results(*pair)
+        assert (verdicts, str(value) in reason) == ([], True)
+    assert compare_with_paper(measured(value, 0.2))[0][0].outcome != "same"
+
+
+def test_infinite_tolerance_is_not_the_same_score():
+    huge = {"top1@20": 1e308}
+    far = result([0, 0], samples={}, standard_errors=huge, metrics={"top1@20": -1e308})
+    assert compare_results(result([1, 0], samples={}, metrics=huge, standard_errors=huge), far)[0][0].outcome != "same"
+
+
+def test_outcomes_are_compared_unpaired_if_no_image_counts():
+    (verdict,), _ = compare_results(result([1, 0]), result([1, 0], samples={"path": ["0", "1"], "top1@20": [None, None]}))
+    assert (verdict.outcome, verdict.method.split(":")[0]) == ("same", "unpaired")

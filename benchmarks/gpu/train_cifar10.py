@@ -272,8 +272,8 @@ def train(run: Run, identity: dict[str, Any], train_split: Split, test_split: Sp
         history.append(row)
         print(f"{time.monotonic() - started:6.1f} s", *(f"{name} {value:.5g}" for name, value in row.items()), flush=True)
         if (epoch + 1) % run.save_every == 0 or epoch + 1 == recipe.epochs:
-            folder.save(trainer.state(epoch + 1))
             folder.write_log(history)
+            folder.save(trainer.state(epoch + 1))
     for name, network in (("teacher", trainer.teacher), ("student", trainer.student)):
         save_backbone(run.out / f"{name}.safetensors", network.backbone.state_dict(), arch=run.arch, dtype=torch.float16)
     record = {

@@ -6,11 +6,13 @@ from pathlib import Path
 
 from dinoeval.cli.notes import print_remarks
 from dinoeval.cli.options import CacheFolder
+from dinoeval.decoding import printable
 from dinoeval.errors import ConfigError, join_names
-from dinoeval.files import check_writable, expand, write_whole
+from dinoeval.files import check_writable, expand, reason, write_whole
 from dinoeval.session import Session, SessionConfig
 
 _UNFINISHED = "unfinished; rerun the command to resume"
+_LEFT_BEHIND = "left behind by a killed run; its next run, or `dinoeval cache prune`, removes it"
 
 
 def embed(images: tuple[str, ...], /, *, out: str, readout: str = "cls", session: SessionConfig) -> int:
@@ -69,19 +71,20 @@ def cache_list(cache: CacheFolder) -> int:
     total = 0
     for key, entry in store.entries():
         if isinstance(entry, str):
-            print(f"{key}  corrupted: {entry}")
+            print(f"{key}  corrupted: {printable(entry)}")
             continue
-        total += entry.num_bytes
-        about, recipe = entry.manifest["about"], entry.manifest["recipe"]
+        manifest = entry.manifest
+        total += manifest.index_bytes
         shape = " x ".join(map(str, (entry.num_rows, *entry.feature_shape)))
-        print(
-            f"{key}  {shape:<14} {entry.num_bytes / 1e6:9.1f} MB  {about['arch']} {recipe['readout']} {recipe['precision']} "
-            f"{recipe['transform']}  {about['weights']}  {about['data']} ({about['split']})"
-        )
-    for folder in store.partials():
-        print(f"{folder.name.removesuffix('.partial')}  {_UNFINISHED}")
+        recipe = [manifest.recipe.get(field, "unknown") for field in ("readout", "precision", "transform")]
+        arch, weights, data, split = (manifest.about.get(field, "unknown") for field in ("arch", "weights", "data", "split"))
+        about = f"{arch} {' '.join(map(str, recipe))}  {weights}  {data} ({split})"
+        print(f"{key}  {shape:<14} {manifest.index_bytes / 1e6:9.1f} MB  {printable(about)}")
+    for folder, resumable in store.partials():
+        print(f"{folder.name.removesuffix('.partial')}  {_UNFINISHED if resumable else _LEFT_BEHIND}")
     for folder, finished in store.runs():
-        size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+        with store.report_unreadable():
+            size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
         total += size
         print(f"{folder.name}  {size / 1e6:.1f} MB  run, {'finished' if finished else _UNFINISHED}")
     print(f"{total / 1e6:.1f} MB in {store.root}")
@@ -100,9 +103,12 @@ def cache_verify(cache: CacheFolder) -> int:
 
     corrupted = 0
     for key, entry in FeatureCache(cache.cache).entries():
-        error = entry if isinstance(entry, str) else entry.verify()
+        try:
+            error = entry if isinstance(entry, str) else entry.verify()
+        except OSError as failure:
+            error = f"cannot be read: {reason(failure)}"
         corrupted += error is not None
-        print(f"{key}  {f'corrupted: {error}' if error else 'intact'}")
+        print(f"{key}  {f'corrupted: {printable(error)}' if error else 'intact'}")
     return 1 if corrupted else 0
 
 
@@ -127,13 +133,16 @@ def cache_prune(keys: tuple[str, ...] = (), /, *, all: bool = False, runs: bool 
     if unknown := [key for key in keys if not any(name.startswith(key) for name in names)]:
         raise ConfigError(f"no entry or run {join_names(unknown)} in {store.root}: run `dinoeval cache list` for the names")
     wanted = [key for key in entries if all or key.startswith(tuple(keys))]
-    for folder in [*store.partials(), *(store.root / key for key in entries)]:
+    for folder in [*(folder for folder, _ in store.partials()), *(store.root / key for key in entries)]:
         if message := store.remove(folder, only_if_corrupted=not (folder.suffix or folder.name in wanted)):
             print(message)
     for folder, finished in stored_runs:
         if (runs and finished) or folder.name.startswith(tuple(keys)):
-            delete(folder)
-            print(f"deleted {folder.name}")
+            try:
+                delete(folder)
+                print(f"deleted {folder.name}")
+            except OSError as error:
+                print(f"kept {folder.name}: {reason(error)}")
     return 0
 
 

@@ -13,14 +13,15 @@ import re
 import shutil
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import filelock
 import numpy as np
 
 from dinoeval.data.masks import write_mask
+from dinoeval.decoding import convert, decode_file
 from dinoeval.errors import ConfigError, DinoevalError
-from dinoeval.files import describe_differences
+from dinoeval.files import describe_differences, read_bytes, report_disk_errors
 
 RECORD = "dinoeval.json"
 """Name of the record."""
@@ -41,29 +42,42 @@ def read_record(folder: Path, settings: Mapping[str, Any]) -> dict[str, Any] | N
         ConfigError: If the folder has other settings or other files, or if a mask was changed.
         DinoevalError: If the folder cannot be read.
     """
-    try:
+    with report_disk_errors(f"the masks in {folder} cannot be read"):
+        if folder.exists() and not folder.is_dir():
+            raise ConfigError(f"{folder} is a file: pass another --out")
         if not folder.is_dir() or not any(folder.iterdir()):
-            if folder.exists() and not folder.is_dir():
-                raise ConfigError(f"{folder} is a file: pass another --out")
             return None
-        record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
-        saved, digests, *_ = dict(record["recipe"]), record["masks"], record["lost"], record["constant"]
-        changed = [name for name, digest in digests.items() if _digest(folder / name) != digest]
-    except FileNotFoundError as error:
-        raise ConfigError(
-            f"{folder} has files but no {Path(str(error.filename)).name}, so it is not a complete folder of masks: "
-            "pass another --out, or delete it"
-        ) from error
-    except OSError as error:
-        raise DinoevalError(f"{error.filename or folder} cannot be read: {error.strerror}") from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ConfigError(f"{folder / RECORD} was not written by dinoeval: pass another --out, or delete the folder") from error
-    if differences := describe_differences(saved, json.loads(json.dumps(settings))):
+        record = _decode_record(folder / RECORD) if (folder / RECORD).exists() else None
+        if absent := [RECORD] if record is None else [name for name in record["masks"] if not (folder / name).is_file()]:
+            raise ConfigError(
+                f"{folder} has files but no {absent[0]}, so it is not a complete folder of masks: pass another --out, or delete it"
+            )
+        assert record is not None
+        changed = [name for name, digest in record["masks"].items() if _digest(folder / name) != digest]
+    if differences := describe_differences(record["recipe"], json.loads(json.dumps(settings))):
         raise ConfigError(
             f"the masks in {folder} belong to a different run ({'; '.join(differences)}): pass another --out, or delete the folder"
         )
     if changed:
         raise ConfigError(f"mask {folder / changed[0]} was changed after it was written: pass another --out, or delete the folder")
+    return record
+
+
+class _Record(TypedDict):
+    recipe: dict[str, Any]
+    masks: dict[str, str]
+    lost: list[int]
+    constant: dict[str, list[int]]
+
+
+def _decode_record(path: Path) -> dict[str, Any]:
+    try:
+        record = decode_file(path, dict[str, Any], RECORD)
+        convert(record, _Record, RECORD)
+        if outside := [name for name in record["masks"] if Path(name).name != name]:
+            raise DinoevalError(f"{outside[0]!r:.100} is not a file of the folder")
+    except DinoevalError as error:
+        raise ConfigError(f"{path} is not the record of a folder of masks ({error}): pass another --out, or delete the folder") from error
     return record
 
 
@@ -133,4 +147,4 @@ def _remove_leftovers(folder: Path) -> None:
 
 
 def _digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+    return hashlib.sha256(read_bytes(path)).hexdigest()[:16]

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import re
 import shutil
 from collections.abc import Iterator, Mapping
@@ -17,13 +18,12 @@ from pathlib import Path
 from typing import Any
 
 import filelock
-import numpy as np
 
 from dinoeval.environment import cache_folder
 from dinoeval.errors import CacheError
-from dinoeval.features.entry import MANIFEST, CorruptedEntry, Entry, read_entry
-from dinoeval.features.partial import Partial, create, delete, reason, resume
-from dinoeval.files import expand
+from dinoeval.features.entry import MANIFEST, CorruptedEntry, Entry, Plan, read_entry
+from dinoeval.features.partial import Partial, create, delete, resumable, resume
+from dinoeval.files import expand, reason, report_disk_errors
 
 RUNS = "runs"
 """Folder inside the cache for linear-probe and DAVIS runs without --out."""
@@ -74,28 +74,43 @@ class FeatureCache:
             if report:
                 _log.warning("cache entry %s is corrupted (%s); recomputing it", key, problem)
             return None
+        self._remove_leftover(key)
         return entry
+
+    def _remove_leftover(self, key: str) -> None:
+        """Remove what a run left behind that was killed after its entry was complete."""
+        folder = self.partial_folder(key)
+        if folder.exists() and not resumable(folder):
+            with contextlib.suppress(CacheError, OSError), self.locked(key, wait=False):
+                if not resumable(folder):
+                    delete(folder)
 
     def entries(self) -> Iterator[tuple[str, Entry | str]]:
         """Yield all entries, without verifying their features.
 
         Yields:
             The key, and the entry or the reason why it cannot be read.
+
+        Raises:
+            CacheError: If the cache cannot be read.
         """
         for folder in self._folders():
             if folder.suffix != _PARTIAL:
                 try:
                     yield folder.name, read_entry(folder) or f"{MANIFEST} is missing"
                 except (CorruptedEntry, OSError) as error:
-                    yield folder.name, str(error)
+                    yield folder.name, reason(error)
 
-    def partials(self) -> list[Path]:
+    def partials(self) -> list[tuple[Path, bool]]:
         """Find incomplete entries.
 
         Returns:
-            Their folders.
+            The folder of each, and whether a run can resume from it; others were left behind by a killed run.
+
+        Raises:
+            CacheError: If the cache cannot be read.
         """
-        return [folder for folder in self._folders() if folder.suffix == _PARTIAL]
+        return [(folder, resumable(folder)) for folder in self._folders() if folder.suffix == _PARTIAL]
 
     def partial_folder(self, key: str) -> Path:
         """Return the folder of an entry while it is incomplete.
@@ -113,14 +128,26 @@ class FeatureCache:
 
         Returns:
             The folder of each run, and whether the run is finished.
+
+        Raises:
+            CacheError: If the cache cannot be read.
         """
-        inside = sorted((self.root / RUNS).iterdir()) if (self.root / RUNS).is_dir() else []
-        folders = [folder for folder in inside if _RUN_NAME.fullmatch(folder.name) and folder.is_dir()]
-        return [(folder, (folder / FINISHED).exists() or any(folder.glob("head_*.pth"))) for folder in folders]
+        inside = self._inside(self.root / RUNS) if self._inside(self.root) else []
+        with self.report_unreadable():
+            folders = [folder for folder in inside if _RUN_NAME.fullmatch(folder.name) and folder.is_dir()]
+            return [(folder, (folder / FINISHED).exists() or any(folder.glob("head_*.pth"))) for folder in folders]
 
     def _folders(self) -> list[Path]:
-        inside = sorted(self.root.iterdir()) if self.root.is_dir() else []
-        return [folder for folder in inside if _ENTRY_NAME.fullmatch(folder.name) and folder.is_dir()]
+        return [path for path in self._inside(self.root) if _ENTRY_NAME.fullmatch(path.name)]
+
+    def _inside(self, folder: Path) -> list[Path]:
+        """List a folder of the cache, which need not exist; a file or a dangling link in its place is an error."""
+        with self.report_unreadable():
+            return sorted(folder.iterdir()) if os.path.lexists(folder) else []
+
+    def report_unreadable(self) -> contextlib.AbstractContextManager[None]:
+        """Return a context that turns an OSError into a CacheError."""
+        return report_disk_errors(f"the feature cache {self.root} cannot be read", CacheError)
 
     def remove(self, folder: Path, only_if_corrupted: bool = False) -> str | None:
         """Delete an entry, complete or not, unless another process uses it.
@@ -138,8 +165,8 @@ class FeatureCache:
                     return None
                 delete(folder)
                 return f"deleted {folder.name}"
-        except CacheError as error:
-            return f"kept {folder.name}: {error}"
+        except (CacheError, OSError) as error:
+            return f"kept {folder.name}: {reason(error)}"
 
     @contextlib.contextmanager
     def locked(self, key: str, wait: bool = True) -> Iterator[None]:
@@ -191,15 +218,17 @@ class FeatureCache:
             CacheError: If the features cannot be written, for example because the disk is full.
         """
         folder = self.partial_folder(key)
-        plan = {"recipe": dict(spec), "rows": num_rows, "row_shape": list(feature_shape), "chunk_rows": chunk_rows}
-        if incomplete := resume(folder, plan):
-            return incomplete
+        plan = Plan(recipe=dict(spec), rows=num_rows, row_shape=tuple(feature_shape), chunk_rows=chunk_rows)
+        with report_disk_errors(f"the incomplete cache entry {folder} cannot be read", CacheError):
+            if incomplete := resume(folder, plan):
+                return incomplete
         try:
             delete(folder)
             return create(folder, plan)
         except OSError as error:
-            delete(folder)
-            size = 4 * num_rows * int(np.prod(feature_shape))
+            with contextlib.suppress(OSError):
+                delete(folder)
+            size = 4 * plan.rows * plan.dim
             free = shutil.disk_usage(self.root).free
             raise CacheError(
                 f"{size / 1e6:,.1f} MB of features cannot be written to {self.root}: {reason(error)} ({free / 1e6:,.1f} MB are free). "

@@ -7,24 +7,91 @@ from __future__ import annotations
 
 import concurrent.futures
 import dataclasses
-import hashlib
-import json
+import math
 import os
 import zlib
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypedDict
 
+import msgspec
 import numpy as np
 
-from dinoeval.errors import CacheError
+from dinoeval.decoding import Record, decode_sealed, encode_sealed
+from dinoeval.errors import CacheError, DinoevalError
+from dinoeval.features.spec import key_of
 from dinoeval.maths.neighbors import load_faiss
 
 INDEX, MANIFEST = "features.faiss", "manifest.json"
 _PIECE_BYTES = 4 << 20
+_MAX_NUMBERS = 1 << 48  # in an index file, so that sizes in bytes stay below 64 bits
 
 
 class CorruptedEntry(Exception):  # noqa: N818
     """An entry whose bytes were changed; str() is the reason."""
+
+
+class UnreadableImage(TypedDict):
+    """An image whose features are zeros."""
+
+    row: int
+    path: str
+    reason: str
+
+
+class Plan(Record, frozen=True, kw_only=True):
+    """What an entry contains: N images in chunks."""
+
+    recipe: dict[str, Any]
+    """The spec whose hash is the key."""
+    rows: int
+    """N, with unreadable images."""
+    row_shape: tuple[int, ...]
+    """Shape of the feature of one image."""
+    chunk_rows: int
+    """Images per chunk; each chunk has a checksum."""
+
+    def __post_init__(self) -> None:
+        if min(self.rows, self.chunk_rows, *self.row_shape, len(self.row_shape)) < 1 or self.rows * self.dim > _MAX_NUMBERS:
+            raise ValueError(f"{self.rows} rows of shape {self.row_shape} in chunks of {self.chunk_rows} are impossible")
+
+    @property
+    def dim(self) -> int:
+        """D, the product of the shape."""
+        return math.prod(self.row_shape)
+
+    @property
+    def chunks(self) -> int:
+        """Number of chunks."""
+        return -(-self.rows // self.chunk_rows)
+
+
+class Manifest(Plan, frozen=True, kw_only=True):
+    """The manifest of a complete entry."""
+
+    header_bytes: int
+    """Size of the index file before the features."""
+    header_crc32: int
+    crc32: list[int]
+    """CRC-32 of each chunk."""
+    bad: list[UnreadableImage]
+    remarks: dict[str, list[int]] = msgspec.field(default_factory=dict)
+    """Rows of images by remark."""
+    about: dict[str, Any]
+    """Information for people."""
+    created: str
+
+    def __post_init__(self) -> None:
+        Plan.__post_init__(self)
+        if len(self.crc32) != self.chunks or self.header_bytes < 0:
+            raise ValueError(f"{len(self.crc32)} checksums for {self.chunks} chunks, or a header of {self.header_bytes} bytes")
+        named = [*(image["row"] for image in self.bad), *(row for rows in self.remarks.values() for row in rows)]
+        if wrong := [row for row in named if not 0 <= row < self.rows]:
+            raise ValueError(f"an image in row {wrong[0]} of {self.rows}")
+
+    @property
+    def index_bytes(self) -> int:
+        """Size of the index file."""
+        return self.header_bytes + 4 * self.dim * self.rows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,9 +99,7 @@ class Entry:
     """A complete entry on disk."""
 
     folder: Path
-    manifest: dict[str, Any]
-    """Content of the manifest: `recipe` (the spec), `rows`, `row_shape`, checksums, `bad`, `remarks`, `about`,
-    `created`."""
+    manifest: Manifest
 
     @property
     def key(self) -> str:
@@ -44,27 +109,22 @@ class Entry:
     @property
     def num_rows(self) -> int:
         """N, with unreadable images."""
-        return self.manifest["rows"]
+        return self.manifest.rows
 
     @property
     def feature_shape(self) -> tuple[int, ...]:
         """Shape of the feature of one image; D is its product."""
-        return tuple(self.manifest["row_shape"])
+        return self.manifest.row_shape
 
     @property
     def bad(self) -> list[dict[str, Any]]:
         """The unreadable images: `row`, `path`, `reason`. Their features are zeros."""
-        return self.manifest["bad"]
+        return [{**image} for image in self.manifest.bad]
 
     @property
     def remarks(self) -> dict[str, list[int]]:
         """Rows of images by remark."""
-        return self.manifest.get("remarks", {})
-
-    @property
-    def num_bytes(self) -> int:
-        """Size of the index file."""
-        return (self.folder / INDEX).stat().st_size
+        return self.manifest.remarks
 
     def open(self) -> BinaryIO:
         """Open the index file.
@@ -91,8 +151,8 @@ class Entry:
         Returns:
             (N, D) float32, memory-mapped and read-only.
         """
-        shape = (self.num_rows, int(np.prod(self.feature_shape)))
-        return np.memmap(file, np.float32, "r", offset=self.manifest["header_bytes"], shape=shape)
+        shape = (self.num_rows, self.manifest.dim)
+        return np.memmap(file, np.float32, "r", offset=self.manifest.header_bytes, shape=shape)
 
     def index(self) -> Any:
         """Open the features as a FAISS index.
@@ -109,27 +169,29 @@ class Entry:
         Returns:
             A description of the error, or None if the entry is intact.
         """
-        path = self.folder / INDEX
-        dim = int(np.prod(self.feature_shape))
-        chunk_bytes = 4 * dim * self.manifest["chunk_rows"]
-        header_bytes = self.manifest["header_bytes"]
-        checksums = self.manifest["crc32"]
-        total = header_bytes + 4 * dim * self.num_rows
-        if not path.is_file() or path.stat().st_size != total:
-            return f"{INDEX} is missing or not {total:,} bytes long"
+        path, manifest = self.folder / INDEX, self.manifest
+        if problem := _problem_of_size(path, manifest):
+            return problem
+        chunk_bytes = 4 * manifest.dim * manifest.chunk_rows
 
         def intact(chunk: int) -> bool:
             if chunk < 0:
-                return crc32_of(path, 0, header_bytes) == self.manifest["header_crc32"]
-            start = header_bytes + chunk * chunk_bytes
-            return crc32_of(path, start, min(chunk_bytes, total - start)) == checksums[chunk]
+                return crc32_of(path, 0, manifest.header_bytes) == manifest.header_crc32
+            start = manifest.header_bytes + chunk * chunk_bytes
+            return crc32_of(path, start, min(chunk_bytes, manifest.index_bytes - start)) == manifest.crc32[chunk]
 
-        chunks = range(-1, len(checksums))  # -1 is the header
+        chunks = range(-1, manifest.chunks)  # -1 is the header
         with concurrent.futures.ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
             for chunk, good in zip(chunks, pool.map(intact, chunks), strict=True):
                 if not good:
                     return f"bytes of {INDEX} changed ({'header' if chunk < 0 else f'chunk {chunk}'})"
         return None
+
+
+def _problem_of_size(path: Path, manifest: Manifest) -> str | None:
+    if not path.is_file() or path.stat().st_size != manifest.index_bytes:
+        return f"{INDEX} is missing or not {manifest.index_bytes:,} bytes long"
+    return None
 
 
 def read_entry(folder: Path) -> Entry | None:
@@ -142,18 +204,24 @@ def read_entry(folder: Path) -> Entry | None:
         The entry, or None if the folder has no manifest.
 
     Raises:
-        CorruptedEntry: If the manifest was changed.
+        CorruptedEntry: If the manifest was changed or belongs to another entry, or if the index file does not have its size.
+        OSError: If the files cannot be read.
     """
     path = folder / MANIFEST
-    if not path.exists():
+    if not path.is_file():
         return None
-    body, _, digest = path.read_bytes().rpartition(b"\n")
-    if hashlib.sha256(body).hexdigest().encode() != digest:
-        raise CorruptedEntry(f"{MANIFEST} changed")
-    return Entry(folder, json.loads(body))
+    try:
+        manifest = decode_sealed(path.read_bytes(), Manifest, MANIFEST)
+    except DinoevalError as error:
+        raise CorruptedEntry(str(error)) from error
+    if key_of(manifest.recipe) != folder.name:
+        raise CorruptedEntry(f"{MANIFEST} belongs to the entry {key_of(manifest.recipe)}")
+    if problem := _problem_of_size(folder / INDEX, manifest):
+        raise CorruptedEntry(problem)
+    return Entry(folder, manifest)
 
 
-def seal(folder: Path, manifest: dict[str, Any]) -> None:
+def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Write the manifest of an entry with its own hash, and flush the entry to disk.
 
     Args:
@@ -163,8 +231,7 @@ def seal(folder: Path, manifest: dict[str, Any]) -> None:
     Raises:
         OSError: If the files cannot be written.
     """
-    body = json.dumps(manifest, sort_keys=True).encode()
-    (folder / MANIFEST).write_bytes(body + b"\n" + hashlib.sha256(body).hexdigest().encode())
+    (folder / MANIFEST).write_bytes(encode_sealed(manifest))
     for name in (INDEX, MANIFEST):
         with (folder / name).open("rb") as file:
             os.fsync(file.fileno())

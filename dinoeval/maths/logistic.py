@@ -9,13 +9,18 @@ N images, D dimensions, C classes, Q queries, R ranks.
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import dataclasses
 import logging
 import math
 import warnings
+from collections.abc import Iterator
 from typing import Any, Literal
 
 import numpy as np
+
+from dinoeval.maths.neighbors import load_faiss
 
 Solver = Literal["cyanure", "sklearn"]
 _GAP_INTERVAL = 10  # passes between evaluations of the duality gap by cyanure (issue 121)
@@ -225,16 +230,35 @@ def _fit_cyanure(features: np.ndarray, targets: np.ndarray, strength: float, tol
         tol=tolerance,
         max_iter=max_iter,
         duality_gap_interval=min(_GAP_INTERVAL, max_iter),
-        # After a fit with several threads, the next FAISS search in this process hangs in OpenBLAS (cyanure 1.2.2
-        # and faiss-cpu 1.15.1, both on the same libgomp).
-        n_threads=1,
+        n_threads=load_faiss().omp_get_max_threads(),  # the weights are equal, bit by bit, for any number
         random_state=0,
         verbose=False,
     )
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), _openmp_settings_kept():
         warnings.simplefilter("ignore", ConvergenceWarning)  # Logistic.gap reports it
         model.fit(features, targets)
     return model.coef_.reshape(features.shape[1], -1), int(model.n_iter_.max())
+
+
+@contextlib.contextmanager
+def _openmp_settings_kept() -> Iterator[None]:
+    """Restore the settings of all OpenMP runtimes in this process.
+
+    cyanure 1.2.2 turns on omp_set_dynamic, and FAISS uses the same libgomp. The OpenBLAS of FAISS (faiss-cpu 1.15.1) then gets
+    fewer threads than it has divided a product into, and waits for the others forever.
+    """
+    from threadpoolctl import threadpool_info  # a dependency of scikit-learn
+
+    runtimes = [ctypes.CDLL(runtime["filepath"]) for runtime in threadpool_info() if runtime["user_api"] == "openmp"]
+    names = (("get_dynamic", "set_dynamic"), ("get_max_active_levels", "set_max_active_levels"), ("get_max_threads", "set_num_threads"))
+    # The OpenMP of Visual C++ lacks some.
+    known = [(runtime, get, set_) for runtime in runtimes for get, set_ in names if hasattr(runtime, f"omp_{get}")]
+    before = [getattr(runtime, f"omp_{get}")() for runtime, get, _ in known]
+    try:
+        yield
+    finally:
+        for (runtime, _, set_), value in zip(known, before, strict=True):
+            getattr(runtime, f"omp_{set_}")(value)
 
 
 def _fit_sklearn(features: np.ndarray, targets: np.ndarray, strength: float, tolerance: float, max_iter: int) -> tuple[np.ndarray, int]:

@@ -9,20 +9,19 @@ from __future__ import annotations
 import hashlib
 import http.client
 import importlib.resources
-import json
 import logging
-import os
 import re
 import urllib.request
 from pathlib import Path
-from typing import Any
 
 import filelock
+import msgspec
 from tqdm import tqdm
 
+from dinoeval.decoding import Record, decode_file
 from dinoeval.environment import offline, weights_folder
-from dinoeval.errors import CheckpointError
-from dinoeval.files import write_whole
+from dinoeval.errors import CheckpointError, DinoevalError
+from dinoeval.files import temporary_path, write_whole
 from dinoeval.models.checkpoints import check_zip
 from dinoeval.models.zoo import Weights
 
@@ -93,9 +92,10 @@ def _download(weights: Weights, path: Path) -> None:
     if offline():
         raise CheckpointError(f"weights '{weights.name}' are not downloaded and DINOEVAL_OFFLINE is set. {by_hand}.")
     assert weights.url is not None
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    partial: Path | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        partial = temporary_path(path)
         with urllib.request.urlopen(weights.url, timeout=_TIMEOUT) as response:
             size = int(response.headers.get("Content-Length") or 0)
             megabytes = f"{size / 1e6:.1f} MB" if size else "size unknown"
@@ -113,16 +113,35 @@ def _download(weights: Weights, path: Path) -> None:
         reason = getattr(error, "reason", None) or error
         raise CheckpointError(f"weights '{weights.name}' could not be downloaded: {reason}. {by_hand}.") from error
     finally:
-        partial.unlink(missing_ok=True)
+        if partial:
+            partial.unlink(missing_ok=True)
 
 
-def _read_lock(path: Path) -> dict[str, dict[str, Any]]:
+class _Recorded(Record, frozen=True, kw_only=True):
+    """A file whose hash is not published, as it was on its first use."""
+
+    url: str | None = None
+    sha256: str
+    size: int | None = None
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch("[0-9a-f]{64}", self.sha256):
+            raise ValueError(f"{self.sha256!r:.80} is not a SHA-256")
+
+
+def _read_lock(path: Path) -> dict[str, _Recorded]:
     """Read the recorded hashes, by model name."""
     try:
-        entries = json.loads(path.read_text()) if path.exists() else {}
-        return {name: entry for name, entry in entries.items() if re.fullmatch("[0-9a-f]{64}", entry["sha256"])}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{path} is corrupted ({error!r}). Delete it; hashes are then recorded again.") from error
+        return decode_file(path, dict[str, _Recorded]) if path.exists() else {}
+    except DinoevalError as error:
+        raise CheckpointError(f"{error}. Correct or delete it; hashes are then recorded again.") from error
+
+
+def _recorded_hash(weights: Weights, lock: Path) -> str | None:
+    """Return the recorded hash of weights, by their name or by their address, so that a changed name does not hide it."""
+    recorded = _read_lock(lock)
+    found = recorded.get(weights.name) or next((one for one in recorded.values() if one.url and one.url == weights.url), None)
+    return found and found.sha256
 
 
 def _verify(weights: Weights, path: Path, final: Path) -> None:
@@ -130,12 +149,12 @@ def _verify(weights: Weights, path: Path, final: Path) -> None:
     found, lock = sha256_of(path), weights_folder() / LOCK_FILE
     expected, origin, remedy = weights.sha256, "known", ""
     if expected is None:
-        entry = _read_lock(lock).get(weights.name)
-        if entry is None:
+        expected = _recorded_hash(weights, lock)
+        if expected is None:
             _check_container(path, final)
             _record(weights, path, found, lock)
             return
-        expected, origin = entry["sha256"], "recorded"
+        origin = "recorded"
         remedy = f" If the recorded file was the wrong one, delete the entry '{weights.name}' from {lock}."
     if found != expected:
         source = f" from {weights.url}" if weights.url else ""
@@ -158,8 +177,9 @@ def _check_container(path: Path, final: Path) -> None:
 def _record(weights: Weights, path: Path, found: str, lock: Path) -> None:
     try:
         with filelock.FileLock(f"{lock}.lock", timeout=60):
-            entries = {**_read_lock(lock), weights.name: {"url": weights.url, "sha256": found, "size": path.stat().st_size}}
-            write_whole(lock, lambda target: target.write_text(json.dumps(entries, indent=1, sort_keys=True) + "\n"))
+            entries = {**_read_lock(lock), weights.name: _Recorded(url=weights.url, sha256=found, size=path.stat().st_size)}
+            content = msgspec.json.format(msgspec.json.encode(entries, order="sorted"), indent=1)
+            write_whole(lock, lambda target: target.write_bytes(content + b"\n"))
         _log.info("%s: no hash is published; recorded sha256 %s in %s", weights.name, found, lock)
-    except (OSError, filelock.Timeout) as error:  # a shared weights directory may be read-only
+    except (OSError, DinoevalError, filelock.Timeout) as error:  # a shared weights directory may be read-only
         _log.warning("%s: sha256 %s could not be recorded in %s: %s", weights.name, found, lock, error)

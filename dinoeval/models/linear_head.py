@@ -12,7 +12,7 @@ from torch import Tensor
 
 from dinoeval.decoding import convert, decode
 from dinoeval.errors import CheckpointError, DinoevalError, join_names
-from dinoeval.files import expand, write_whole
+from dinoeval.files import expand, streamed, write_whole
 from dinoeval.models.checkpoints import read_file
 from dinoeval.models.download import ensure_weights
 from dinoeval.models.zoo import ZOO
@@ -112,4 +112,4 @@ def save_head(path: Path, head: Mapping[str, Any], metadata: dict[str, Any]) -> 
         "best_acc": head["score"],
         "dinoeval": metadata,
     }
-    write_whole(path, lambda target: torch.save(content, target))
+    write_whole(path, streamed(lambda file: torch.save(content, file)))

@@ -89,7 +89,7 @@ class LinearProbe:
         from dinoeval.features.cache import RUNS
         from dinoeval.features.spec import key_of
         from dinoeval.training.probe.sweep import Head, Sweep, SweepSettings
-        from dinoeval.training.probe.train import train_heads
+        from dinoeval.training.probe.train import run_folder, train_heads
 
         config, train_images = self.config, self.train_images
         labels = labels_of(train_images)
@@ -133,7 +133,7 @@ class LinearProbe:
         device = self.session.backbone.device
         settings = SweepSettings(epochs=config.epochs, batch_size=batch, seed=SEED, device=device)
         sweep = Sweep(heads, dims, labels, len(train_images.classes), settings)
-        train_heads(sweep, source, kept, eval_sets, folder, spec)
+        train_heads(sweep, source, kept, eval_sets, run_folder(folder, spec, wait=not config.out))
         scores = self._report(sweep, eval_sets, folder, notes)
         return dataclasses.replace(scores, bad=[*scores.bad, *held_bad])
 

@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from dinoeval.decoding import printable
 from dinoeval.paper.comparable import Comparison, comparable
 from dinoeval.results import Result
 from dinoeval.verdicts import Verdict
@@ -55,7 +56,11 @@ def format_result(result: Result) -> str:
         if split.get("bad_images"):
             lines.append(f"left out of {name} because they cannot be read: {len(split['bad_images'])} images")
     lines.append("seconds: " + ", ".join(f"{stage} {seconds:.1f}" for stage, seconds in result.seconds.items()))
-    return "\n".join(line.rstrip() for line in lines)
+    return _join(lines)
+
+
+def _join(lines: Iterable[str]) -> str:
+    return "\n".join(printable(line).rstrip() for line in lines)
 
 
 def _metrics(result: Result, found: Comparison) -> list[str]:
@@ -134,7 +139,7 @@ def format_verdicts(path: str, verdicts: Sequence[Verdict], reasons: Sequence[st
         f"{verdict.tolerance:>11.2f}  {verdict.outcome}: {verdict.method}"
         for verdict in verdicts
     ]
-    return "\n".join(lines)
+    return _join(lines)
 
 
 VERDICT_HEADING = f"{'':<24}{'measured':>10}{'reference':>11}{'difference':>12}{'tolerance':>11}"

@@ -203,7 +203,12 @@ def _open_approximate(stored: StoredIndex) -> ApproximateIndex | None:
     if kind == "exact":
         return None
     effort = parameters.get("nprobe") or parameters["efSearch"]
-    return ApproximateIndex(kind, read_index(stored.file(NEIGHBORS)), stored.vectors, effort, parameters.get("rerank", 1))
+    neighbors = read_index(stored.file(NEIGHBORS))
+    if (neighbors.ntotal, neighbors.d) != (len(stored.vectors), stored.vectors.dim):
+        raise DataError(
+            f"the index {stored.folder} is corrupted: {NEIGHBORS} holds {neighbors.ntotal:,} vectors of {neighbors.d} dimensions"
+        )
+    return ApproximateIndex(kind, neighbors, stored.vectors, effort, parameters.get("rerank", 1))
 
 
 def _is_same_file(status: os.stat_result, path: str) -> bool:

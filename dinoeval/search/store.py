@@ -10,8 +10,6 @@ import concurrent.futures
 import contextlib
 import dataclasses
 import functools
-import hashlib
-import json
 import os
 import re
 import secrets
@@ -19,14 +17,16 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from dinoeval.errors import ConfigError, DataError, join_names
+from dinoeval.decoding import encode, encode_sealed
+from dinoeval.errors import ConfigError, DataError, DinoevalError, join_names
 from dinoeval.features.entry import crc32_of
-from dinoeval.files import expand, write_whole
-from dinoeval.search.vectors import VectorFile
+from dinoeval.files import TEMPORARY, expand, read_bytes, write_whole
+from dinoeval.search.manifest import INDEX_FILE, decode_images, decode_manifest
+from dinoeval.search.vectors import VectorFile, is_vector_file
 
 FORMAT = 1
 MANIFEST, VECTORS, IMAGES, NEIGHBORS, LOCK = "manifest.json", "rows.faiss", "images.json", "neighbours.faiss", ".lock"
-_INDEX_FILE = re.compile(r"[0-9a-f]{8}\.(rows\.faiss|images\.json|neighbours\.faiss)|\.\d+\.manifest\.json")
+_INDEX_FILE = re.compile(rf"{INDEX_FILE.pattern}|{TEMPORARY.pattern}manifest\.json")
 _CHUNK_BYTES = 64 << 20  # bytes per checksum
 
 
@@ -157,22 +157,24 @@ def _read_index(folder: Path) -> StoredIndex:
     def corrupted(reason: str) -> DataError:
         return DataError(f"the index {folder} is corrupted: {reason}. Delete the folder and rebuild it; features in the cache are reused")
 
-    body, _, checksum = (folder / MANIFEST).read_bytes().rpartition(b"\n")
-    if hashlib.sha256(body).hexdigest().encode() != checksum:
-        raise corrupted(f"the checksum of {MANIFEST} does not match")
-    manifest = json.loads(body)
-    if manifest["format"] != FORMAT:
-        raise DataError(f"the index {folder} has format {manifest['format']}, expected {FORMAT}: rebuild it with this version")
-    for part, entry in manifest["files"].items():
-        path = folder / entry["name"]
-        if not path.is_file() or path.stat().st_size != entry["bytes"]:
-            raise corrupted(f"{path.name} ({part}) is missing or does not have {entry['bytes']:,} bytes")
-        if checksums(path) != entry["crc32"]:
-            raise corrupted(f"the checksum of {path.name} does not match")
-    lists = json.loads((folder / manifest["files"][IMAGES]["name"]).read_text())
+    try:
+        manifest = decode_manifest(read_bytes(folder / MANIFEST), MANIFEST, FORMAT)
+        for part, entry in manifest["files"].items():
+            path = folder / entry["name"]
+            if not path.is_file() or path.stat().st_size != entry["bytes"]:
+                raise corrupted(f"{path.name} ({part}) is missing or does not have {entry['bytes']:,} bytes")
+            if checksums(path) != entry["crc32"]:
+                raise corrupted(f"the checksum of {path.name} does not match")
+        names = {part: folder / entry["name"] for part, entry in manifest["files"].items()}
+        lists = decode_images(read_bytes(names[IMAGES]), IMAGES, manifest["images"], FileRecord)
+    except DataError:
+        raise
+    except DinoevalError as error:
+        raise corrupted(str(error)) from error
     records, bad = (tuple(FileRecord(*line) for line in lists[part]) for part in ("images", "bad"))
-    vectors = VectorFile(folder / manifest["files"][VECTORS]["name"], len(records), manifest["dim"])
-    return StoredIndex(folder, manifest, records, bad, vectors)
+    if not is_vector_file(names[VECTORS], len(records), manifest["dim"]):
+        raise corrupted(f"{VECTORS} does not hold {len(records):,} vectors of {manifest['dim']} dimensions")
+    return StoredIndex(folder, manifest, records, bad, VectorFile(names[VECTORS], len(records), manifest["dim"]))
 
 
 def checksums(path: Path) -> list[int]:
@@ -243,17 +245,17 @@ class IndexDraft:
             DinoevalError: If a file cannot be written.
         """
         lists = {part: [dataclasses.astuple(one) for one in files] for part, files in (("images", records), ("bad", bad))}
-        self.write(IMAGES, lambda path: path.write_text(json.dumps(lists)))
+        self.write(IMAGES, lambda path: path.write_bytes(encode(lists)))
         files = {}
         with self._report_disk_errors():
             for part in self._parts:
                 path = self._path(part)
                 _flush(path)
                 files[part] = {"name": path.name, "bytes": path.stat().st_size, "crc32": checksums(path)}
-        body = json.dumps({"format": FORMAT, **manifest, "files": files}, indent=1).encode()
+        content = encode_sealed({"format": FORMAT, **manifest, "files": files})
 
         def write_manifest(path: Path) -> None:
-            path.write_bytes(body + b"\n" + hashlib.sha256(body).hexdigest().encode())
+            path.write_bytes(content)
             _flush(path)
 
         write_whole(self.folder / MANIFEST, write_manifest)

@@ -90,6 +90,21 @@ def write_vectors(path: Path, blocks: Iterable[np.ndarray], num_rows: int, dim: 
     assert written == num_rows
 
 
+def is_vector_file(path: Path, num_rows: int, dim: int) -> bool:
+    """Return whether a file has the size and the header of a file of vectors.
+
+    Args:
+        path: An existing file.
+        num_rows: Number of vectors.
+        dim: Number of dimensions.
+    """
+    if path.stat().st_size < 4 * num_rows * dim:  # before a header of this dimension is made
+        return False
+    header = index_header(num_rows, dim)
+    with path.open("rb") as file:
+        return path.stat().st_size == len(header) + 4 * num_rows * dim and file.read(len(header)) == header
+
+
 def sample(count: int, size: int) -> np.ndarray:
     """Draw row numbers without replacement, always the same for the same arguments.
 

@@ -48,7 +48,19 @@ def test_read_record_names_settings_that_differ(tmp_path):
         read_record(tmp_path / "clip", {"radius": 12, "network": {"depth": 4}})
 
 
-@pytest.mark.parametrize("record", ["[]", "{}", '{"recipe": [], "masks": {}}', '{"recipe": {}, "masks": {}}', "nonsense"])
+@pytest.mark.parametrize(
+    "record",
+    [
+        "[]",
+        "{}",
+        '{"recipe": [], "masks": {}, "lost": [], "constant": {}}',
+        '{"recipe": {}, "masks": {}}',
+        '{"recipe": {}, "masks": {}, "lost": [null], "constant": {}}',
+        '{"recipe": {}, "masks": {"../dinoeval.json": ""}, "lost": [], "constant": {}}',
+        '{"recipe": ' + '{"a": ' * 10**5 + "1" + "}" * 10**5 + "}",
+        "nonsense",
+    ],
+)
 def test_read_record_raises_for_records_of_other_programs(tmp_path, record):
     (tmp_path / "dinoeval.json").write_text(record)
     with pytest.raises(ConfigError, match=r"dinoeval\.json"):

@@ -125,9 +125,7 @@ def test_corrupted_partial_entry_is_restarted(tiny_weights, image_folder, tmp_pa
         cache = FeatureCache(tmp_path / part)
         with cache.locked(intact.entry.key):
             manifest = intact.entry.manifest
-            partial = cache.begin(
-                intact.entry.key, spec=manifest["recipe"], num_rows=33, feature_shape=(96,), chunk_rows=manifest["chunk_rows"]
-            )
+            partial = cache.begin(intact.entry.key, spec=manifest.recipe, num_rows=33, feature_shape=(96,), chunk_rows=manifest.chunk_rows)
         if part == "header":
             with partial.index.open("r+b") as file:
                 file.write(bytes(20))

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import functools
 import importlib.util
 import os
 import subprocess
@@ -131,11 +132,33 @@ def test_one_vs_rest_excludes_difficult_images_per_class(solver):
 @pytest.mark.skipif(importlib.util.find_spec("cyanure") is None, reason="cyanure is not installed")
 @pytest.mark.slow
 def test_faiss_search_ends_after_a_cyanure_fit():
-    """A fit with several threads makes the OpenBLAS of FAISS hang. The test uses its own process, which can be stopped."""
+    """A fit changes the settings of OpenMP, with which the OpenBLAS of FAISS hangs. The test uses its own process, which can be stopped."""
     code = (
         "import numpy as np; from dinoeval.maths.logistic import fit_logistic; from dinoeval.maths.neighbors import nearest\n"
-        "x = np.random.default_rng(0).standard_normal((3000, 64)).astype('f4')\n"
-        "nearest(x[:50], [x], 5); fit_logistic(x, np.arange(3000) % 5, strength=0.1, solver='cyanure'); nearest(x[:1000], [x], 20)"
+        "import ctypes; from threadpoolctl import threadpool_info\n"
+        "names = ('omp_get_dynamic', 'omp_get_max_active_levels', 'omp_get_max_threads')\n"
+        "def settings():\n"
+        "    runtimes = [ctypes.CDLL(one['filepath']) for one in threadpool_info() if one['user_api'] == 'openmp']\n"
+        "    return [getattr(runtime, name)() for runtime in runtimes for name in names]\n"
+        "x = np.random.default_rng(0).standard_normal((3000, 384)).astype('f4')\n"
+        "nearest(x[:50], [x], 5); before = settings()\n"
+        "fit_logistic(x, np.arange(3000) % 5, strength=0.1, solver='cyanure')\n"
+        "assert settings() == before, (before, settings())\n"
+        "nearest(x[:1000], [x], 20)"
     )
     environment = {name: value for name, value in os.environ.items() if not name.endswith("_NUM_THREADS")}
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120, env=environment)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("cyanure") is None, reason="cyanure is not installed")
+@pytest.mark.slow
+def test_weights_of_cyanure_do_not_depend_on_threads():
+    code = (
+        "import hashlib, numpy as np; from dinoeval.maths.logistic import fit_logistic\n"
+        "x = np.random.default_rng(0).standard_normal((600, 32)).astype('f4')\n"
+        "for classes in (2, 7):\n"
+        "    fit = fit_logistic(x, np.arange(600) % classes, strength=0.1, solver='cyanure')\n"
+        "    print(hashlib.sha256(fit.weights.tobytes()).hexdigest())"
+    )
+    run = functools.partial(subprocess.run, [sys.executable, "-c", code], check=True, timeout=120, capture_output=True, text=True)
+    assert len({run(env={**os.environ, "OMP_NUM_THREADS": threads}).stdout for threads in ("1", "2", "5")}) == 1

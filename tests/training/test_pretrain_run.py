@@ -113,7 +113,7 @@ def test_interrupted_run_resumes_with_equal_numbers(tmp_path, image_folder):
 
 def test_checkpoint_has_the_released_layout(tmp_path, image_folder):
     train(open_images(image_folder), TINY, RECIPE, PretrainSettings(out=tmp_path, workers=0, save_every=2, seed=7))
-    names = ["checkpoint.pth", "checkpoint0000.pth", "checkpoint0002.pth", "log.txt", "teacher.safetensors"]
+    names = [".lock", "checkpoint.pth", "checkpoint0000.pth", "checkpoint0002.pth", "log.txt", "teacher.safetensors"]
     assert sorted(file.name for file in tmp_path.iterdir()) == names
     state = torch.load(tmp_path / CHECKPOINT, weights_only=True)
     assert set(state) == {"student", "teacher", "optimizer", "epoch", "args", "dino_loss"}

@@ -14,7 +14,7 @@ from dinoeval.features.readout import Cls, ClsAvg, LastCls
 from dinoeval.training.loading import derive_seed
 from dinoeval.training.probe.sources import Augmented, AugmentedSettings, Cached
 from dinoeval.training.probe.sweep import EvalSet, Head, Sweep, SweepSettings
-from dinoeval.training.probe.train import STATE, train_heads
+from dinoeval.training.probe.train import STATE, run_folder, train_heads
 
 CPU = torch.device("cpu")
 TRANSFORM = CenterCrop(16, 16)
@@ -123,7 +123,7 @@ def test_interrupted_sweep_resumes_with_equal_numbers(problem, tmp_path, monkeyp
 
     def train(source, name: str) -> Sweep:
         sweep = make_sweep(labels, 0.1, 2.0)
-        train_heads(sweep, source, np.arange(50), eval_sets, tmp_path / name, {"seed": 0})
+        train_heads(sweep, source, np.arange(50), eval_sets, run_folder(tmp_path / name, {"seed": 0}, wait=False))
         return sweep
 
     whole = train(source, "whole")

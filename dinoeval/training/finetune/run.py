@@ -7,6 +7,7 @@ Q evaluation images, C classes.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import logging
@@ -15,7 +16,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
@@ -27,6 +27,7 @@ from dinoeval.errors import ConfigError, DataError, join_names
 from dinoeval.files import write_whole
 from dinoeval.models.backbone import Backbone
 from dinoeval.models.checkpoints import save_backbone, tensor_digest
+from dinoeval.models.checkpoints.safetensors_files import write_safetensors
 from dinoeval.training.checkpointing import RunFolder
 from dinoeval.training.finetune.batches import Mixing, RepeatedOrder, assign_mixup_groups, augmented_images, collate, cropped_images
 from dinoeval.training.finetune.classifier import Classifier, trainable_copy
@@ -145,6 +146,10 @@ class FinetuneRun:
             DataError: If an image cannot be read.
             DinoevalError: If training diverges or the folder cannot be written.
         """
+        with self.folder or contextlib.nullcontext():
+            return self._finish()
+
+    def _finish(self) -> Outcome:
         self._resume()
         epochs, steps = self.recipe.epochs, len(self.order)
         _log.info(
@@ -213,22 +218,22 @@ class FinetuneRun:
         elif state := self.folder.resume(self.recipe.epochs):
             self.trainer.restore(state)
             self.history = list(state["history"])
+            self.folder.write_log(self.history)  # It may have a later line, or be lost.
 
     def _save(self) -> None:
         if self.folder is not None:
             epochs = len(self.history)
-            self.folder.save({**self.trainer.state(), "epoch": epochs, "history": self.history}, number=epochs)
             self.folder.write_log(self.history)
+            self.folder.save({**self.trainer.state(), "epoch": epochs, "history": self.history}, number=epochs)
 
     def _save_results(self) -> None:
         if self.folder is None or distributed.rank() != 0:
             return
-        self.folder.write_log(self.history)  # Needed if the run was killed between the last checkpoint and its log line.
         model = self.trainer.model
         save_backbone(self.folder.path / BACKBONE, model.backbone.state_dict(), arch=self.arch)
         head = {name: tensor.detach().cpu() for name, tensor in model.head.state_dict().items()}
         metadata = {"format": "pt", "classes": json.dumps(self.classes), "backbone": tensor_digest(model.backbone.state_dict())}
-        write_whole(self.folder.path / HEAD, lambda file: save_file(head, file, metadata))
+        write_whole(self.folder.path / HEAD, lambda file: write_safetensors(file, head, metadata))
 
 
 def check_fits(train: ImageSet, val: ImageSet, recipe: FinetuneRecipe) -> None:

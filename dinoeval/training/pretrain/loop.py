@@ -99,33 +99,33 @@ def train(images: ImageSet, arch: str, recipe: Recipe, settings: PretrainSetting
         "images": images.fingerprint(),
         "recipe": json.loads(json.dumps(dataclasses.asdict(recipe))),
     }
-    folder = RunFolder(settings.out, identity, keep_every=settings.save_every)
-    done, history = 0, []
-    if state := folder.resume(recipe.epochs):
-        trainer.restore(state)
-        done, history = state["epoch"], folder.read_log(state["epoch"])
-    log_remarks(images.remarks(), settings.exif_transpose)
-    _log.info("training %s on %d images, %d steps per epoch, on %s (%s)", arch, len(images), steps, device, reason)
     augmentation = MultiCropAugmentation(recipe)
-    for epoch in range(done, recipe.epochs):
-        started = time.monotonic()
-        means = _train_epoch(trainer, ImageDataset(images, SeededCrops(augmentation, settings.seed, epoch)), epoch, settings)
-        row = {
-            "epoch": epoch,
-            **{f"train_{name}": value for name, value in means.items()},
-            "train_lr": float(trainer.lr[epoch * steps : (epoch + 1) * steps].mean()),
-            "train_wd": float(trainer.weight_decay[epoch * steps : (epoch + 1) * steps].mean()),
-            "images_per_second": steps * recipe.batch_size / (time.monotonic() - started),
-        }
-        if knn_eval and settings.knn_every and ((epoch + 1) % settings.knn_every == 0 or epoch + 1 == recipe.epochs):
-            row["knn_teacher"] = knn_eval(trainer.teacher.backbone)
-        _warn_of_collapse(row, recipe.out_dim)
-        history.append(row)
-        folder.save(trainer.state(epoch + 1), number=epoch)
-        folder.write_log(history)
-        _log.info("epoch %d: %s", epoch, ", ".join(f"{name} {value:.4g}" for name, value in row.items() if name != "epoch"))
-    backbone = folder.path / BACKBONE
-    save_backbone(backbone, trainer.teacher.backbone.state_dict(), arch=arch)
+    with RunFolder(settings.out, identity, keep_every=settings.save_every) as folder:
+        done, history = 0, []
+        if state := folder.resume(recipe.epochs):
+            trainer.restore(state)
+            done, history = state["epoch"], folder.read_log(state["epoch"])
+        log_remarks(images.remarks(), settings.exif_transpose)
+        _log.info("training %s on %d images, %d steps per epoch, on %s (%s)", arch, len(images), steps, device, reason)
+        for epoch in range(done, recipe.epochs):
+            started = time.monotonic()
+            means = _train_epoch(trainer, ImageDataset(images, SeededCrops(augmentation, settings.seed, epoch)), epoch, settings)
+            row = {
+                "epoch": epoch,
+                **{f"train_{name}": value for name, value in means.items()},
+                "train_lr": float(trainer.lr[epoch * steps : (epoch + 1) * steps].mean()),
+                "train_wd": float(trainer.weight_decay[epoch * steps : (epoch + 1) * steps].mean()),
+                "images_per_second": steps * recipe.batch_size / (time.monotonic() - started),
+            }
+            if knn_eval and settings.knn_every and ((epoch + 1) % settings.knn_every == 0 or epoch + 1 == recipe.epochs):
+                row["knn_teacher"] = knn_eval(trainer.teacher.backbone)
+            _warn_of_collapse(row, recipe.out_dim)
+            history.append(row)
+            folder.write_log(history)
+            folder.save(trainer.state(epoch + 1), number=epoch)
+            _log.info("epoch %d: %s", epoch, ", ".join(f"{name} {value:.4g}" for name, value in row.items() if name != "epoch"))
+        backbone = folder.path / BACKBONE
+        save_backbone(backbone, trainer.teacher.backbone.state_dict(), arch=arch)
     return backbone
 
 

@@ -23,9 +23,7 @@ _TIMED_BATCHES, _TIMING_SECONDS = 8, 10.0
 _log = logging.getLogger(__name__)
 
 
-def train_heads(
-    sweep: Sweep, source: FeatureSource, rows: np.ndarray, eval_sets: Mapping[str, EvalSet], out: Path, settings: dict[str, Any]
-) -> None:
+def train_heads(sweep: Sweep, source: FeatureSource, rows: np.ndarray, eval_sets: Mapping[str, EvalSet], folder: RunFolder) -> None:
     """Train all heads of a sweep, or resume the run in the folder.
 
     Under torchrun every process computes the features of its shard of each batch; then all take the same step.
@@ -35,15 +33,32 @@ def train_heads(
         source: Where the features of the training images come from.
         rows: Rows of the training set to train on, int64.
         eval_sets: Images to score all heads on after every epoch, by name.
-        out: Folder of the run.
-        settings: What two runs must share for one to resume the other. JSON values.
+        folder: Folder of the run, from `run_folder`.
 
     Raises:
         ConfigError: If the folder belongs to a different run.
         DataError: If an image cannot be read.
         DinoevalError: If all heads diverge or the folder cannot be written.
     """
-    folder = RunFolder(out, settings, checkpoint=STATE, settings_key="recipe")
+    with folder:
+        _train(sweep, source, rows, eval_sets, folder)
+
+
+def run_folder(path: Path, settings: dict[str, Any], *, wait: bool) -> RunFolder:
+    """Make the folder of a run of `train_heads`.
+
+    Args:
+        path: The folder.
+        settings: What two runs must share for one to resume the other. JSON values.
+        wait: Whether to wait for another run in the folder instead of raising an error.
+
+    Returns:
+        The folder; it is created when the run begins.
+    """
+    return RunFolder(path, settings, checkpoint=STATE, settings_key="recipe", wait=wait)
+
+
+def _train(sweep: Sweep, source: FeatureSource, rows: np.ndarray, eval_sets: Mapping[str, EvalSet], folder: RunFolder) -> None:
     epochs = sweep.settings.epochs
     if state := folder.resume(epochs):
         sweep.restore(state)
