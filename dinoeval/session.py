@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import enum
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -158,10 +158,27 @@ class Session:
 
 @dataclasses.dataclass(frozen=True)
 class SplitRecord:
-    """The images of one split without cached features, and those of them that could not be read."""
+    """The images of one split that were used without cached features, and those left out because they cannot be read."""
 
     images: ImageSet
+    """The images that were used; `of` removes the unreadable ones."""
     bad: list[dict[str, Any]]
+    """The unreadable images: `path`, `reason`."""
+
+    @classmethod
+    def of(cls, images: ImageSet, bad: Sequence[dict[str, Any]] = ()) -> SplitRecord:
+        """Record a split of which some images could not be read.
+
+        Args:
+            images: All images of the split.
+            bad: The unreadable ones among them: `path`, `reason`.
+
+        Returns:
+            The record, whose images are the readable ones.
+        """
+        paths = {one["path"] for one in bad}
+        kept = [row for row, path in enumerate(images.paths) if path not in paths] if paths else []
+        return cls(images.subset(kept) if paths else images, list(bad))
 
     def __len__(self) -> int:
         return len(self.images)
@@ -248,7 +265,7 @@ class RunRecord:
             machine=describe_machine(),
             seconds=dict(self.seconds),
             details=self.details,
-            notes=self.notes,
+            notes=list(dict.fromkeys([*self.notes, *(note for split in self.splits.values() for note in split.images.notes)])),
         )
 
 
@@ -276,4 +293,5 @@ def _describe_split(split: Features | SplitRecord) -> dict[str, Any]:
         "images": len(split),
         "classes": len(split.images.classes),
         "bad_images": [bad["path"] for bad in split.bad],
+        "skipped_files": dict(split.images.skipped),
     }

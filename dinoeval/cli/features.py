@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from dinoeval.cli.options import CacheFolder
@@ -15,7 +16,8 @@ _UNFINISHED = "unfinished; rerun the command to resume"
 def embed(images: tuple[str, ...], /, *, out: str, readout: str = "cls", session: SessionConfig) -> int:
     """Write the features of images, raw and float32, to a file.
 
-    A .npz file holds the arrays `features` (N, D) and `paths` (N,); a .npy file holds the features alone.
+    A .npz file holds the arrays `features` (N, D) and `paths` (N,). A .npy file holds the features; the paths are a JSON list in
+    the same order, F.paths.json. A folder is sorted by relative path; the order of files and tables is kept.
 
     Args:
         images: Files, folders (searched recursively), or one CSV table with a `path` column.
@@ -35,7 +37,9 @@ def embed(images: tuple[str, ...], /, *, out: str, readout: str = "cls", session
     target = expand(out)
     if target.suffix not in (".npz", ".npy"):
         raise ConfigError(f"--out {out} must end in .npz or .npy")
-    check_writable(out)
+    names = target.with_suffix(".paths.json") if target.suffix == ".npy" else None
+    for path in filter(None, (target, names)):
+        check_writable(path)
     parsed = parse_readout(readout)
     opened = open_images(images[0] if len(images) == 1 else images)
     extracted = Session(session).features(opened, parsed)
@@ -49,7 +53,11 @@ def embed(images: tuple[str, ...], /, *, out: str, readout: str = "cls", session
             np.savez(file, features=features, paths=paths) if target.suffix == ".npz" else np.save(file, features)
 
     write_whole(target, write)
-    print(f"{' x '.join(map(str, features.shape))} float32, readout {parsed.id}, written to {target}")
+    if names:
+        write_whole(names, lambda path: path.write_text(json.dumps(paths.tolist(), indent=0) + "\n", encoding="utf-8"))
+    print(
+        f"{' x '.join(map(str, features.shape))} float32, readout {parsed.id}, written to {target}{f', paths to {names}' if names else ''}"
+    )
     return 0
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
+from dinoeval.data.folders import is_hidden
 from dinoeval.data.loading import EXTENSIONS
 from dinoeval.errors import DataError
 
@@ -92,7 +93,7 @@ def list_frames(folder: Path) -> list[Path]:
         DataError: If there is no frame, or two frames have the same name without its ending.
     """
     try:
-        entries = [entry for entry in folder.iterdir() if entry.suffix.lower() in EXTENSIONS and not entry.name.startswith(".")]
+        entries = [entry for entry in folder.iterdir() if entry.suffix.lower() in EXTENSIONS and not is_hidden(entry.name)]
     except OSError as error:
         raise DataError(f"folder {folder} cannot be read: {error.strerror}") from error
     if not entries:

@@ -7,10 +7,11 @@ N images, C classes.
 from __future__ import annotations
 
 import dataclasses
+import errno
 import hashlib
 import os
 import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,10 @@ TRAIN = "train"
 """Name of the training split."""
 HELD_OUT = ("val", "test")
 """Names of the evaluation split, in order of preference."""
+MISSING = -1
+"""Size of a file that does not exist."""
+# Errors of a path that leads nowhere, such as a broken link. Others are troubles of the disk.
+_ABSENT = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.EACCES)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -36,7 +41,7 @@ class ImageSet:
     paths: tuple[str, ...]
     """N names, relative to the folder of the set. Images in memory are named `00000`, `00001` and so on."""
     sizes: np.ndarray
-    """Sizes in bytes, (N,) int64."""
+    """Sizes in bytes, (N,) int64; MISSING if the file does not exist, which makes it an unreadable image."""
     labels: np.ndarray | None = None
     """Indices into `classes`, (N,) int64. For multi-label sets (N, C) int8: 1 present, 0 absent, -1 difficult, which is
     excluded from the scores of that class. None if the set has no labels."""
@@ -47,6 +52,10 @@ class ImageSet:
     pixels."""
     reader: ImageReader
     """Returns the content of an image by its row. It can be pickled if the images are files or arrays."""
+    skipped: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    """Numbers of files that were found beside the images and left out, by ending; `hidden` counts hidden images and folders."""
+    notes: tuple[str, ...] = ()
+    """Sentences about what was left out or is unusual, for the Result."""
 
     def __post_init__(self) -> None:
         assert self.labels is None or self.labels.shape in ((len(self.paths),), (len(self.paths), len(self.classes)))
@@ -78,6 +87,29 @@ class ImageSet:
             DataError: If the disk fails.
         """
         return load_image(self.reader, row, self.paths[row])
+
+    def content(self, row: int, last: int | None = None) -> bytes:
+        """Read what an image consists of, without decoding it.
+
+        Args:
+            row: Number of the image.
+            last: Read only this many bytes at the end of a file.
+
+        Returns:
+            The bytes of the file, or the pixels of an image in memory.
+
+        Raises:
+            OSError: If the file cannot be read.
+        """
+        reader = self.reader
+        while isinstance(reader, _SubsetReader):
+            row, reader = int(reader.rows[row]), reader.reader
+        if isinstance(reader, _FileReader) and last is not None:
+            with open(reader.paths[row], "rb", buffering=0) as file:  # noqa: PTH123  Called for many thousands of files.
+                file.seek(max(0, int(self.sizes[row]) - last))
+                return file.read(last)
+        found = reader(row)
+        return found if isinstance(found, bytes) else found.tobytes()
 
     def fingerprint(self) -> str:
         """Hash the ordered names, sizes, labels and class names.
@@ -134,27 +166,57 @@ def from_files(
         The image set, in the order of `names`.
 
     Raises:
-        DataError: If a file does not exist.
+        DataError: If none of the files exists, a path is invalid, or the disk fails. A part of the files may be missing.
     """
     full = tuple(os.path.join(root, entry) for entry in names)  # noqa: PTH118  A million Path objects take long.
     try:
-        stats = [os.stat(path) for path in full]  # noqa: PTH116
+        stats = list(map(_stat, full))
     except OSError as error:
         raise DataError(f"{name} lists image {error.filename}, which cannot be read: {error.strerror}") from error
     except ValueError as error:
         raise DataError(f"{name} lists an invalid path: {error}") from error
+    if stats and all(size == MISSING for size, *_ in stats):
+        raise DataError(f"none of the {len(full):,} images that {name} ({split}) lists exists: {join_names(full, 2)}")
     # Archives restore the modification time, so the time of the last change of the file record and the location count too.
-    times = np.array([(stat.st_mtime_ns, stat.st_ctime_ns) for stat in stats], "<i8")
+    times = np.array([times for _, *times in stats], "<i8").reshape(-1, 2)
     return ImageSet(
         name=name,
         split=split,
         paths=tuple(names),
-        sizes=np.array([stat.st_size for stat in stats], np.int64),
+        sizes=np.array([size for size, *_ in stats], np.int64),
         labels=labels,
         classes=tuple(classes),
         stamp=hashlib.sha256(os.fsencode(root.resolve()) + times.tobytes()).hexdigest()[:16],
         reader=_FileReader(full),
     )
+
+
+def _stat(path: str) -> tuple[int, int, int]:
+    """Return the size of a file, and the times of its last modification and of the last change of its record."""
+    try:
+        found = os.stat(path)  # noqa: PTH116
+    except OSError as error:
+        if error.errno not in _ABSENT:
+            raise
+        return MISSING, 0, 0
+    return found.st_size, found.st_mtime_ns, found.st_ctime_ns
+
+
+def require_files(images: ImageSet) -> None:
+    """Check that all files of an image set exist, before hours of work.
+
+    Args:
+        images: An image set.
+
+    Raises:
+        DataError: If files are missing; the message names them.
+    """
+    missing = [images.paths[row] for row in np.flatnonzero(images.sizes == MISSING)]
+    if missing:
+        raise DataError(
+            f"{len(missing):,} of {len(images):,} images of {images.name} ({images.split}) cannot be read, because the file does not exist "
+            f"or is a broken link: {join_names(missing, 20)}. Fix or remove them, or pass --bad-images skip."
+        )
 
 
 def from_pixels(name: str, split: str, pixels: np.ndarray, labels: np.ndarray, classes: Sequence[str]) -> ImageSet:
@@ -225,7 +287,12 @@ class _FileReader:
     paths: tuple[str, ...]
 
     def __call__(self, row: int) -> bytes:
-        return Path(self.paths[row]).read_bytes()
+        try:
+            return Path(self.paths[row]).read_bytes()
+        except OSError as error:
+            if error.errno in _ABSENT:
+                raise FileNotFoundError(error.errno, error.strerror) from error
+            raise
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import dataclasses
+import logging
+import os
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
-from dinoeval.data.folders import list_images, open_split_folder
+import numpy as np
+
+from dinoeval.data.folders import describe_skipped, open_image_folder, open_split_folder
 from dinoeval.data.images import ImageSet, Splits, from_files
-from dinoeval.data.loading import EXTENSIONS
+from dinoeval.data.leaks import note_shared_images
 from dinoeval.data.sources import NAMES, open_named
-from dinoeval.data.tables import TABLE_EXTENSIONS, open_split_table, read_table
+from dinoeval.data.tables import TABLE_EXTENSIONS, open_split_table, open_table
 from dinoeval.errors import DataError, join_names, unknown
 from dinoeval.files import expand
+
+_log = logging.getLogger(__name__)
 
 
 def open_splits(data: str) -> Splits:
@@ -23,10 +31,11 @@ def open_splits(data: str) -> Splits:
             a column `labels` any number of classes, separated by `;`.
 
     Returns:
-        The training and the evaluation split. Both have the same classes, and images.
+        The training and the evaluation split. Both have the same classes, and images. Their notes name what was left out and
+        what is unusual: classes without evaluation images, tables that are not used, images that both splits contain.
 
     Raises:
-        DataError: If the data cannot be read, or the classes of the splits differ.
+        DataError: If the data cannot be read, or a class has no training image.
 
     Examples:
         >>> train, val = open_splits("digits")
@@ -47,7 +56,8 @@ def open_splits(data: str) -> Splits:
     except OSError as error:
         raise DataError(f"{error.filename or path} cannot be read: {error.strerror or error}") from error
     _check_splits(train, val)
-    return train, val
+    val = _match_classes(train, val)
+    return train, dataclasses.replace(val, notes=(*val.notes, *note_shared_images(train, val)))
 
 
 def open_images(where: str | Path | Iterable[str | Path]) -> ImageSet:
@@ -55,10 +65,11 @@ def open_images(where: str | Path | Iterable[str | Path]) -> ImageSet:
 
     Args:
         where: A folder, which is searched recursively; a CSV table with a column `path`; an image file; or several files
-            and folders.
+            and folders, in their order.
 
     Returns:
-        The image set. Images of a folder or table are named relative to it.
+        The image set. Images of a folder or table are named relative to it. A folder is sorted by these names; the order of a table
+        and of several files is kept. Files that are not images are left out, counted and logged.
 
     Raises:
         DataError: If nothing is found, or a path does not exist.
@@ -66,40 +77,69 @@ def open_images(where: str | Path | Iterable[str | Path]) -> ImageSet:
     if isinstance(where, (str, Path)):
         path = expand(where)
         if path.is_dir() and str(where):
-            names = list_images(path)
-            if not names:
-                raise DataError(f"{path} contains no image. Supported endings: {', '.join(EXTENSIONS)}")
-            return from_files(str(path), "all", path, names)
+            return _report(open_image_folder(path))
         if path.suffix.lower() in TABLE_EXTENSIONS and path.is_file():
-            return from_files(str(path), "all", path.parent, [row["path"] for row in read_table(path)])
+            return open_table(path)
         where = [where]
-    names = []
+    names: list[str] = []
+    skipped: Counter[str] = Counter()
+    notes: list[str] = []
     for item in where:
         path = expand(item)
         if path.is_dir() and str(item):
-            names += [str(path / name) for name in list_images(path)]
-        elif path.is_file():
+            inside = open_image_folder(path)
+            names += [str(path / name) for name in inside.paths]
+            skipped += Counter(inside.skipped)
+            notes += inside.notes
+        elif os.path.lexists(path) and not path.is_dir():
             names.append(str(path))
         else:
             raise DataError(f"image or folder {str(item)!r} does not exist")
     if not names:
         raise DataError("no images found: pass a folder, a CSV table or image files")
-    return from_files("images", "all", Path(), names)
+    return _report(dataclasses.replace(from_files("images", "all", Path(), names), skipped=skipped, notes=tuple(notes)))
+
+
+def _report(images: ImageSet) -> ImageSet:
+    """Log what was left out of images that no Result is about."""
+    if images.skipped:
+        _log.warning("%s: files that are not images were left out: %s", images.name, describe_skipped(images.skipped))
+    for note in images.notes:
+        _log.warning("%s", note)
+    return images
+
+
+def _match_classes(train: ImageSet, val: ImageSet) -> ImageSet:
+    """Number the classes of the evaluation split as the training split does; it may lack some of them.
+
+    Raises:
+        DataError: If the evaluation split has a class that the training split lacks.
+    """
+    if train.classes == val.classes:
+        return val
+    missing, more = (sorted(set(one.classes) - set(other.classes)) for one, other in ((train, val), (val, train)))
+    if more:
+        only = (f"only in {train.split}: {join_names(missing)}; " if missing else "") + f"only in {val.split}: {join_names(more)}"
+        raise DataError(
+            f"{train.name} has classes {only}. Images of a class without training images cannot be classified: "
+            "add training images, or remove the class"
+        )
+    place = {name: number for number, name in enumerate(train.classes)}
+    numbers = np.array([place[name] for name in val.classes], np.int64)
+    assert val.labels is not None
+    if val.multi_label:
+        labels = np.zeros((len(val), len(train.classes)), np.int8)
+        labels[:, numbers] = val.labels
+    else:
+        labels = numbers[val.labels]
+    note = f"{len(missing):,} of {len(train.classes):,} classes have no image in {val.split}: {join_names(missing)}"
+    return dataclasses.replace(val, labels=labels, classes=train.classes, notes=(*val.notes, note) if missing else val.notes)
 
 
 def _check_splits(train: ImageSet, val: ImageSet) -> None:
-    """Check that two splits have images, valid labels and the same classes."""
+    """Check that two splits have images, classes and valid labels."""
     if train.multi_label != val.multi_label:
         raise DataError(f"{train.name}: one split has one label per image, the other is multi-label")
-    only = [
-        f"only in {one.split}: {join_names(sorted(missing))}"
-        for one, other in ((train, val), (val, train))
-        if (missing := set(one.classes) - set(other.classes))
-    ]
-    if only:
-        raise DataError(f"the splits of {train.name} must have the same classes; {'; '.join(only)}")
-    if train.classes != val.classes:
-        raise DataError(f"the classes of {train.name} are numbered differently in {train.split} and {val.split}")
     for images in (train, val):
         place = f"{images.name} ({images.split})"
         if not images.classes or not len(images):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -150,11 +151,17 @@ def _open_voc(root: Path, objects: Objects) -> MaskedImages:
 def _open_folder(root: Path) -> MaskedImages:
     if not ((root / "images").is_dir() and (root / "masks").is_dir()):
         raise DataError(f"{root} needs {_VOC_LIST} of VOC, or images/ and masks/ with equal names, but contains {list_entries(root)}")
-    names, masks = (_names_by_stem(root / kind) for kind in ("images", "masks"))
+    listed = open_images(root / "images")
+    names, masks = (
+        _names_by_stem(folder, opened.paths)
+        for folder, opened in ((root / "images", listed), (root / "masks", open_images(root / "masks")))
+    )
     if missing := [name for stem, name in names.items() if stem not in masks]:
         raise DataError(f"{len(missing)} of {len(names)} images of {root} have no mask of the same name in masks/: {join_names(missing)}")
     return MaskedImages(
-        images=from_files(str(root), "images", root / "images", list(names.values())),
+        images=dataclasses.replace(
+            from_files(str(root), "images", root / "images", list(names.values())), skipped=listed.skipped, notes=listed.notes
+        ),
         masks=from_files(str(root), "masks", root / "masks", [masks[stem] for stem in names]),
         mask_folder=root / "masks",
         voc=False,
@@ -162,10 +169,10 @@ def _open_folder(root: Path) -> MaskedImages:
     )
 
 
-def _names_by_stem(folder: Path) -> dict[str, str]:
+def _names_by_stem(folder: Path, names: Sequence[str]) -> dict[str, str]:
     """Return the images below a folder by their path without the ending."""
     found: dict[str, str] = {}
-    for name in open_images(folder).paths:
+    for name in names:
         stem = str(Path(name).with_suffix(""))
         if stem in found:
             raise DataError(f"{folder} contains {found[stem]} and {name}, which have the same name: remove one of them")

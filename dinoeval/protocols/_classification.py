@@ -37,25 +37,39 @@ class MultilabelScores(Scores):
     """Average precision (C,) in percent, by metric; NaN for a class without an image."""
 
 
-def resolve_dataset(data: str | None, arch: str) -> tuple[str, list[str]]:
+def resolve_dataset(data: str | None) -> str:
     """Choose the dataset if --data is not given: ImageNet if it is present, else the digits.
 
     Args:
         data: What the user passed.
-        arch: Name of the architecture, for the note.
 
     Returns:
-        The dataset to open, and notes for the Result.
+        The dataset to open.
     """
     if data is not None:
-        return data, ["the digits are a demonstration; no published score exists for them"] if data == "digits" else []
+        return data
     root = data_folder()
-    if root is not None and (root / "imagenet" / "train").is_dir():
-        return "imagenet", []
+    return "imagenet" if root is not None and (root / "imagenet" / "train").is_dir() else "digits"
+
+
+def dataset_notes(data: str | None, arch: str) -> list[str]:
+    """Note for the Result that the digits are a demonstration.
+
+    Args:
+        data: What the user passed.
+        arch: Name of the architecture. Protocols open the dataset first, because loading a network can take long.
+
+    Returns:
+        One note, or none if another dataset is scored.
+    """
+    if resolve_dataset(data) != "digits":
+        return []
+    if data is not None:
+        return ["the digits are a demonstration; no published score exists for them"]
     note = "scored on scikit-learn's digits, a demonstration: pass your own dataset with --data"
     if ZOO.get(arch) is not None:
         note = f"$DINOEVAL_DATA/imagenet was not found, so {arch} was {note}"
-    return "digits", [note]
+    return [note]
 
 
 def open_labeled(name: str) -> tuple[ImageSet, ImageSet]:

@@ -17,11 +17,12 @@ import json
 import math
 from typing import TYPE_CHECKING, Any, Literal
 
-from dinoeval.data.images import ImageSet
+from dinoeval.data.images import ImageSet, require_files
 from dinoeval.errors import ConfigError, DataError
 from dinoeval.features.readout import Readout, parse_readout
 from dinoeval.protocols._classification import (
     average_runs,
+    dataset_notes,
     labels_of,
     open_labeled,
     proportion_errors,
@@ -88,11 +89,13 @@ def run(config: Config, session: Session) -> Result:
     """
     record = session.record("linear", VERSION, config)
     _check(config)
-    name, notes = resolve_dataset(config.data, session.backbone.arch)
-    record.notes += notes
+    name = resolve_dataset(config.data)
     train, val = open_labeled(name)
+    if session.config.bad_images == "error":
+        require_files(train)
     if train.multi_label:
         raise DataError(f"{name} is a multi-label dataset, which linear does not support: use knn or logistic")
+    record.notes += dataset_notes(config.data, session.backbone.arch)
     readouts = {readout.id: readout for readout in _readouts(config, session.backbone.arch)}
     for readout in readouts.values():
         session.backbone.check_offers(readout.layers, readout.patches)
@@ -103,7 +106,8 @@ def run(config: Config, session: Session) -> Result:
     evaluated = next(iter(val_features.values()))
     probe = LinearProbe(config, VERSION, session, train, readouts, val_features)
     runs = [probe.train(rows, seed) for seed, rows in enumerate(subsets)]
-    record.use_data(name, train=SplitRecord(train.subset(subsets[0]) if config.train_subset else train, runs[0].bad), val=evaluated)
+    used = train.subset(subsets[0]) if config.train_subset else train
+    record.use_data(name, train=SplitRecord.of(used, runs[0].bad), val=evaluated)
     record.details["train_images_total"] = len(train)
     record.resolved |= {"readouts": tuple(readouts), "out": None}
     several = len(runs) > 1
