@@ -55,9 +55,8 @@ def embed(images: tuple[str, ...], /, *, out: str, readout: str = "cls", session
     write_whole(target, write)
     if names:
         write_whole(names, lambda path: path.write_text(json.dumps(paths.tolist(), indent=0) + "\n", encoding="utf-8"))
-    print(
-        f"{' x '.join(map(str, features.shape))} float32, readout {parsed.id}, written to {target}{f', paths to {names}' if names else ''}"
-    )
+    written = f"{target}, paths to {names}" if names else str(target)
+    print(f"{' x '.join(map(str, features.shape))} float32, readout {parsed.id}, written to {written}")
     return 0
 
 

@@ -45,7 +45,9 @@ _SYSTEM_NAMES = frozenset(
 
 
 def is_hidden(name: str) -> bool:
-    """Return whether a file or folder belongs to the system or to another program, so that it is neither an image nor a class.
+    """Return whether a name is that of a hidden file or a folder of the system.
+
+    Such files are never images, and such folders are never classes.
 
     Args:
         name: The name without its folder.

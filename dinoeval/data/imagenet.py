@@ -26,13 +26,13 @@ _SYNSET = re.compile(r"n\d{8}")
 
 
 def find_root(path: Path) -> Path:
-    """Return the folder with train/ and val/ in the archive of Kaggle, or the folder itself.
+    """Return the folder with train/ and val/, which may be inside.
 
     Args:
         path: A folder.
 
     Returns:
-        The folder, or the one inside that Kaggle's archive unpacks to.
+        The folder, or the one inside to which the archive of Kaggle unpacks.
     """
     return path / _KAGGLE_ROOT if not (path / "train").exists() and (path / _KAGGLE_ROOT).is_dir() else path
 
@@ -56,7 +56,7 @@ def find_labels(root: Path, split: str) -> Path | None:
 
 
 def open_flat(root: Path, split: str, labels: Path, classes: Sequence[str]) -> ImageSet:
-    """Open validation images that lie in one folder, with a published list of their labels.
+    """Open validation images that are in one folder.
 
     Args:
         root: The folder that contains the split.

@@ -152,10 +152,8 @@ def _open_folder(root: Path) -> MaskedImages:
     if not ((root / "images").is_dir() and (root / "masks").is_dir()):
         raise DataError(f"{root} needs {_VOC_LIST} of VOC, or images/ and masks/ with equal names, but contains {list_entries(root)}")
     listed = open_images(root / "images")
-    names, masks = (
-        _names_by_stem(folder, opened.paths)
-        for folder, opened in ((root / "images", listed), (root / "masks", open_images(root / "masks")))
-    )
+    names = _names_by_stem(root / "images", listed.paths)
+    masks = _names_by_stem(root / "masks", open_images(root / "masks").paths)
     if missing := [name for stem, name in names.items() if stem not in masks]:
         raise DataError(f"{len(missing)} of {len(names)} images of {root} have no mask of the same name in masks/: {join_names(missing)}")
     return MaskedImages(
