@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from dinoeval.protocols._classification import average_runs, proportion_errors, resolve_dataset
+from dinoeval.protocols._classification import average_runs, dataset_notes, proportion_errors, resolve_dataset
 
 
 def test_average_runs_combines_errors_of_images_and_subsets():
@@ -22,13 +22,13 @@ def test_average_runs_of_one_run_keeps_its_own_error():
 
 
 def test_resolve_dataset_prefers_imagenet_and_notes_the_digits(monkeypatch, tmp_path):
-    assert resolve_dataset("some", "vit_s8") == ("some", [])
-    assert resolve_dataset("digits", "vit_s8")[1]
-    data, notes = resolve_dataset(None, "vit_s8")
-    assert data == "digits"
-    assert "$DINOEVAL_DATA/imagenet" in notes[0]
-    assert "vit_s8" in notes[0]
+    assert (resolve_dataset("some"), dataset_notes("some", "vit_s8")) == ("some", [])
+    assert dataset_notes("digits", "vit_s8")
+    assert resolve_dataset(None) == "digits"
+    (note,) = dataset_notes(None, "vit_s8")
+    assert "$DINOEVAL_DATA/imagenet" in note
+    assert "vit_s8" in note
     monkeypatch.setenv("DINOEVAL_DATA", str(tmp_path))
-    assert resolve_dataset(None, "vit_s8")[0] == "digits"
+    assert resolve_dataset(None) == "digits"
     (tmp_path / "imagenet/train").mkdir(parents=True)
-    assert resolve_dataset(None, "vit_s8") == ("imagenet", [])
+    assert (resolve_dataset(None), dataset_notes(None, "vit_s8")) == ("imagenet", [])
