@@ -254,6 +254,8 @@ def _open_class_folders(root: Path, split: str) -> ImageSet:
     if not classes:
         found = f"contains {len(beside):,} images but no class folders" if beside else f"contains {list_entries(folder)}"
         raise DataError(f"{folder} {found}: use one subfolder per class, such as {folder}/cat/1.jpg.{describe_unpacking(root)}")
+    if repeated := [name for name, count in Counter(map(_composed, classes)).items() if count > 1]:
+        raise DataError(f"{folder} has several classes whose names differ only in how accents are encoded: {join_names(repeated)}")
     names: list[str] = []
     labels: list[int] = []
     notes: list[str] = []

@@ -11,6 +11,7 @@ import errno
 import hashlib
 import os
 import secrets
+import stat
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -41,7 +42,7 @@ class ImageSet:
     paths: tuple[str, ...]
     """N names, relative to the folder of the set. Images in memory are named `00000`, `00001` and so on."""
     sizes: np.ndarray
-    """Sizes in bytes, (N,) int64; MISSING if the file does not exist, which makes it an unreadable image."""
+    """Sizes in bytes, (N,) int64; MISSING if there is no such file, which makes it an unreadable image."""
     labels: np.ndarray | None = None
     """Indices into `classes`, (N,) int64. For multi-label sets (N, C) int8: 1 present, 0 absent, -1 difficult, which is
     excluded from the scores of that class. None if the set has no labels."""
@@ -176,7 +177,7 @@ def from_files(
     except ValueError as error:
         raise DataError(f"{name} lists an invalid path: {error}") from error
     if stats and all(size == MISSING for size, *_ in stats):
-        raise DataError(f"none of the {len(full):,} images that {name} ({split}) lists exists: {join_names(full, 2)}")
+        raise DataError(f"none of the {len(full):,} images of {name} ({split}) is an existing file: {join_names(full, 2)}")
     # Archives restore the modification time, so the time of the last change of the file record and the location count too.
     times = np.array([times for _, *times in stats], "<i8").reshape(-1, 2)
     return ImageSet(
@@ -199,6 +200,8 @@ def _stat(path: str) -> tuple[int, int, int]:
         if error.errno not in _ABSENT:
             raise
         return MISSING, 0, 0
+    if not stat.S_ISREG(found.st_mode):  # such as a folder or a named pipe
+        return MISSING, 0, 0
     return found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
 
@@ -214,8 +217,8 @@ def require_files(images: ImageSet) -> None:
     missing = [images.paths[row] for row in np.flatnonzero(images.sizes == MISSING)]
     if missing:
         raise DataError(
-            f"{len(missing):,} of {len(images):,} images of {images.name} ({images.split}) cannot be read, because the file does not exist "
-            f"or is a broken link: {join_names(missing, 20)}. Fix or remove them, or pass --bad-images skip."
+            f"{len(missing):,} of {len(images):,} images of {images.name} ({images.split}) cannot be read, because they are not "
+            f"existing files, such as broken links: {join_names(missing, 20)}. Fix or remove them, or pass --bad-images skip."
         )
 
 

@@ -22,7 +22,7 @@ from dinoeval.files import expand
 _log = logging.getLogger(__name__)
 
 
-def open_splits(data: str) -> Splits:
+def open_splits(data: str | Path) -> Splits:
     """Open the training and the evaluation split of a labeled dataset.
 
     Args:
@@ -42,7 +42,7 @@ def open_splits(data: str) -> Splits:
         >>> len(train), len(val), train.classes[:3], train.open(0).size
         (1348, 449, ('0', '1', '2'), (8, 8))
     """
-    path = expand(data)
+    path, data = expand(data), str(data)
     try:
         if data in NAMES and not path.exists():
             train, val = open_named(data)
@@ -103,7 +103,7 @@ def open_images(where: str | Path | Iterable[str | Path]) -> ImageSet:
 def _report(images: ImageSet) -> ImageSet:
     """Log what was left out of images that no Result is about."""
     if images.skipped:
-        _log.warning("%s: files that are not images were left out: %s", images.name, describe_skipped(images.skipped))
+        _log.warning("%s: other files were left out: %s", images.name, describe_skipped(images.skipped))
     for note in images.notes:
         _log.warning("%s", note)
     return images

@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 from dinoeval.data.folders import list_entries
-from dinoeval.data.images import ImageSet, from_files
+from dinoeval.data.images import MISSING, ImageSet, from_files
 from dinoeval.data.masks import VOID, is_binary_mask, read_mask
 from dinoeval.data.opening import open_images
 from dinoeval.errors import BadImage, DataError, join_names
@@ -83,6 +83,8 @@ def open_segmentation(data: str | Path, objects: Objects = "instance", *, min_si
     root = expand(data)
     voc = next((root / folder for folder in _VOC_FOLDERS if (root / folder / _VOC_LIST).is_file()), None)
     opened = _open_voc(voc, objects) if voc else _open_folder(root)
+    if missing := [path for path, size in zip(opened.masks.paths, opened.masks.sizes, strict=True) if size == MISSING]:
+        raise DataError(f"{len(missing)} of {len(opened.masks)} masks of {root} do not exist: {join_names(missing)}")
     kept, empty, bad = [], [], []
     binary, indexed = [], []
     for row, path in enumerate(opened.images.paths):

@@ -54,7 +54,7 @@ def format_result(result: Result) -> str:
             lines.append(f"left out of {name} because they cannot be read: {len(split['bad_images'])} images")
         if isinstance(skipped := split.get("skipped_files"), dict) and skipped:
             found = ", ".join(f"{count} {ending}" for ending, count in skipped.items())
-            lines.append(f"left out of {name} because they are not images: {found}")
+            lines.append(f"other files left out of {name}: {found}")
     lines.append("seconds: " + ", ".join(f"{stage} {seconds:.1f}" for stage, seconds in result.seconds.items()))
     return "\n".join(line.rstrip() for line in lines)
 

@@ -150,3 +150,17 @@ def test_open_davis_raises_for_other_folders(tmp_path):
         open_davis(tmp_path)
     with pytest.raises(DataError, match=r"absent.*nothing"):
         open_davis(tmp_path / "absent")
+
+
+def test_davis_ignores_hidden_files_and_folders(root):
+    for name in (
+        f"{FRAMES}/@eaDir/00000.jpg",
+        f"{FRAMES}/cat/._00000.jpg",
+        f"{FRAMES}/cat/__MACOSX/x.jpg",
+        f"{ANNOTATIONS}/cat/._00009.png",
+    ):
+        (root / name).parent.mkdir(exist_ok=True)
+        (root / name).write_text("no image")
+    with pytest.raises(DataError, match="contains cat, dog$|Available: cat, dog"):
+        open_davis(root, ("@eaDir",))
+    assert [len(video.frames) for video in open_davis(root)] == [4, 5]

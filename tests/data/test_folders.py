@@ -153,7 +153,7 @@ def test_broken_links_are_unreadable_images_or_named(tmp_path):
         with pytest.raises(BadImage):
             train.open(row)
     (tmp_path / "val/class9").symlink_to("nowhere")
-    with pytest.raises(DataError, match="val has broken links.*class9"):
+    with pytest.raises(DataError, match=r"val has broken links.*class9"):
         open_splits(str(tmp_path))
 
 

@@ -179,7 +179,7 @@ def test_label_matrix_beyond_the_limit_raises(folder, monkeypatch):
     monkeypatch.setattr(tables, "MAX_LABEL_CELLS", 6)
     assert open_splits(str(folder / "set.csv"))[0].labels.shape == (2, 3)
     monkeypatch.setattr(tables, "MAX_LABEL_CELLS", 5)
-    with pytest.raises(DataError, match="3 distinct labels.*2 images of train"):
+    with pytest.raises(DataError, match=r"3 distinct labels.*2 images of train"):
         open_splits(str(folder / "set.csv"))
 
 
