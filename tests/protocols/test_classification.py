@@ -12,6 +12,7 @@ import dinoeval
 from dinoeval.protocols._classification import average_runs, dataset_notes, proportion_errors, resolve_dataset
 from dinoeval.reports.table import format_result
 from dinoeval.session import SessionConfig
+from dinoeval.testing import tiny_backbone
 
 
 def test_average_runs_combines_errors_of_images_and_subsets():
@@ -39,13 +40,14 @@ def test_resolve_dataset_prefers_imagenet_and_notes_the_digits(monkeypatch, tmp_
     assert (resolve_dataset(None), dataset_notes(None, "vit_s8")) == ("imagenet", [])
 
 
-def test_result_counts_and_names_what_was_left_out(backbone, tmp_path):
+def test_result_counts_and_names_what_was_left_out(tmp_path):
     """Every classification protocol counts the same images in the same way."""
     root = class_folders(tmp_path / "images")
     (root / "train/class0/notes.txt").write_text("text")
     (root / "train/class0/0.png").write_text("no image")
     (root / "val/class1/lost.png").symlink_to("nowhere")
     shutil.copy(root / "train/class2/1.png", root / "val/class2/0.png")
+    backbone = tiny_backbone()
     session = SessionConfig(cache=str(tmp_path / "cache"), bad_images="skip", workers=0)
     for protocol, options in (("knn", {"k": (3,)}), ("logistic", {"solver": "sklearn"}), ("linear", {"epochs": 1, "lrs": (0.1,)})):
         result = dinoeval.evaluate(protocol, backbone, session=session, data=str(root), **options)
