@@ -31,6 +31,7 @@ def embed(images: tuple[str, ...], /, *, out: str, readout: str = "cls", session
     import numpy as np
 
     from dinoeval import distributed
+    from dinoeval.data.images import require_files
     from dinoeval.data.opening import open_images
     from dinoeval.features.readout import parse_readout
 
@@ -42,6 +43,8 @@ def embed(images: tuple[str, ...], /, *, out: str, readout: str = "cls", session
         check_writable(path)
     parsed = parse_readout(readout)
     opened = open_images(images[0] if len(images) == 1 else images)
+    if session.bad_images == "error":
+        require_files(opened)
     extracted = Session(session).features(opened, parsed)
     if distributed.rank() > 0:
         return 0

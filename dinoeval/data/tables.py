@@ -169,7 +169,7 @@ def _note_repeated(split: str, table: Table, paths: Sequence[str], cells: Sequen
         lines = table.name_lines([number for path in conflicts[:2] for number in rows[path]])
         raise DataError(
             f"{table.path} lists {len(conflicts):,} images of {split} several times with different labels: {join_names(conflicts)} "
-            f"({lines}). Keep one row per image; for several classes per image, use a column 'labels' with the classes separated by ';'"
+            f"({lines}). Keep one row per image. Several classes of an image go into one cell of a column 'labels', separated by ';'"
         )
     return (f"{len(rows):,} images of {split} are listed more than once in {table.path} and count each time: {join_names(rows)}",)
 

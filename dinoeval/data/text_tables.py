@@ -83,7 +83,7 @@ class Table:
         if len(found) != 1:
             several = f"several columns that could be the {role}, {_quote(self.heading[number] for number in found)}"
             count = several if found else f"no column '{role}'"
-            others = ", ".join(COLUMNS[role][1:]) or "no other name"
+            others = join_names(COLUMNS[role][1:]) or "no other name"
             raise DataError(f"{self.path} has {count}; its columns are {_quote(self.heading)}. Name one '{role}' (also read: {others})")
         return [row[found[0]] for row in self.rows]
 
@@ -199,7 +199,7 @@ def _choose_delimiter(path: Path, text: str) -> tuple[str, int]:
     raise DataError(
         f"{path} has no column 'path': its first line must name the columns, such as path,label,split, separated by "
         f"{', '.join(DELIMITERS.values())}. Found, separated by {DELIMITERS[likely]}: {_quote(cells)}. Also read as the path: "
-        f"{', '.join(COLUMNS['path'][1:])}"
+        f"{join_names(COLUMNS['path'][1:])}"
     )
 
 

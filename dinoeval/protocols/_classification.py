@@ -9,11 +9,11 @@ import dataclasses
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from dinoeval.data.images import ImageSet, require_classes
+from dinoeval.data.images import ImageSet, require_classes, require_files
 from dinoeval.data.opening import open_splits
 from dinoeval.data.subsets import parse_subset, subset_rows
 from dinoeval.environment import data_folder
@@ -72,11 +72,12 @@ def dataset_notes(data: str | None, arch: str) -> list[str]:
     return [note]
 
 
-def open_labeled(name: str) -> tuple[ImageSet, ImageSet]:
+def open_labeled(name: str, bad_images: Literal["error", "skip"] = "skip") -> tuple[ImageSet, ImageSet]:
     """Open both splits of a dataset whose training images belong to at least two classes.
 
     Args:
         name: What --data takes: a folder, a table or a name.
+        bad_images: `error` to require that all files exist.
 
     Returns:
         The training split and the evaluation split.
@@ -87,6 +88,8 @@ def open_labeled(name: str) -> tuple[ImageSet, ImageSet]:
     train, val = open_splits(name)
     require_classes(train)
     require_classes(val, 1)
+    for images in (train, val) if bad_images == "error" else ():
+        require_files(images)
     return train, val
 
 

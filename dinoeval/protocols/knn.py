@@ -82,7 +82,7 @@ def run(config: Config, session: Session) -> Result:
     _check(config)
     with record.stage("open"):
         name = resolve_dataset(config.data)
-        train_images, val_images = open_labeled(name)
+        train_images, val_images = open_labeled(name, session.config.bad_images)
         subsets = training_subsets(train_images, config.train_subset, config.subset_seeds)
         fitting_ks(config.k, min(map(len, subsets)))  # rejects what cannot fit before anything is computed
     record.notes += dataset_notes(config.data, session.backbone.arch)

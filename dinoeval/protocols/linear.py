@@ -17,7 +17,7 @@ import json
 import math
 from typing import TYPE_CHECKING, Any, Literal
 
-from dinoeval.data.images import ImageSet, require_files
+from dinoeval.data.images import ImageSet
 from dinoeval.errors import ConfigError, DataError
 from dinoeval.features.readout import Readout, parse_readout
 from dinoeval.protocols._classification import (
@@ -90,9 +90,7 @@ def run(config: Config, session: Session) -> Result:
     record = session.record("linear", VERSION, config)
     _check(config)
     name = resolve_dataset(config.data)
-    train, val = open_labeled(name)
-    if session.config.bad_images == "error":
-        require_files(train)
+    train, val = open_labeled(name, session.config.bad_images)
     if train.multi_label:
         raise DataError(f"{name} is a multi-label dataset, which linear does not support: use knn or logistic")
     record.notes += dataset_notes(config.data, session.backbone.arch)

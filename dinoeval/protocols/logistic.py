@@ -105,7 +105,7 @@ def run(config: Config, session: Session) -> Result:
     _check(config)
     with record.stage("open"):
         name = resolve_dataset(config.data)
-        train_images, val_images = open_labeled(name)
+        train_images, val_images = open_labeled(name, session.config.bad_images)
         subsets = training_subsets(train_images, config.train_subset, config.subset_seeds)
         _log_memory(config, max(map(len, subsets)), session.backbone.dim, train_images)
     trains, val = extract_subsets(session, train_images, subsets, val_images)
