@@ -53,8 +53,8 @@ class Table:
     """Names of the columns, as they are in the file."""
     lines: tuple[int, ...]
     """Line of each row in the file, from 1."""
-    rows: tuple[tuple[str | None, ...], ...]
-    """Cells without surrounding blanks. None in a row that ends before the column."""
+    rows: tuple[tuple[str, ...], ...]
+    """Cells without surrounding blanks; rows may be shorter or longer than the heading."""
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -85,7 +85,8 @@ class Table:
             count = several if found else f"no column '{role}'"
             others = join_names(COLUMNS[role][1:]) or "no other name"
             raise DataError(f"{self.path} has {count}; its columns are {_quote(self.heading)}. Name one '{role}' (also read: {others})")
-        return [row[found[0]] for row in self.rows]
+        position = found[0]
+        return [row[position] if position < len(row) else None for row in self.rows]
 
     def select(self, numbers: Sequence[int]) -> Table:
         """Select rows.
@@ -128,33 +129,34 @@ def read_table(path: Path) -> Table:
     """
     text = _decode(path, path.read_bytes())
     delimiter, skip = _choose_delimiter(path, text)
-    numbered: list[tuple[int, list[str]]] = []
+    lines: list[int] = []
+    rows: list[tuple[str, ...]] = []
+    before = 0
     try:
         reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True)
-        before = 0
         for cells in reader:
-            stripped = [cell.strip() for cell in cells]
-            if any(stripped) and before >= skip:
-                numbered.append((before + 1, stripped))
+            stripped = tuple(map(str.strip, cells))
+            if before >= skip and any(stripped):
+                lines.append(before + 1)
+                rows.append(stripped)
             before = reader.line_num
     except csv.Error as error:
         raise DataError(f"{path}, line {before + 1}, cannot be read as a table: {error}. Is a quote not closed?") from error
-    _, heading = numbered[0]
+    heading = rows[0]
     while not heading[-1]:  # separators at the end of the line
-        heading.pop()
+        heading = heading[:-1]
     width = len(heading)
-    numbered = numbered[1:]
-    if not numbered:
+    table = Table(path, heading, tuple(lines[1:]), tuple(rows[1:]))
+    if not table.rows:
         raise DataError(f"{path} has column names but no rows")
-    if long := [line for line, cells in numbered if any(cells[width:])]:
+    if long := [number for number, row in enumerate(table.rows) if len(row) > width and any(row[width:])]:
         raise DataError(
-            f"{path} has more cells than columns in line {join_names(map(str, long))}: the first line names {width} columns, separated by "
+            f"{path} has more cells than columns in {table.name_lines(long)}: the first line names {width} columns, separated by "
             f"{DELIMITERS[delimiter]}. Put cells that contain the separator in double quotes, and separate several labels by ';'"
         )
-    if broken := [line for line, cells in numbered if any("\n" in cell or "\r" in cell for cell in cells)]:
-        raise DataError(f"{path} has a line break inside a cell in line {join_names(map(str, broken))}: is a quote not closed?")
-    rows = tuple((*cells[:width], *[None] * (width - len(cells))) for _, cells in numbered)
-    table = Table(path, tuple(heading), tuple(line for line, _ in numbered), rows)
+    quoted = table.rows if '"' in text else ()
+    if broken := [number for number, row in enumerate(quoted) if any("\n" in cell or "\r" in cell for cell in row)]:
+        raise DataError(f"{path} has a line break inside a cell in {table.name_lines(broken)}: is a quote not closed?")
     if empty := [number for number, cell in enumerate(table.column("path")) if not cell]:
         raise DataError(f"{path} has no path in {table.name_lines(empty)}")
     return table
