@@ -71,10 +71,10 @@ def _open(options: Options, settings: loop.PretrainSettings) -> tuple[ImageSet, 
     folder = expand(options.data)
     if folder.is_dir() and not is_split_folder(folder):
         images = open_images(folder)
-        require_files(images)
+        require_files(images, advice="")
         return images, None
     images, val = open_splits(options.data)
-    require_files(images)
+    require_files(images, advice="")
     for note in dict.fromkeys((*images.notes, *val.notes)):
         _log.warning("%s", note)
     if not settings.knn_every:

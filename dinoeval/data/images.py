@@ -205,11 +205,12 @@ def _stat(path: str) -> tuple[int, int, int]:
     return found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
 
-def require_files(images: ImageSet) -> None:
+def require_files(images: ImageSet, advice: str = ", or pass --bad-images skip") -> None:
     """Check that all files of an image set exist, before hours of work.
 
     Args:
         images: An image set.
+        advice: End of the error message; empty if images cannot be skipped.
 
     Raises:
         DataError: If files are missing; the message names them.
@@ -218,7 +219,7 @@ def require_files(images: ImageSet) -> None:
     if missing:
         raise DataError(
             f"{len(missing):,} of {len(images):,} images of {images.name} ({images.split}) cannot be read, because they are not "
-            f"existing files, such as broken links: {join_names(missing, 20)}. Fix or remove them, or pass --bad-images skip."
+            f"existing files, such as broken links: {join_names(missing, 20)}. Fix or remove them{advice}."
         )
 
 

@@ -85,7 +85,7 @@ def run(config: Config, session: Session) -> Result:
         _check(config, session.config)
         train, val = open_splits(data)
         for images in (train, val):
-            require_files(images)
+            require_files(images, advice="")
         _check_size(session)
         preset, recipe = _recipe(config, data)
     record.use_data(data, train=SplitRecord(train, []), val=SplitRecord(val, []))
