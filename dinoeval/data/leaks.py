@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from dinoeval.data.images import MISSING, ImageSet
-from dinoeval.errors import join_names
+from dinoeval.errors import BadImage, join_names
 
 MAX_COMPARED = 100_000
 """Largest number of files that are opened. The files of ImageNet would take longer than their k-NN search."""
@@ -62,7 +62,7 @@ def _group(images: ImageSet, rows: Sequence[int], last: int | None) -> dict[byte
     for row in rows:
         try:
             content = images.content(row, last)
-        except OSError:  # reported when the features are computed
+        except (BadImage, OSError):  # reported when the features are computed
             continue
         key = hashlib.blake2b(content, digest_size=16, key=int(images.sizes[row]).to_bytes(8, "little")).digest()
         groups.setdefault(key, []).append(row)
