@@ -180,9 +180,9 @@ def is_split_folder(path: Path) -> bool:
         path: An existing folder.
 
     Returns:
-        True if it contains a folder or a table with the name of a split.
+        True if it contains a folder with the name of a split, or a table of training images.
     """
-    names = {f"{split}{ending}" for split in (TRAIN, *HELD_OUT) for ending in ("", *TABLE_EXTENSIONS)}
+    names = {TRAIN, *HELD_OUT, *(f"{TRAIN}{ending}" for ending in TABLE_EXTENSIONS)}
     return any(entry.name.lower() in names for entry in find_root(path).iterdir())
 
 

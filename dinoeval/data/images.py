@@ -267,6 +267,19 @@ def in_memory(images: Sequence[Image.Image]) -> ImageSet:
     return ImageSet(name="memory", split="all", paths=names, sizes=sizes, stamp=secrets.token_hex(), reader=reader)
 
 
+def classes_with_images(images: ImageSet) -> np.ndarray:
+    """Find the classes that have an image.
+
+    Args:
+        images: A labeled image set of C classes.
+
+    Returns:
+        (C,) bool.
+    """
+    assert images.labels is not None
+    return (images.labels == 1).any(0) if images.multi_label else np.bincount(images.labels, minlength=len(images.classes)) > 0
+
+
 def require_classes(images: ImageSet, at_least: int = 2) -> None:
     """Check that an image set has images of enough classes.
 
@@ -279,7 +292,7 @@ def require_classes(images: ImageSet, at_least: int = 2) -> None:
     """
     if images.labels is None:
         raise DataError(f"{images.name} ({images.split}) has no labels")
-    present = (images.labels == 1).any(0) if images.multi_label else np.bincount(images.labels, minlength=len(images.classes)) > 0
+    present = classes_with_images(images)
     if present.sum() < at_least:
         found = join_names(np.array(images.classes, object)[present]) or "none"
         raise DataError(f"{images.name} ({images.split}) has images of too few classes: at least {at_least} needed, found {found}")

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from dinoeval.data.folders import describe_skipped, open_image_folder, open_split_folder
-from dinoeval.data.images import ImageSet, Splits, from_files
+from dinoeval.data.images import ImageSet, Splits, classes_with_images, from_files
 from dinoeval.data.leaks import note_shared_images
 from dinoeval.data.sources import NAMES, open_named
 from dinoeval.data.tables import TABLE_EXTENSIONS, open_split_table, open_table
@@ -110,30 +110,44 @@ def _report(images: ImageSet) -> ImageSet:
 
 
 def _match_classes(train: ImageSet, val: ImageSet) -> ImageSet:
-    """Number the classes of the evaluation split as the training split does; it may lack some of them.
+    """Number the classes of the evaluation split as the training split does, and note classes that lack images of one split.
 
     Raises:
-        DataError: If the evaluation split has a class that the training split lacks.
+        DataError: If the evaluation split has images of a class that the training split does not have.
     """
-    if train.classes == val.classes:
-        return val
-    missing, more = (sorted(set(one.classes) - set(other.classes)) for one, other in ((train, val), (val, train)))
-    if more:
+    if train.classes != val.classes:
+        val = _renumber(train, val)
+    trained, scored = classes_with_images(train), classes_with_images(val)
+    notes = []
+    for names, text in (
+        (np.array(val.classes, object)[trained & ~scored], f"have no image in {val.split}"),
+        (np.array(val.classes, object)[scored & ~trained], f"have images in {val.split} but none in {train.split}"),
+    ):
+        if len(names):
+            notes.append(f"{len(names):,} of {len(val.classes):,} classes {text}: {join_names(names)}")
+    return dataclasses.replace(val, notes=(*val.notes, *notes))
+
+
+def _renumber(train: ImageSet, val: ImageSet) -> ImageSet:
+    assert val.labels is not None
+    missing = sorted(set(train.classes) - set(val.classes))
+    used = {name for name, any_image in zip(val.classes, classes_with_images(val), strict=True) if any_image}
+    if more := sorted(used - set(train.classes)):
         only = (f"only in {train.split}: {join_names(missing)}; " if missing else "") + f"only in {val.split}: {join_names(more)}"
         raise DataError(
             f"{train.name} has classes {only}. Images of a class without training images cannot be classified: "
             "add training images, or remove the class"
         )
+    if empty := sorted(set(val.classes) - used - set(train.classes)):
+        note = f"classes only in {val.split}, which have no image: {join_names(empty)}"
+        val = dataclasses.replace(val, notes=(*val.notes, note))
     place = {name: number for number, name in enumerate(train.classes)}
-    numbers = np.array([place[name] for name in val.classes], np.int64)
-    assert val.labels is not None
-    if val.multi_label:
-        labels = np.zeros((len(val), len(train.classes)), np.int8)
-        labels[:, numbers] = val.labels
-    else:
-        labels = numbers[val.labels]
-    note = f"{len(missing):,} of {len(train.classes):,} classes have no image in {val.split}: {join_names(missing)}"
-    return dataclasses.replace(val, labels=labels, classes=train.classes, notes=(*val.notes, note) if missing else val.notes)
+    numbers = np.array([place.get(name, -1) for name in val.classes], np.int64)  # -1 for a class that no image has
+    if not val.multi_label:
+        return dataclasses.replace(val, labels=numbers[val.labels], classes=train.classes)
+    labels = np.zeros((len(val), len(train.classes)), np.int8)
+    labels[:, numbers[numbers >= 0]] = val.labels[:, numbers >= 0]
+    return dataclasses.replace(val, labels=labels, classes=train.classes)
 
 
 def _check_splits(train: ImageSet, val: ImageSet) -> None:

@@ -174,7 +174,13 @@ def test_class_of_one_split_only(tmp_path):
     assert (val.classes, val.labels.tolist()) == (train.classes, [0, 0, 0, 2, 2, 2])
     assert "1 of 3 classes have no image in val: class1" in val.notes
     (tmp_path / "val/class1").mkdir()
-    assert open_splits(str(tmp_path))[1].labels.tolist() == [0, 0, 0, 2, 2, 2]
+    (tmp_path / "val/zebra").mkdir()
+    again = open_splits(str(tmp_path))[1]
+    assert (again.labels.tolist(), again.classes, again.notes) == (
+        val.labels.tolist(),
+        val.classes,
+        ("classes only in val, which have no image: zebra", *val.notes),
+    )
     shutil.rmtree(tmp_path / "train/class2")
     with pytest.raises(DataError, match="only in val: class2"):
         open_splits(str(tmp_path))
