@@ -47,7 +47,8 @@ def embed(
         cache: Whether features of files are read from and written to the feature cache; PIL images are never cached.
 
     Returns:
-        Features, (N, D) float32, or (N, h, w, D) for `patches`. The order is that of `images`; a folder is sorted by name.
+        Features, (N, D) float32, or (N, h, w, D) for `patches`. The order is that of `images`; a folder is sorted by relative path, as
+        `sorted(path.relative_to(folder).as_posix() ...)` sorts it.
 
     Raises:
         DataError: If an image cannot be read.

@@ -57,7 +57,8 @@ class Result(Scores):
     backbone: dict[str, Any]
     """arch, network, weights, layout, key, random, digest, precision, device."""
     data: dict[str, Any]
-    """name, and for each split: split, fingerprint, images, classes, bad_images."""
+    """name, and for each split: split, fingerprint, images (those that were used), classes, bad_images (those that
+    cannot be read), skipped_files (numbers of other files in the folder, by ending)."""
     transform: str
     """Id of the transform, such as `dino@1:256/224`."""
     machine: dict[str, str]

@@ -165,12 +165,30 @@ class Session:
 
 @dataclasses.dataclass(frozen=True)
 class SplitRecord:
-    """The images of one split without cached features, and those of them that could not be read."""
+    """The images of one split that were used without cached features, and those left out because they cannot be read."""
 
     images: ImageSet
+    """The images that were used; `of` removes the unreadable ones."""
     bad: list[dict[str, Any]]
+    """The unreadable images: `path`, `reason`."""
     remarks: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
     """Names of images by remark."""
+
+    @classmethod
+    def of(cls, images: ImageSet, bad: Sequence[dict[str, Any]] = (), remarks: Mapping[str, Sequence[str]] | None = None) -> SplitRecord:
+        """Record a split of which some images could not be read.
+
+        Args:
+            images: All images of the split.
+            bad: The unreadable ones among them: `path`, `reason`.
+            remarks: Names of images by remark.
+
+        Returns:
+            The record, whose images are the readable ones.
+        """
+        paths = {one["path"] for one in bad}
+        kept = [row for row, path in enumerate(images.paths) if path not in paths] if paths else []
+        return cls(images.subset(kept) if paths else images, list(bad), remarks or {})
 
     def __len__(self) -> int:
         return len(self.images)
@@ -245,6 +263,7 @@ class RunRecord:
 
         self.seconds["total"] = time.monotonic() - self.started
         remarks = merge_remarks(split.remarks for split in self.splits.values())
+        about_images = [note for split in self.splits.values() for note in split.images.notes]
         data = {"data": self.data_name} if self.data_name else {}
         return Result(
             **{field.name: getattr(scores, field.name) for field in dataclasses.fields(Scores)},
@@ -260,7 +279,7 @@ class RunRecord:
             machine=describe_machine(),
             seconds=dict(self.seconds),
             details=self.details,
-            notes=[*self.notes, *describe_remarks(remarks, self.session.config.exif_transpose)],
+            notes=list(dict.fromkeys([*self.notes, *about_images, *describe_remarks(remarks, self.session.config.exif_transpose)])),
             image_rule=self.session.rule.id,
         )
 
@@ -289,4 +308,5 @@ def _describe_split(split: Features | SplitRecord) -> dict[str, Any]:
         "images": len(split),
         "classes": len(split.images.classes),
         "bad_images": [bad["path"] for bad in split.bad],
+        "skipped_files": dict(split.images.skipped),
     }

@@ -29,6 +29,7 @@ from dinoeval.data.transforms import parse_transform
 from dinoeval.errors import ConfigError
 from dinoeval.features.cache import FeatureCache
 from dinoeval.features.extract import ExtractOptions, extract
+from dinoeval.features.forward import BadImages
 from dinoeval.features.readout import Cls
 from dinoeval.models.backbone import RANDOM, Backbone, Precision
 from dinoeval.models.build import build_network
@@ -56,6 +57,8 @@ class ThroughputConfig:
     """Forward-pass precision."""
     workers: int | None = None
     """Data-loading processes (default: one per core)."""
+    bad_images: BadImages = "error"
+    """Handling of unreadable images. error: stop and list them. skip: leave them out."""
 
     def __post_init__(self) -> None:
         for name, value, minimum in (("batch-size", self.batch_size, 1), ("repeats", self.repeats, 1), ("workers", self.workers, 0)):
@@ -181,8 +184,9 @@ def _measure_from_files(backbone: Backbone, images: ImageSet, config: Throughput
     rates = []
     for _ in range(min(config.repeats, _MAX_EXTRACTIONS)):
         with tempfile.TemporaryDirectory(dir=folder) as cache:
-            features = extract(backbone, images, Cls(), transform, FeatureCache(cache), options=ExtractOptions(workers=workers))
-            rates.append(len(images) / features.seconds)
+            options = ExtractOptions(workers=workers, bad_images=config.bad_images)
+            features = extract(backbone, images, Cls(), transform, FeatureCache(cache), options=options)
+            rates.append(len(features) / features.seconds)
     return statistics.median(rates)
 
 

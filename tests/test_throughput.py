@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 
 import pytest
+from factories import synthetic_images
 
 from dinoeval.cli import main
 from dinoeval.cli.speed import _table
-from dinoeval.errors import ConfigError
+from dinoeval.data.opening import open_images
+from dinoeval.errors import ConfigError, DataError
 from dinoeval.paper.rows import printed_values
-from dinoeval.throughput import Throughput, ThroughputConfig, count_macs, measure
+from dinoeval.testing import tiny_backbone
+from dinoeval.throughput import Throughput, ThroughputConfig, _measure_from_files, count_macs, measure
 
 
 def test_macs_of_vit_equal_hand_count():
@@ -77,3 +80,16 @@ def test_config_rejects_value_out_of_range(option, value):
 def test_printed_throughput_is_that_of_table_1():
     printed = printed_values("speed", "images_per_second")
     assert (printed["vit_s16"], printed["vit_b8"]) == (1007, 63)
+
+
+def test_repeated_unreadable_images_are_named_once(tmp_path):
+    """Few images are repeated until there are enough to measure."""
+    for number, image in enumerate(synthetic_images(3)):
+        image.save(tmp_path / f"{number}.png")
+    (tmp_path / "broken.png").write_text("text")
+    backbone = tiny_backbone()
+    options = {"images": str(tmp_path), "workers": 0, "repeats": 1}
+    with pytest.raises(DataError) as raised:
+        _measure_from_files(backbone, open_images(tmp_path), ThroughputConfig(**options), str(tmp_path))
+    assert (str(raised.value).count("broken.png"), "1 of 4 images" in str(raised.value)) == (1, True)
+    assert _measure_from_files(backbone, open_images(tmp_path), ThroughputConfig(**options, bad_images="skip"), str(tmp_path)) > 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from dinoeval.cli.notes import print_remarks
@@ -18,7 +19,8 @@ _LEFT_BEHIND = "left behind by a killed run; its next run, or `dinoeval cache pr
 def embed(images: tuple[str, ...], /, *, out: str, readout: str = "cls", session: SessionConfig) -> int:
     """Write the features of images, raw and float32, to a file.
 
-    A .npz file holds the arrays `features` (N, D) and `paths` (N,); a .npy file holds the features alone.
+    A .npz file holds the arrays `features` (N, D) and `paths` (N,). A .npy file holds the features; the paths are a JSON list in
+    the same order, F.paths.json. A folder is sorted by relative path; the order of files and tables is kept.
 
     Args:
         images: Files, folders (searched recursively), or one CSV table with a `path` column.
@@ -32,15 +34,20 @@ def embed(images: tuple[str, ...], /, *, out: str, readout: str = "cls", session
     import numpy as np
 
     from dinoeval import distributed
+    from dinoeval.data.images import require_files
     from dinoeval.data.opening import open_images
     from dinoeval.features.readout import parse_readout
 
     target = expand(out)
     if target.suffix not in (".npz", ".npy"):
         raise ConfigError(f"--out {out} must end in .npz or .npy")
-    check_writable(out)
+    names = target.with_suffix(".paths.json") if target.suffix == ".npy" else None
+    for path in filter(None, (target, names)):
+        check_writable(path)
     parsed = parse_readout(readout)
     opened = open_images(images[0] if len(images) == 1 else images)
+    if session.bad_images == "error":
+        require_files(opened)
     extracted = Session(session).features(opened, parsed)
     if distributed.rank() > 0:
         return 0
@@ -53,7 +60,10 @@ def embed(images: tuple[str, ...], /, *, out: str, readout: str = "cls", session
 
     write_whole(target, write)
     print_remarks(extracted.remarks, session.exif_transpose)
-    print(f"{' x '.join(map(str, features.shape))} float32, readout {parsed.id}, written to {target}")
+    if names:
+        write_whole(names, lambda path: path.write_text(json.dumps(paths.tolist(), indent=0) + "\n", encoding="utf-8"))
+    written = f"{target}, paths to {names}" if names else str(target)
+    print(f"{' x '.join(map(str, features.shape))} float32, readout {parsed.id}, written to {written}")
     return 0
 
 

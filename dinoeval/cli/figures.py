@@ -333,13 +333,13 @@ def _open_unlabeled(images: Sequence[str]) -> ImageSet:
 
 
 def _open_labeled(source: TsneInput, session: Session) -> ImageSet:
-    from dinoeval.protocols._classification import open_labeled, resolve_dataset
+    from dinoeval.protocols._classification import dataset_notes, open_labeled, resolve_dataset
 
-    name, notes = resolve_dataset(source.data, session.backbone.arch)
-    for note in notes:
+    train, val = open_labeled(resolve_dataset(source.data))
+    images = train if source.split == "train" else val
+    for note in (*images.notes, *dataset_notes(source.data, session.backbone.arch)):
         _log.info("%s", note)
-    train, val = open_labeled(name)
-    return train if source.split == "train" else val
+    return images
 
 
 def _first_of_each_class(labels: np.ndarray, classes: Sequence[str]) -> np.ndarray:

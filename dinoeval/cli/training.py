@@ -5,12 +5,14 @@ from __future__ import annotations
 import copy
 import dataclasses
 import itertools
+import logging
 from collections.abc import Sequence
 
 import tyro
 
 from dinoeval.cli.options import parse
-from dinoeval.data.images import ImageSet
+from dinoeval.data.folders import is_split_folder
+from dinoeval.data.images import ImageSet, require_files
 from dinoeval.data.loading import ImageRule
 from dinoeval.data.opening import open_images, open_splits
 from dinoeval.data.transforms import parse_transform
@@ -26,6 +28,7 @@ from dinoeval.models.vit import VisionTransformer
 from dinoeval.training.pretrain import loop
 from dinoeval.training.pretrain.presets import PRESETS, get_recipe
 
+_log = logging.getLogger(__name__)
 _K, _TEMPERATURE = 20, 0.07  # of the k-NN score during training, as in `dinoeval knn`
 
 
@@ -67,9 +70,15 @@ def train(args: Sequence[str], program: str) -> int:
 def _open(options: Options, settings: loop.PretrainSettings) -> tuple[ImageSet, loop.KnnEval | None]:
     """Open the images to train on; the second value computes the k-NN score, if they have labels."""
     folder = expand(options.data)
-    if folder.is_dir() and not any((folder / name).exists() for name in ("train", "val", "test", "train.csv")):
-        return open_images(folder), None
-    images, val = (split.with_rule(ImageRule(settings.exif_transpose)) for split in open_splits(options.data))
+    rule = ImageRule(settings.exif_transpose)
+    if folder.is_dir() and not is_split_folder(folder):
+        images = open_images(folder)
+        require_files(images, advice="")
+        return images, None
+    images, val = (split.with_rule(rule) for split in open_splits(options.data))
+    require_files(images, advice="")
+    for note in dict.fromkeys((*images.notes, *val.notes)):
+        _log.warning("%s", note)
     if not settings.knn_every:
         return images, None
     if images.multi_label:

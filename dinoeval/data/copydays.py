@@ -13,8 +13,9 @@ from pathlib import Path
 
 import numpy as np
 
-from dinoeval.data.folders import list_entries
+from dinoeval.data.folders import is_hidden, is_image_name, list_entries
 from dinoeval.data.images import ImageSet, from_files
+from dinoeval.data.loading import EXTENSIONS
 from dinoeval.errors import DataError, join_names
 from dinoeval.files import expand
 
@@ -64,9 +65,10 @@ def open_copydays(data: str | Path, allow_missing: bool = False) -> Copydays:
     if absent:
         expected = "expected original/, strong/, jpegqual/ and crops/"
         raise DataError(f"{root} has no folder {' and no '.join(absent)}: {expected}, found {list_entries(root)}")
-    found = {block: _list_jpegs(root / block) for block in BLOCKS if (root / block).is_dir()}
+    listings = {block: _list_block(root / block) for block in BLOCKS if (root / block).is_dir()}
+    found = {block: names for block, (names, _) in listings.items()}
     if empty := [block for block, names in found.items() if not names]:
-        raise DataError(f"{root} has no .jpg file in {join_names(empty)}")
+        raise DataError(f"{root} has no image in {join_names(empty)}. Supported endings: {', '.join(EXTENSIONS)}")
     _check_scenes(root, found)
     missing = _find_missing(found)
     if missing and not allow_missing:
@@ -76,8 +78,9 @@ def open_copydays(data: str | Path, allow_missing: bool = False) -> Copydays:
         )
     names = [f"{block}/{name}" for block, inside in found.items() for name in inside]
     ends = np.cumsum([0, *(len(inside) for inside in found.values())])
+    skipped = sum((others for _, others in listings.values()), collections.Counter[str]())
     return Copydays(
-        images=from_files(str(root), "images", root, names),
+        images=dataclasses.replace(from_files(str(root), "images", root, names), skipped=skipped),
         blocks={block: np.arange(ends[i], ends[i + 1]) for i, block in enumerate(found)},
         scenes=np.array([_scene(Path(name).name) for name in names]),
         missing=missing,
@@ -88,8 +91,11 @@ def _scene(name: str) -> str:
     return name[:4]
 
 
-def _list_jpegs(folder: Path) -> list[str]:
-    return sorted(entry.name for entry in folder.iterdir() if entry.suffix.lower() in (".jpg", ".jpeg") and entry.is_file())
+def _list_block(folder: Path) -> tuple[list[str], collections.Counter[str]]:
+    """List the images of a block, and count the other files by ending."""
+    files = [entry for entry in folder.iterdir() if not is_hidden(entry.name) and not entry.is_dir()]
+    names = sorted(entry.name for entry in files if is_image_name(entry.name))
+    return names, collections.Counter(entry.suffix.lower() or "no ending" for entry in files if not is_image_name(entry.name))
 
 
 def _find_missing(found: dict[str, list[str]]) -> tuple[str, ...]:

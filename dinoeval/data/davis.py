@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dinoeval.data.folders import list_entries
+from dinoeval.data.folders import is_hidden, list_entries
 from dinoeval.data.frames import frame_header, list_frames, missing_frames, read_frame_file
 from dinoeval.data.loading import DEFAULT_RULE, ImageRule
 from dinoeval.data.masks import VOID, is_binary_mask, read_mask
@@ -146,7 +146,7 @@ def open_davis(data: str | Path, sequences: Sequence[str] = (), rule: ImageRule 
 
 
 def _resolve_sequences(root: Path, sequences: Sequence[str]) -> list[str]:
-    present = sorted(entry.name for entry in (root / FRAMES).iterdir() if entry.is_dir())
+    present = sorted(entry.name for entry in (root / FRAMES).iterdir() if entry.is_dir() and not is_hidden(entry.name))
     if not sequences:
         sequences = [name for name in LISTS if (root / name).is_file()][:1]
         if not sequences:
@@ -177,7 +177,7 @@ def _read_sequence_list(path: Path) -> list[str]:
 def _open_video(root: Path, name: str, rule: ImageRule) -> Video:
     frames = list_frames(root / FRAMES / name)
     folder = root / ANNOTATIONS / name
-    present = {path.stem for path in folder.glob("*.png") if not path.name.startswith(".")} if folder.is_dir() else set()
+    present = {path.stem for path in folder.glob("*.png") if not is_hidden(path.name)} if folder.is_dir() else set()
     missing = sorted({*missing_frames(frames), *(present - {path.stem for path in frames})})
     if missing:
         raise DataError(

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from dinoeval.data.folders import is_hidden
 from dinoeval.data.loading import DEFAULT_RULE, EXTENSIONS, ImageRule, read_file
 from dinoeval.data.pillow import open_image, without_warnings
 from dinoeval.errors import BadImage, DataError
@@ -140,7 +141,7 @@ def list_frames(folder: Path) -> list[Path]:
         DataError: If there is no frame, or two frames have the same name without its ending.
     """
     try:
-        entries = [entry for entry in folder.iterdir() if entry.suffix.lower() in EXTENSIONS and not entry.name.startswith(".")]
+        entries = [entry for entry in folder.iterdir() if entry.suffix.lower() in EXTENSIONS and not is_hidden(entry.name)]
     except OSError as error:
         raise DataError(f"folder {folder} cannot be read: {error.strerror}") from error
     if not entries:

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import concurrent.futures
 import dataclasses
+import errno
 import hashlib
 import os
 import secrets
-from collections.abc import Sequence
+import stat
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +28,10 @@ TRAIN = "train"
 """Name of the training split."""
 HELD_OUT = ("val", "test")
 """Names of the evaluation split, in order of preference."""
+MISSING = -1
+"""Size of a file that does not exist."""
+# Errors of a path that leads nowhere, such as a broken link. Others are troubles of the disk.
+_ABSENT = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.EACCES)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -39,7 +45,7 @@ class ImageSet:
     paths: tuple[str, ...]
     """N names, relative to the folder of the set. Images in memory are named `00000`, `00001` and so on."""
     sizes: np.ndarray
-    """Sizes in bytes, (N,) int64."""
+    """Sizes in bytes, (N,) int64; MISSING if there is no such file, which makes it an unreadable image."""
     labels: np.ndarray | None = None
     """Indices into `classes`, (N,) int64. For multi-label sets (N, C) int8: 1 present, 0 absent, -1 difficult, which is
     excluded from the scores of that class. None if the set has no labels."""
@@ -52,6 +58,10 @@ class ImageSet:
     """Returns the content of an image by its row. It can be pickled if the images are files or arrays."""
     rule: ImageRule = DEFAULT_RULE
     """The rule by which the images are decoded."""
+    skipped: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    """Numbers of files that were found beside the images and left out, by ending; `hidden` counts hidden images and folders."""
+    notes: tuple[str, ...] = ()
+    """Sentences about what was left out or is unusual, for the Result."""
 
     def __post_init__(self) -> None:
         assert self.labels is None or self.labels.shape in ((len(self.paths),), (len(self.paths), len(self.classes)))
@@ -116,6 +126,29 @@ class ImageSet:
         except (BadImage, OSError):
             return set()
 
+    def content(self, row: int, last: int | None = None) -> bytes:
+        """Read what an image consists of, without decoding it.
+
+        Args:
+            row: Number of the image.
+            last: Read only this many bytes at the end of a file.
+
+        Returns:
+            The bytes of the file, or the pixels of an image in memory.
+
+        Raises:
+            OSError: If the file cannot be read.
+        """
+        reader = self.reader
+        while isinstance(reader, _SubsetReader):
+            row, reader = int(reader.rows[row]), reader.reader
+        if isinstance(reader, _FileReader) and last is not None:
+            with open(reader.paths[row], "rb", buffering=0) as file:  # noqa: PTH123  Called for many thousands of files.
+                file.seek(max(0, int(self.sizes[row]) - last))
+                return file.read(last)
+        found = reader(row)
+        return found if isinstance(found, bytes) else found.tobytes()
+
     def fingerprint(self) -> str:
         """Hash the ordered names, sizes, labels and class names.
 
@@ -171,22 +204,24 @@ def from_files(
         The image set, in the order of `names`.
 
     Raises:
-        DataError: If a file does not exist. A broken link is an unreadable image.
+        DataError: If none of the files exists, a path is invalid, or the disk fails. A part of the files may be missing.
     """
     full = tuple(os.path.join(root, entry) for entry in names)  # noqa: PTH118  A million Path objects take long.
     try:
-        stats = [_stat(path) for path in full]
+        stats = list(map(_stat, full))
     except OSError as error:
         raise DataError(f"{name} lists image {error.filename}, which cannot be read: {error.strerror}") from error
     except ValueError as error:
         raise DataError(f"{name} lists an invalid path: {error}") from error
+    if stats and all(size == MISSING for size, *_ in stats):
+        raise DataError(f"none of the {len(full):,} images of {name} ({split}) is an existing file: {join_names(full, 2)}")
     # Archives restore the modification time, so the time of the last change of the file record and the location count too.
-    times = np.array([(stat.st_mtime_ns, stat.st_ctime_ns) for stat in stats], "<i8")
+    times = np.array([times for _, *times in stats], "<i8").reshape(-1, 2)
     return ImageSet(
         name=name,
         split=split,
         paths=tuple(names),
-        sizes=np.array([stat.st_size for stat in stats], np.int64),
+        sizes=np.array([size for size, *_ in stats], np.int64),
         labels=labels,
         classes=tuple(classes),
         stamp=hashlib.sha256(os.fsencode(root.resolve()) + times.tobytes()).hexdigest()[:16],
@@ -194,13 +229,35 @@ def from_files(
     )
 
 
-def _stat(path: str) -> os.stat_result:
+def _stat(path: str) -> tuple[int, int, int]:
+    """Return the size of a file, and the times of its last modification and of the last change of its record."""
     try:
-        return os.stat(path)  # noqa: PTH116
-    except OSError:
-        if Path(path).is_symlink():  # Opening it will fail, and reports it as an unreadable image.
-            return os.lstat(path)
-        raise
+        found = os.stat(path)  # noqa: PTH116
+    except OSError as error:
+        if error.errno not in _ABSENT:
+            raise
+        return MISSING, 0, 0
+    if not stat.S_ISREG(found.st_mode):  # such as a folder or a named pipe
+        return MISSING, 0, 0
+    return found.st_size, found.st_mtime_ns, found.st_ctime_ns
+
+
+def require_files(images: ImageSet, advice: str = ", or pass --bad-images skip") -> None:
+    """Check that all files of an image set exist, before hours of work.
+
+    Args:
+        images: An image set.
+        advice: End of the error message; empty if images cannot be skipped.
+
+    Raises:
+        DataError: If files are missing; the message names them.
+    """
+    missing = [images.paths[row] for row in np.flatnonzero(images.sizes == MISSING)]
+    if missing:
+        raise DataError(
+            f"{len(missing):,} of {len(images):,} images of {images.name} ({images.split}) cannot be read, because they are not "
+            f"existing files, such as broken links: {join_names(missing, 20)}. Fix or remove them{advice}."
+        )
 
 
 def from_pixels(name: str, split: str, pixels: np.ndarray, labels: np.ndarray, classes: Sequence[str]) -> ImageSet:
@@ -268,6 +325,19 @@ def join_images(sets: Sequence[ImageSet]) -> ImageSet:
     )
 
 
+def classes_with_images(images: ImageSet) -> np.ndarray:
+    """Find the classes that have an image.
+
+    Args:
+        images: A labeled image set of C classes.
+
+    Returns:
+        (C,) bool.
+    """
+    assert images.labels is not None
+    return (images.labels == 1).any(0) if images.multi_label else np.bincount(images.labels, minlength=len(images.classes)) > 0
+
+
 def require_classes(images: ImageSet, at_least: int = 2) -> None:
     """Check that an image set has images of enough classes.
 
@@ -280,7 +350,7 @@ def require_classes(images: ImageSet, at_least: int = 2) -> None:
     """
     if images.labels is None:
         raise DataError(f"{images.name} ({images.split}) has no labels")
-    present = (images.labels == 1).any(0) if images.multi_label else np.bincount(images.labels, minlength=len(images.classes)) > 0
+    present = classes_with_images(images)
     if present.sum() < at_least:
         found = join_names(np.array(images.classes, object)[present]) or "none"
         raise DataError(f"{images.name} ({images.split}) has images of too few classes: at least {at_least} needed, found {found}")
@@ -292,7 +362,12 @@ class _FileReader:
     paths: tuple[str, ...]
 
     def __call__(self, row: int) -> bytes:
-        return read_file(self.paths[row])
+        try:
+            return read_file(self.paths[row])
+        except OSError as error:
+            if error.errno in _ABSENT:
+                raise FileNotFoundError(error.errno, error.strerror) from error
+            raise
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import dataclasses
+import logging
+import os
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+import numpy as np
 from PIL import Image
 
-from dinoeval.data.folders import list_images, open_split_folder
-from dinoeval.data.images import ImageSet, Splits, from_files, in_memory, join_images
-from dinoeval.data.loading import EXTENSIONS
+from dinoeval.data.folders import describe_skipped, open_image_folder, open_split_folder
+from dinoeval.data.images import ImageSet, Splits, classes_with_images, from_files, in_memory, join_images
+from dinoeval.data.leaks import note_shared_images
 from dinoeval.data.sources import NAMES, open_named
-from dinoeval.data.tables import TABLE_EXTENSIONS, open_split_table, read_table
+from dinoeval.data.tables import TABLE_EXTENSIONS, open_split_table, open_table
 from dinoeval.errors import DataError, join_names, unknown
 from dinoeval.files import expand
 
+_log = logging.getLogger(__name__)
 
-def open_splits(data: str) -> Splits:
+
+def open_splits(data: str | Path) -> Splits:
     """Open the training and the evaluation split of a labeled dataset.
 
     Args:
@@ -25,17 +32,18 @@ def open_splits(data: str) -> Splits:
             a column `labels` any number of classes, separated by `;`.
 
     Returns:
-        The training and the evaluation split. Both have the same classes, and images.
+        The training and the evaluation split. Both have the same classes, and images. Their notes name what was left out and
+        what is unusual: classes without evaluation images, tables that are not used, images that both splits contain.
 
     Raises:
-        DataError: If the data cannot be read, or the classes of the splits differ.
+        DataError: If the data cannot be read, or a class has no training image.
 
     Examples:
         >>> train, val = open_splits("digits")
         >>> len(train), len(val), train.classes[:3], train.open(0).size
         (1348, 449, ('0', '1', '2'), (8, 8))
     """
-    path = expand(data)
+    path, data = expand(data), str(data)
     try:
         if data in NAMES and not path.exists():
             train, val = open_named(data)
@@ -49,7 +57,8 @@ def open_splits(data: str) -> Splits:
     except OSError as error:
         raise DataError(f"{error.filename or path} cannot be read: {error.strerror or error}") from error
     _check_splits(train, val)
-    return train, val
+    val = _match_classes(train, val)
+    return train, dataclasses.replace(val, notes=(*val.notes, *note_shared_images(train, val)))
 
 
 def open_images(where: str | Path | Iterable[str | Path]) -> ImageSet:
@@ -57,10 +66,11 @@ def open_images(where: str | Path | Iterable[str | Path]) -> ImageSet:
 
     Args:
         where: A folder, which is searched recursively; a CSV table with a column `path`; an image file; or several files
-            and folders.
+            and folders, in their order.
 
     Returns:
-        The image set. Images of a folder or table are named relative to it.
+        The image set. Images of a folder or table are named relative to it. A folder is sorted by these names; the order of a table
+        and of several files is kept. Files that are not images are left out, counted and logged.
 
     Raises:
         DataError: If nothing is found, or a path does not exist.
@@ -68,25 +78,77 @@ def open_images(where: str | Path | Iterable[str | Path]) -> ImageSet:
     if isinstance(where, (str, Path)):
         path = expand(where)
         if path.is_dir() and str(where):
-            names = list_images(path)
-            if not names:
-                raise DataError(f"{path} contains no image. Supported endings: {', '.join(EXTENSIONS)}")
-            return from_files(str(path), "all", path, names)
+            return _report(open_image_folder(path))
         if path.suffix.lower() in TABLE_EXTENSIONS and path.is_file():
-            return from_files(str(path), "all", path.parent, [row["path"] for row in read_table(path)])
+            return open_table(path)
         where = [where]
-    names = []
+    names: list[str] = []
+    skipped: Counter[str] = Counter()
+    notes: list[str] = []
     for item in where:
         path = expand(item)
         if path.is_dir() and str(item):
-            names += [str(path / name) for name in list_images(path)]
-        elif path.is_file():
+            inside = open_image_folder(path)
+            names += [str(path / name) for name in inside.paths]
+            skipped += Counter(inside.skipped)
+            notes += inside.notes
+        elif os.path.lexists(path) and not path.is_dir():
             names.append(str(path))
         else:
             raise DataError(f"image or folder {str(item)!r} does not exist")
     if not names:
         raise DataError("no images found: pass a folder, a CSV table or image files")
-    return from_files("images", "all", Path(), names)
+    return _report(dataclasses.replace(from_files("images", "all", Path(), names), skipped=skipped, notes=tuple(notes)))
+
+
+def _report(images: ImageSet) -> ImageSet:
+    """Log what was left out of images that no Result is about."""
+    if images.skipped:
+        _log.warning("%s: other files were left out: %s", images.name, describe_skipped(images.skipped))
+    for note in images.notes:
+        _log.warning("%s", note)
+    return images
+
+
+def _match_classes(train: ImageSet, val: ImageSet) -> ImageSet:
+    """Number the classes of the evaluation split as the training split does, and note classes that lack images of one split.
+
+    Raises:
+        DataError: If the evaluation split has images of a class that the training split does not have.
+    """
+    if train.classes != val.classes:
+        val = _renumber(train, val)
+    trained, scored = classes_with_images(train), classes_with_images(val)
+    notes = []
+    for names, text in (
+        (np.array(val.classes, object)[trained & ~scored], f"have no image in {val.split}"),
+        (np.array(val.classes, object)[scored & ~trained], f"have images in {val.split} but none in {train.split}"),
+    ):
+        if len(names):
+            notes.append(f"{len(names):,} of {len(val.classes):,} classes {text}: {join_names(names)}")
+    return dataclasses.replace(val, notes=(*val.notes, *notes))
+
+
+def _renumber(train: ImageSet, val: ImageSet) -> ImageSet:
+    assert val.labels is not None
+    missing = sorted(set(train.classes) - set(val.classes))
+    used = {name for name, any_image in zip(val.classes, classes_with_images(val), strict=True) if any_image}
+    if more := sorted(used - set(train.classes)):
+        only = (f"only in {train.split}: {join_names(missing)}; " if missing else "") + f"only in {val.split}: {join_names(more)}"
+        raise DataError(
+            f"{train.name} has classes {only}. Images of a class without training images cannot be classified: "
+            "add training images, or remove the class"
+        )
+    if empty := sorted(set(val.classes) - used - set(train.classes)):
+        note = f"classes only in {val.split}, which have no image: {join_names(empty)}"
+        val = dataclasses.replace(val, notes=(*val.notes, note))
+    place = {name: number for number, name in enumerate(train.classes)}
+    numbers = np.array([place.get(name, -1) for name in val.classes], np.int64)  # -1 for a class that no image has
+    if not val.multi_label:
+        return dataclasses.replace(val, labels=numbers[val.labels], classes=train.classes)
+    labels = np.zeros((len(val), len(train.classes)), np.int8)
+    labels[:, numbers[numbers >= 0]] = val.labels[:, numbers >= 0]
+    return dataclasses.replace(val, labels=labels, classes=train.classes)
 
 
 def open_mixed(items: Sequence[str | Path | Image.Image]) -> ImageSet:
@@ -111,18 +173,9 @@ def open_mixed(items: Sequence[str | Path | Image.Image]) -> ImageSet:
 
 
 def _check_splits(train: ImageSet, val: ImageSet) -> None:
-    """Check that two splits have images, valid labels and the same classes."""
+    """Check that two splits have images, classes and valid labels."""
     if train.multi_label != val.multi_label:
         raise DataError(f"{train.name}: one split has one label per image, the other is multi-label")
-    only = [
-        f"only in {one.split}: {join_names(sorted(missing))}"
-        for one, other in ((train, val), (val, train))
-        if (missing := set(one.classes) - set(other.classes))
-    ]
-    if only:
-        raise DataError(f"the splits of {train.name} must have the same classes; {'; '.join(only)}")
-    if train.classes != val.classes:
-        raise DataError(f"the classes of {train.name} are numbered differently in {train.split} and {val.split}")
     for images in (train, val):
         place = f"{images.name} ({images.split})"
         if not images.classes or not len(images):

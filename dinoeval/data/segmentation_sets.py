@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from dinoeval.data.folders import list_entries
-from dinoeval.data.images import ImageSet, from_files
+from dinoeval.data.images import MISSING, ImageSet, from_files
 from dinoeval.data.loading import DEFAULT_RULE, ImageRule
 from dinoeval.data.masks import VOID, is_binary_mask, read_mask
 from dinoeval.data.opening import open_images
@@ -89,6 +89,8 @@ def open_segmentation(
     voc = next((root / folder for folder in _VOC_FOLDERS if (root / folder / _VOC_LIST).is_file()), None)
     opened = _open_voc(voc, objects) if voc else _open_folder(root)
     opened = dataclasses.replace(opened, images=opened.images.with_rule(rule))
+    if missing := [path for path, size in zip(opened.masks.paths, opened.masks.sizes, strict=True) if size == MISSING]:
+        raise DataError(f"{len(missing)} of {len(opened.masks)} masks of {root} do not exist: {join_names(missing)}")
     kept, empty, bad = [], [], []
     remarks: dict[str, list[str]] = {}
     binary, indexed = [], []
@@ -162,11 +164,15 @@ def _open_voc(root: Path, objects: Objects) -> MaskedImages:
 def _open_folder(root: Path) -> MaskedImages:
     if not ((root / "images").is_dir() and (root / "masks").is_dir()):
         raise DataError(f"{root} needs {_VOC_LIST} of VOC, or images/ and masks/ with equal names, but contains {list_entries(root)}")
-    names, masks = (_names_by_stem(root / kind) for kind in ("images", "masks"))
+    listed = open_images(root / "images")
+    names = _names_by_stem(root / "images", listed.paths)
+    masks = _names_by_stem(root / "masks", open_images(root / "masks").paths)
     if missing := [name for stem, name in names.items() if stem not in masks]:
         raise DataError(f"{len(missing)} of {len(names)} images of {root} have no mask of the same name in masks/: {join_names(missing)}")
     return MaskedImages(
-        images=from_files(str(root), "images", root / "images", list(names.values())),
+        images=dataclasses.replace(
+            from_files(str(root), "images", root / "images", list(names.values())), skipped=listed.skipped, notes=listed.notes
+        ),
         masks=from_files(str(root), "masks", root / "masks", [masks[stem] for stem in names]),
         mask_folder=root / "masks",
         voc=False,
@@ -174,10 +180,10 @@ def _open_folder(root: Path) -> MaskedImages:
     )
 
 
-def _names_by_stem(folder: Path) -> dict[str, str]:
+def _names_by_stem(folder: Path, names: Sequence[str]) -> dict[str, str]:
     """Return the images below a folder by their path without the ending."""
     found: dict[str, str] = {}
-    for name in open_images(folder).paths:
+    for name in names:
         stem = str(Path(name).with_suffix(""))
         if stem in found:
             raise DataError(f"{folder} contains {found[stem]} and {name}, which have the same name: remove one of them")

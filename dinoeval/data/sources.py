@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from dinoeval.data.folders import open_split_folder
+from dinoeval.data.imagenet import describe_unpacking, find_root
 from dinoeval.data.images import TRAIN, ImageSet, Splits, from_files, from_pixels
 from dinoeval.data.published_lists import open_inat, open_places205, open_voc07, voc07_class_lists
 from dinoeval.environment import data_folder, offline
@@ -62,7 +63,10 @@ def _open_digits() -> Splits:
 
 
 def _open_imagenet(name: str, folder: Path) -> Splits:
-    raise DataError(f"{folder}/train does not exist: put ImageNet-1k there as train/<synset>/*.JPEG and val/<synset>/*.JPEG")
+    if (root := find_root(folder)) != folder:
+        return open_split_folder(root)
+    expected = f"{folder}/train does not exist: put ImageNet-1k there as train/<synset>/*.JPEG and val/<synset>/*.JPEG."
+    raise DataError(expected + describe_unpacking(folder))
 
 
 def _open_cifar(name: str, folder: Path) -> Splits:

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from dinoeval import distributed
 from dinoeval.data.dataset import Unreadable
-from dinoeval.data.images import ImageSet
+from dinoeval.data.images import ImageSet, require_files
 from dinoeval.data.transforms import Transform
 from dinoeval.errors import DataError
 from dinoeval.features.cache import FeatureCache
@@ -106,6 +106,8 @@ def extract(
         [(2, 384)]
     """
     started = time.monotonic()
+    if options.bad_images == "error":
+        require_files(images if rows is None else images.subset(rows))
     backbone.check_unchanged()
     backbone.check_offers(readout.layers, readout.patches)
     extractor = Extractor(backbone, images, readout, transform)

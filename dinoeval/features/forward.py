@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from dinoeval.data.dataset import ImageDataset, Unreadable
-from dinoeval.data.images import ImageSet
+from dinoeval.data.images import ImageSet, require_files
 from dinoeval.data.remarks import remarks_of
 from dinoeval.data.transforms import Transform, normalize_images
 from dinoeval.errors import BadImage, ConfigError, DataError, join_names
@@ -237,8 +237,8 @@ def drop_unreadable(images: ImageSet, rows: np.ndarray, bad: list[dict[str, Any]
     """
     if not bad:
         return rows
-    names = [f"{image['path']} ({image['reason']})" for image in bad]
-    summary = f"{len(bad)} of {len(rows)} images of {images.name} ({images.split}) cannot be read"
+    names = list(dict.fromkeys(f"{image['path']} ({image['reason']})" for image in bad))  # images may be repeated
+    summary = f"{len(names)} of {len({images.paths[row] for row in rows})} images of {images.name} ({images.split}) cannot be read"
     if bad_images == "error":
         raise DataError(f"{summary}: {'; '.join(names)}. Fix or remove them, or pass --bad-images skip{advice}.")
     _log.warning("%s and are skipped: %s", summary, join_names(names, len(names)))
@@ -304,6 +304,8 @@ def forward_readable(
         ConfigError: If the network does not offer the readout or the image size.
         DataError: If an image cannot be read and `bad_images` is `error`, or features are not finite.
     """
+    if bad_images == "error":
+        require_files(images)
     backbone.check_offers(readout.layers, readout.patches)
     extractor = Extractor(backbone, images, readout, transform)
     features = np.zeros((len(images), *extractor.feature_shape), np.float32)

@@ -9,11 +9,11 @@ import dataclasses
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from dinoeval.data.images import ImageSet, require_classes
+from dinoeval.data.images import ImageSet, require_classes, require_files
 from dinoeval.data.opening import open_splits
 from dinoeval.data.subsets import parse_subset, subset_rows
 from dinoeval.environment import data_folder
@@ -37,32 +37,47 @@ class MultilabelScores(Scores):
     """Average precision (C,) in percent, by metric; NaN for a class without an image."""
 
 
-def resolve_dataset(data: str | None, arch: str) -> tuple[str, list[str]]:
+def resolve_dataset(data: str | None) -> str:
     """Choose the dataset if --data is not given: ImageNet if it is present, else the digits.
 
     Args:
         data: What the user passed.
-        arch: Name of the architecture, for the note.
 
     Returns:
-        The dataset to open, and notes for the Result.
+        The dataset to open.
     """
     if data is not None:
-        return data, ["the digits are a demonstration; no published score exists for them"] if data == "digits" else []
+        return data
     root = data_folder()
-    if root is not None and (root / "imagenet" / "train").is_dir():
-        return "imagenet", []
+    return "imagenet" if root is not None and (root / "imagenet" / "train").is_dir() else "digits"
+
+
+def dataset_notes(data: str | None, arch: str) -> list[str]:
+    """Note for the Result that the digits are a demonstration.
+
+    Args:
+        data: What the user passed.
+        arch: Name of the architecture. Protocols open the dataset first, because loading a network can take long.
+
+    Returns:
+        One note, or none if another dataset is scored.
+    """
+    if resolve_dataset(data) != "digits":
+        return []
+    if data is not None:
+        return ["the digits are a demonstration; no published score exists for them"]
     note = "scored on scikit-learn's digits, a demonstration: pass your own dataset with --data"
     if ZOO.get(arch) is not None:
         note = f"$DINOEVAL_DATA/imagenet was not found, so {arch} was {note}"
-    return "digits", [note]
+    return [note]
 
 
-def open_labeled(name: str) -> tuple[ImageSet, ImageSet]:
+def open_labeled(name: str, bad_images: Literal["error", "skip"] = "skip") -> tuple[ImageSet, ImageSet]:
     """Open both splits of a dataset whose training images belong to at least two classes.
 
     Args:
         name: What --data takes: a folder, a table or a name.
+        bad_images: `error` to require that all files exist.
 
     Returns:
         The training split and the evaluation split.
@@ -73,6 +88,8 @@ def open_labeled(name: str) -> tuple[ImageSet, ImageSet]:
     train, val = open_splits(name)
     require_classes(train)
     require_classes(val, 1)
+    for images in (train, val) if bad_images == "error" else ():
+        require_files(images)
     return train, val
 
 

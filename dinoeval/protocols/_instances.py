@@ -47,9 +47,12 @@ def resolve_root(data: str | None, name: str, expected: str) -> Path:
 
     Raises:
         ConfigError: If neither exists.
+        DataError: If --data names something other than a folder.
     """
     root = data_folder()
     if data is not None:
+        if not expand(data).is_dir():
+            raise DataError(f"--data {data} is not a folder: pass --data, {expected}")
         return expand(data)
     if root is not None and (root / name).is_dir():
         return root / name

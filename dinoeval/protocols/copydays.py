@@ -77,13 +77,14 @@ def run(config: Config, session: Session) -> Result:
         DataError: If the dataset cannot be used.
     """
     record = session.record("copydays", VERSION, config)
+    _check(config)
     with record.stage("open"):
-        size = _image_size(config, session)
-        transform = CenterCrop(size, size, "bicubic", *session.normalization(), squash=True)
         root = resolve_root(config.data, "copydays", "the folder with original/ and strong/")
         opened = open_copydays(root, allow_missing=session.config.bad_images == "skip")
         distractors = open_image_folder(config.distractors, "distractors")
         whitening = open_image_folder(config.whitening, "whitening")
+        size = config.image_size or (224 if session.backbone.patch_size == 16 else 320)
+        transform = CenterCrop(size, size, "bicubic", *session.normalization(), squash=True)
     record.use_data(str(root))
     record.resolved |= {"image_size": size, **folder_names(config)}
     record.details["block_images"] = {block: len(rows) for block, rows in opened.blocks.items()}
@@ -101,8 +102,7 @@ def run(config: Config, session: Session) -> Result:
     return record.result(query_scores(record, outcomes, images.images.paths, table=table))
 
 
-def _image_size(config: Config, session: Session) -> int:
-    """Check the options and return the image size."""
+def _check(config: Config) -> None:
     if config.image_size is not None and config.image_size < 1:
         raise ConfigError(f"--image-size must be at least 1, got {config.image_size}")
     if not 0 < config.gem_p < math.inf:
@@ -111,7 +111,6 @@ def _image_size(config: Config, session: Session) -> int:
         raise ConfigError(f"--ap-cutoff must be at least 1, got {config.ap_cutoff}")
     if config.center_whitening and config.whitening is None:
         raise ConfigError("--center-whitening requires --whitening")
-    return config.image_size or (224 if session.backbone.patch_size == 16 else 320)
 
 
 def score_copies(

@@ -16,16 +16,16 @@ import dataclasses
 from typing import TYPE_CHECKING
 
 from dinoeval import distributed
-from dinoeval.data.images import ImageSet
+from dinoeval.data.images import ImageSet, require_files
 from dinoeval.data.opening import open_splits
 from dinoeval.errors import ConfigError, DinoevalError
-from dinoeval.protocols._classification import labels_of, resolve_dataset
+from dinoeval.protocols._classification import dataset_notes, labels_of, resolve_dataset
 from dinoeval.results import Result, Scores, proportion_error
 from dinoeval.session import SplitRecord
 from dinoeval.training.finetune.recipes import FinetuneRecipe, get_finetune_recipe
 
 if TYPE_CHECKING:
-    from dinoeval.session import Session
+    from dinoeval.session import Session, SessionConfig
     from dinoeval.training.finetune.run import Outcome
 
 VERSION = 1
@@ -81,16 +81,19 @@ def run(config: Config, session: Session) -> Result:
     """
     record = session.record("finetune", VERSION, config)
     with record.stage("open"):
-        data, notes = resolve_dataset(config.data, session.backbone.arch)
-        _check(config, session)
+        data = resolve_dataset(config.data)
+        _check(config, session.config)
         train, val = (images.with_rule(session.rule) for images in open_splits(data))
+        for images in (train, val):
+            require_files(images, advice="")
+        _check_size(session)
         preset, recipe = _recipe(config, data)
         record.use_data(data, train=SplitRecord(train, [], train.remarks()), val=SplitRecord(val, [], val.remarks()))
     with record.stage("train and score"):
         outcome = _train(config, session, recipe, train, val)
     record.resolved |= {**recipe.record(), "preset": preset, "out": None, "save_every": None}
     record.details |= {"training_precision": session.config.precision, "processes": distributed.world_size()}
-    record.notes += [*notes, *_notes(preset, outcome)]
+    record.notes += [*dataset_notes(config.data, session.backbone.arch), *_notes(preset, outcome)]
     return record.result(_scores(outcome, val))
 
 
@@ -102,12 +105,15 @@ def _recipe(config: Config, data: str) -> tuple[str, FinetuneRecipe]:
     return preset, dataclasses.replace(recipe, **passed)
 
 
-def _check(config: Config, session: Session) -> None:
+def _check(config: Config, session: SessionConfig) -> None:
     for option, value in (("--seed", config.seed), ("--save-every", config.save_every)):
         if value < 0:
             raise ConfigError(f"{option} must be at least 0, got {value}")
-    if session.config.bad_images == "skip":
+    if session.bad_images == "skip":
         raise ConfigError("--bad-images skip does not apply: every epoch must use the same images. Fix or remove unreadable images")
+
+
+def _check_size(session: Session) -> None:
     patch = session.backbone.patch_size
     if patch is not None and session.transform.crop < patch:
         raise ConfigError(f"images of {session.transform.crop} pixels are smaller than a patch of {patch} pixels: change --transform")

@@ -25,6 +25,7 @@ from dinoeval import distributed
 from dinoeval.errors import ConfigError
 from dinoeval.maths.neighbors import multilabel_scores, nearest, vote
 from dinoeval.protocols._classification import (
+    dataset_notes,
     extract_subsets,
     labels_of,
     merge_scores,
@@ -80,11 +81,11 @@ def run(config: Config, session: Session) -> Result:
     record = session.record("knn", VERSION, config)
     _check(config)
     with record.stage("open"):
-        name, notes = resolve_dataset(config.data, session.backbone.arch)
-        record.notes += notes
-        train_images, val_images = open_labeled(name)
+        name = resolve_dataset(config.data)
+        train_images, val_images = open_labeled(name, session.config.bad_images)
         subsets = training_subsets(train_images, config.train_subset, config.subset_seeds)
         fitting_ks(config.k, min(map(len, subsets)))  # rejects what cannot fit before anything is computed
+    record.notes += dataset_notes(config.data, session.backbone.arch)
     trains, val = extract_subsets(session, train_images, subsets, val_images)
     record.use_data(name, train=trains[0], val=val)
     record.details["train_images_total"] = len(train_images)

@@ -22,6 +22,7 @@ from dinoeval.errors import ConfigError, DataError
 from dinoeval.features.readout import Readout, parse_readout
 from dinoeval.protocols._classification import (
     average_runs,
+    dataset_notes,
     labels_of,
     open_labeled,
     proportion_errors,
@@ -88,11 +89,11 @@ def run(config: Config, session: Session) -> Result:
     """
     record = session.record("linear", VERSION, config)
     _check(config)
-    name, notes = resolve_dataset(config.data, session.backbone.arch)
-    record.notes += notes
-    train, val = (images.with_rule(session.rule) for images in open_labeled(name))
+    name = resolve_dataset(config.data)
+    train, val = (images.with_rule(session.rule) for images in open_labeled(name, session.config.bad_images))
     if train.multi_label:
         raise DataError(f"{name} is a multi-label dataset, which linear does not support: use knn or logistic")
+    record.notes += dataset_notes(config.data, session.backbone.arch)
     readouts = {readout.id: readout for readout in _readouts(config, session.backbone.arch)}
     for readout in readouts.values():
         session.backbone.check_offers(readout.layers, readout.patches)
@@ -103,8 +104,8 @@ def run(config: Config, session: Session) -> Result:
     evaluated = next(iter(val_features.values()))
     probe = LinearProbe(config, VERSION, session, train, readouts, val_features)
     runs = [probe.train(rows, seed) for seed, rows in enumerate(subsets)]
-    trained = train.subset(subsets[0]) if config.train_subset else train
-    record.use_data(name, train=SplitRecord(trained, runs[0].bad, trained.remarks()), val=evaluated)
+    used = train.subset(subsets[0]) if config.train_subset else train
+    record.use_data(name, train=SplitRecord.of(used, runs[0].bad, used.remarks()), val=evaluated)
     record.details["train_images_total"] = len(train)
     record.resolved |= {"readouts": tuple(readouts), "out": None}
     several = len(runs) > 1

@@ -31,6 +31,7 @@ from dinoeval.maths.logistic import Logistic, fit_logistic, fit_one_vs_rest, mem
 from dinoeval.maths.neighbors import l2_normalize
 from dinoeval.protocols._classification import (
     MultilabelScores,
+    dataset_notes,
     extract_subsets,
     labels_of,
     open_labeled,
@@ -103,8 +104,8 @@ def run(config: Config, session: Session) -> Result:
     record = session.record("logistic", VERSION, config)
     _check(config)
     with record.stage("open"):
-        name, notes = resolve_dataset(config.data, session.backbone.arch)
-        train_images, val_images = open_labeled(name)
+        name = resolve_dataset(config.data)
+        train_images, val_images = open_labeled(name, session.config.bad_images)
         subsets = training_subsets(train_images, config.train_subset, config.subset_seeds)
         _log_memory(config, max(map(len, subsets)), session.backbone.dim, train_images)
     trains, val = extract_subsets(session, train_images, subsets, val_images)
@@ -118,7 +119,7 @@ def run(config: Config, session: Session) -> Result:
     gap = max(one.gap for one in fitted)
     record.details |= {"train_images_total": len(train_images), "duality_gap": gap}
     record.resolved["lambdas"] = list(config.lambdas)
-    record.notes += [*notes, *_notes(config, fitted, gap)]
+    record.notes += [*dataset_notes(config.data, session.backbone.arch), *_notes(config, fitted, gap)]
     table = [row for one in fitted for row in one.table] + _class_precisions(fitted, val)
     return record.result(subset_scores(record, trains, val, [one.scores for one in fitted], table))
 

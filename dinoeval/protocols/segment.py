@@ -78,8 +78,8 @@ def run(config: Config, session: Session) -> Result:
     with record.stage("open"):
         if not 0 < config.mass <= 1:
             raise ConfigError(f"--mass must be above 0 and at most 1, got {config.mass}")
-        transform = figure_transform(session.backbone, config.image_size, session.rule, session.config.transform)
         root = resolve_root(config.data, "VOCdevkit", "the folder with VOCdevkit/, or one with images/ and masks/")
+        transform = figure_transform(session.backbone, config.image_size, session.rule, session.config.transform)
         least = 1 if transform.size else transform.patch
         skip_bad = session.config.bad_images == "skip"
         opened = open_segmentation(root, config.objects, min_side=least, skip_bad=skip_bad, rule=session.rule)

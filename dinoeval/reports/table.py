@@ -55,6 +55,9 @@ def format_result(result: Result) -> str:
     for name, split in splits.items():
         if split.get("bad_images"):
             lines.append(f"left out of {name} because they cannot be read: {len(split['bad_images'])} images")
+        if isinstance(skipped := split.get("skipped_files"), dict) and skipped:
+            found = ", ".join(f"{count} {ending}" for ending, count in skipped.items())
+            lines.append(f"other files left out of {name}: {found}")
     lines.append("seconds: " + ", ".join(f"{stage} {seconds:.1f}" for stage, seconds in result.seconds.items()))
     return _join(lines)
 

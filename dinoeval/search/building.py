@@ -16,7 +16,7 @@ import filelock
 import numpy as np
 
 from dinoeval import distributed
-from dinoeval.data.images import ImageSet
+from dinoeval.data.images import MISSING, ImageSet
 from dinoeval.data.opening import open_images
 from dinoeval.data.remarks import merge_remarks
 from dinoeval.errors import BadImage, ConfigError, DataError, join_names, unknown
@@ -229,6 +229,8 @@ def _record(root: Path, name: str) -> FileRecord:
     try:
         return FileRecord.of(root, name)
     except OSError as error:
+        if (root / name).is_symlink():  # A broken link is an unreadable image.
+            return FileRecord(name, MISSING, 0, 0)
         raise DataError(f"{root / name} was deleted during the build: {error.strerror}. Rerun the command") from error
 
 

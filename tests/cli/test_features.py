@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
+from factories import synthetic_images
 
 
 def test_embed_writes_features_and_paths(call, tiny_weights, image_folder, tmp_path):
@@ -21,6 +23,22 @@ def test_embed_writes_patch_maps_to_npy(call, tiny_weights, image_folder, tmp_pa
     image = next((image_folder / "val/class1").iterdir())
     assert call("embed", image, "--weights", tiny_weights, "--out", tmp_path / "f.npy", "--readout", "patches")[0] == 0
     assert np.load(tmp_path / "f.npy").shape == (1, 4, 4, 96)
+    assert json.loads((tmp_path / "f.paths.json").read_text()) == [str(image)]
+
+
+def test_embed_sorts_folders_and_counts_other_files(call, tiny_weights, tmp_path):
+    names = ["alps/old/a.png", "alps/w.png", "beach.png"]
+    for name, image in zip(names, synthetic_images(3), strict=True):
+        (tmp_path / "photos" / name).parent.mkdir(parents=True, exist_ok=True)
+        image.save(tmp_path / "photos" / name)
+    (tmp_path / "photos/notes.txt").write_text("text")
+    (tmp_path / "photos/lost.jpg").symlink_to("nowhere")
+    words = ("embed", tmp_path / "photos", "--weights", tiny_weights, "--out", tmp_path / "f.npy")
+    code, _, err = call(*words)
+    assert (code, "lost.jpg" in err) == (2, True)
+    code, _, err = call(*words, "--bad-images", "skip")
+    assert (code, "1 .txt" in err) == (0, True)
+    assert json.loads((tmp_path / "f.paths.json").read_text()) == names
 
 
 @pytest.fixture

@@ -67,3 +67,12 @@ def test_copydays_raises_when_a_block_is_empty(root):
 def test_copydays_raises_when_the_folder_does_not_exist(tmp_path):
     with pytest.raises(DataError, match=r"nowhere.*nothing"):
         open_copydays(tmp_path / "nowhere")
+
+
+def test_copydays_ignores_hidden_files_and_counts_others(root):
+    for name in ("original/._200000.jpg", "strong/.DS_Store", "strong/@eaDir/x.jpg", "jpegqual/8/list.txt"):
+        (root / name).parent.mkdir(exist_ok=True)
+        (root / name).write_text("no image")
+    opened = open_copydays(root)
+    assert [len(rows) for rows in opened.blocks.values()] == [4, 6, *[4] * 18]
+    assert dict(opened.images.skipped) == {".txt": 1}

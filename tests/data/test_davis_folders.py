@@ -155,3 +155,17 @@ def test_exif_orientation_of_frames_counts_if_the_rule_says_so(root):
     assert open_davis(root, ["cat"])[0].remarks == {"oriented": ["cat/00002.jpg"]}
     with pytest.raises(DataError, match=r"00002\.jpg has 64 x 128"):
         open_davis(root, ["cat"], ImageRule(exif_transpose=True))
+
+
+def test_davis_ignores_hidden_files_and_folders(root):
+    for name in (
+        f"{FRAMES}/@eaDir/00000.jpg",
+        f"{FRAMES}/cat/._00000.jpg",
+        f"{FRAMES}/cat/__MACOSX/x.jpg",
+        f"{ANNOTATIONS}/cat/._00009.png",
+    ):
+        (root / name).parent.mkdir(exist_ok=True)
+        (root / name).write_text("no image")
+    with pytest.raises(DataError, match=r"Available: cat, dog\."):
+        open_davis(root, ("@eaDir",))
+    assert [len(video.frames) for video in open_davis(root)] == [4, 5]

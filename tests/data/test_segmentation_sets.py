@@ -163,3 +163,13 @@ def test_other_folders_raise(tmp_path):
     (voc / "ImageSets/Segmentation/val.txt").write_text("")
     with pytest.raises(DataError, match=r"val\.txt lists no image"):
         open_segmentation(voc)
+
+
+def test_missing_masks_and_other_files_are_reported(tmp_path, folder):
+    (folder / "images/readme.txt").write_text("text")
+    (folder / "images/._0.jpg").write_text("resource fork")
+    assert dict(open_segmentation(folder).images.skipped) == {"hidden": 1, ".txt": 1}
+    root = voc_tree(tmp_path / "voc")
+    (root / "VOCdevkit/VOC2012/SegmentationObject/2007_000002.png").unlink()
+    with pytest.raises(DataError, match=r"1 of 3 masks .*2007_000002\.png"):
+        open_segmentation(root)

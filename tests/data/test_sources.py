@@ -17,7 +17,7 @@ from factories import class_folders
 from scipy.io import savemat
 from torchvision import datasets
 
-from dinoeval.data.images import ImageSet
+from dinoeval.data.images import ImageSet, require_files
 from dinoeval.data.opening import open_splits
 from dinoeval.data.published_lists import VOC_CLASSES
 from dinoeval.data.sources import NAMES
@@ -96,7 +96,6 @@ def test_invalid_inat_lists_raise(data):
     for change, mentioned in (
         (lambda content: content["annotations"].pop(), r"val2018\.json.*KeyError"),
         (lambda content: content.pop("annotations"), "KeyError.*annotations"),  # as in lists of test images
-        (lambda content: content["images"][0].update(file_name="train_val2018/none.jpg"), r"inat18 lists image .*none\.jpg"),
         (lambda content: content["categories"][0].update(id=1), "KeyError"),
         (lambda content: content["categories"][0].update(name="Pica pica"), "only in train: Parus major; only in val: Pica pica"),
         (lambda content: content.update(images=[]), r"inat18 \(val\) has no images"),
@@ -106,6 +105,11 @@ def test_invalid_inat_lists_raise(data):
         table.write_text(json.dumps(content))
         with pytest.raises(DataError, match=mentioned):
             open_splits("inat18")
+    missing = json.loads(json.dumps(intact))
+    missing["images"][0].update(file_name="train_val2018/none.jpg")
+    table.write_text(json.dumps(missing))
+    with pytest.raises(DataError, match=r"1 of 6 images of inat18 \(val\).*none\.jpg"):
+        require_files(open_splits("inat18")[1])
     table.write_text(json.dumps(intact)[:-9])
     with pytest.raises(DataError, match=r"val2018\.json.*JSONDecodeError"):
         open_splits("inat18")

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import math
+import shutil
 
 import pytest
+from factories import class_folders
 
-from dinoeval.protocols._classification import average_runs, proportion_errors, resolve_dataset
+import dinoeval
+from dinoeval.protocols._classification import average_runs, dataset_notes, proportion_errors, resolve_dataset
+from dinoeval.reports.table import format_result
+from dinoeval.session import SessionConfig
+from dinoeval.testing import tiny_backbone
 
 
 def test_average_runs_combines_errors_of_images_and_subsets():
@@ -22,13 +28,34 @@ def test_average_runs_of_one_run_keeps_its_own_error():
 
 
 def test_resolve_dataset_prefers_imagenet_and_notes_the_digits(monkeypatch, tmp_path):
-    assert resolve_dataset("some", "vit_s8") == ("some", [])
-    assert resolve_dataset("digits", "vit_s8")[1]
-    data, notes = resolve_dataset(None, "vit_s8")
-    assert data == "digits"
-    assert "$DINOEVAL_DATA/imagenet" in notes[0]
-    assert "vit_s8" in notes[0]
+    assert (resolve_dataset("some"), dataset_notes("some", "vit_s8")) == ("some", [])
+    assert dataset_notes("digits", "vit_s8")
+    assert resolve_dataset(None) == "digits"
+    (note,) = dataset_notes(None, "vit_s8")
+    assert "$DINOEVAL_DATA/imagenet" in note
+    assert "vit_s8" in note
     monkeypatch.setenv("DINOEVAL_DATA", str(tmp_path))
-    assert resolve_dataset(None, "vit_s8")[0] == "digits"
+    assert resolve_dataset(None) == "digits"
     (tmp_path / "imagenet/train").mkdir(parents=True)
-    assert resolve_dataset(None, "vit_s8") == ("imagenet", [])
+    assert (resolve_dataset(None), dataset_notes(None, "vit_s8")) == ("imagenet", [])
+
+
+def test_result_counts_and_names_what_was_left_out(tmp_path):
+    """Every classification protocol counts the same images in the same way."""
+    root = class_folders(tmp_path / "images")
+    (root / "train/class0/notes.txt").write_text("text")
+    (root / "train/class0/0.png").write_text("no image")
+    (root / "val/class1/lost.png").symlink_to("nowhere")
+    shutil.copy(root / "train/class2/1.png", root / "val/class2/0.png")
+    backbone = tiny_backbone()
+    session = SessionConfig(cache=str(tmp_path / "cache"), bad_images="skip", workers=0)
+    for protocol, options in (("knn", {"k": (3,)}), ("logistic", {"solver": "sklearn"}), ("linear", {"epochs": 1, "lrs": (0.1,)})):
+        result = dinoeval.evaluate(protocol, backbone, session=session, data=str(root), **options)
+        train, val = result.data["train"], result.data["val"]
+        assert (train["images"], train["bad_images"], train["skipped_files"]) == (23, ["class0/0.png"], {".txt": 1}), protocol
+        assert (val["images"], val["bad_images"], val["skipped_files"]) == (9, ["class1/lost.png"], {}), protocol
+        assert len(result.samples["path"]) == 9
+        assert any("1 of 10 images of val are also in train" in note for note in result.notes)
+        text = format_result(result)
+        assert "other files left out of train: 1 .txt" in text
+        assert "left out of val because they cannot be read: 1 images" in text

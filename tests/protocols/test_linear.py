@@ -241,3 +241,4 @@ def test_unreadable_images_are_named_also_if_they_are_held_out(backbone, tmp_pat
         lrs=(0.1,),
     )
     assert sorted(result.data["train"]["bad_images"]) == [path.relative_to(data / "train").as_posix() for path in bad]
+    assert result.data["train"]["images"] == 24 - len(bad)

@@ -73,3 +73,14 @@ def test_killed_build_is_resumed_by_the_same_command(photos, tiny_weights, backb
     index = search.open(folder)
     np.testing.assert_allclose(index.vectors(), expected.vectors(), atol=2e-6)
     assert (index.paths, len(list(folder.iterdir()))) == (expected.paths, len(list(uninterrupted.iterdir())))
+
+
+def test_broken_links_are_unreadable_and_hidden_files_no_images(photos, backbone, tmp_path):
+    (photos / "class1/lost.png").symlink_to("nowhere")
+    (photos / "class1/@eaDir").mkdir()
+    shutil.copy(photos / "class0/0.png", photos / "class1/@eaDir/thumb.png")
+    with pytest.raises(DinoevalError, match=r"1 of 25 images.*class1/lost\.png"):
+        search.build(photos, tmp_path / "index", backbone)
+    skip = SessionConfig(bad_images="skip")
+    assert len(search.build(photos, tmp_path / "index", backbone, session=skip)) == 24
+    assert len(search.build(photos, tmp_path / "index", backbone, session=skip)) == 24
