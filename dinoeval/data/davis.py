@@ -2,7 +2,7 @@
 
 Files are ROOT/JPEGImages/480p/<sequence>/NNNNN.jpg, ROOT/Annotations/480p/<sequence>/NNNNN.png, and lists of sequences in
 ROOT/ImageSets. Annotations of DAVIS 2017 are indexed, one label per object; those of DAVIS 2016 are binary, one object.
-Opening a dataset checks all files, but only the headers of the frames.
+Opening a dataset checks all annotations, and the headers of the frames. To score existing masks, annotations are enough.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 from dinoeval.data.folders import is_hidden, list_entries
 from dinoeval.data.frames import frame_header, list_frames, missing_frames, read_frame_file
 from dinoeval.data.loading import DEFAULT_RULE, ImageRule
-from dinoeval.data.masks import VOID, is_binary_mask, read_mask
+from dinoeval.data.masks import VOID, Encoding, check_siblings, decode_mask
 from dinoeval.errors import DataError, join_names, unknown
 from dinoeval.files import expand
 
@@ -33,33 +33,55 @@ class Video:
 
     name: str
     """Name of the sequence."""
+    names: tuple[str, ...]
+    """T names of frames and masks, without endings."""
     frames: tuple[Path, ...]
-    """T image files."""
+    """T image files; none if the sequence was opened with its annotations alone."""
     size: tuple[int, int]
     """Width and height of all frames and annotations in pixels."""
     annotations: tuple[Path, ...]
     """T masks; or the mask of the first frame only, and then the sequence cannot be scored."""
     first_mask: np.ndarray
     """The first mask, (H, W) uint8: 0 background, which includes void, 1 and up objects."""
+    encodings: tuple[Encoding, ...]
+    """How each annotation stores its labels, and which it has."""
     remarks: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
     """Names of frames by remark, as `sequence/NNNNN.jpg`."""
-    binary: bool = False
-    """Whether the first mask is binary. Then 255 is the object in all annotations, otherwise it is void."""
 
     @property
-    def objects(self) -> int:
-        """Number of objects, the largest label, as in the official evaluation."""
-        return int(self.first_mask.max())
+    def labels(self) -> tuple[int, ...]:
+        """Labels of the objects: those of the first mask, in ascending order."""
+        return tuple(np.unique(self.first_mask[self.first_mask > 0]).tolist())
+
+    @property
+    def late_labels(self) -> dict[int, str]:
+        """Labels that only later annotations contain, with the first such frame."""
+        late: dict[int, str] = {}
+        for encoding in self.encodings:
+            for label in sorted(encoding.labels - {*self.labels, VOID}):
+                late.setdefault(label, encoding.path.stem)
+        return late
 
     @property
     def unused_labels(self) -> list[int]:
-        """Labels below the largest that the first mask does not contain."""
-        return sorted(set(range(1, self.objects)) - set(np.unique(self.first_mask).tolist()))
+        """Labels below the largest that no annotation contains; no objects."""
+        return sorted(set(range(1, max(self.labels))) - {*self.labels, *self.late_labels})
+
+    @property
+    def vanished_labels(self) -> list[int]:
+        """Objects that no scored annotation contains."""
+        scored = self.encodings[1:-1]
+        return [label for label in self.labels if scored and not any(label in encoding.labels for encoding in scored)]
+
+    @property
+    def void(self) -> int:
+        """Number of annotations that contain label 255."""
+        return sum(VOID in encoding.labels for encoding in self.encodings)
 
     @property
     def annotated(self) -> bool:
-        """Whether all frames have annotations."""
-        return len(self.annotations) == len(self.frames)
+        """Whether all frames have annotations, and not the first alone."""
+        return len(self.annotations) == len(self.names) and (len(self.names) > 1 or bool(self.frames))
 
     def mask_name(self, number: int) -> str:
         """Return the file name of the mask of a frame.
@@ -70,7 +92,7 @@ class Video:
         Returns:
             The name of the frame with the ending .png.
         """
-        return f"{self.frames[number].stem}.png"
+        return f"{self.names[number]}.png"
 
     def fingerprint(self) -> str:
         """Hash the contents of all frames and of the first mask.
@@ -97,7 +119,7 @@ class Video:
         Returns:
             Labels, (H, W) uint8; void is background, as in the official evaluation.
         """
-        return void_to_background(read_mask(self.annotations[number], white_is_object=self.binary))
+        return void_to_background(decode_mask(self.annotations[number])[0])
 
 
 def void_to_background(mask: np.ndarray) -> np.ndarray:
@@ -116,26 +138,42 @@ def void_to_background(mask: np.ndarray) -> np.ndarray:
     return np.where(mask == VOID, 0, mask).astype(np.uint8)
 
 
-def open_davis(data: str | Path, sequences: Sequence[str] = (), rule: ImageRule = DEFAULT_RULE) -> list[Video]:
+def list_masks(folder: Path) -> list[Path]:
+    """List the masks of a sequence.
+
+    Args:
+        folder: May not exist.
+
+    Returns:
+        PNG files in the order of their numbers, which may have no leading zeros.
+    """
+    found = [path for path in folder.glob("*.png") if not is_hidden(path.name)] if folder.is_dir() else []
+    return sorted(found, key=lambda path: (len(path.stem), path.stem))
+
+
+def open_davis(data: str | Path, sequences: Sequence[str] = (), rule: ImageRule = DEFAULT_RULE, *, images: bool = True) -> list[Video]:
     """Open sequences of DAVIS.
 
     Args:
         data: The folder that contains JPEGImages/ and Annotations/.
         sequences: Names of sequences, or one text file that lists them. By default the first of LISTS that exists.
         rule: The rule by which frames are decoded.
+        images: Whether the frames are needed. Otherwise JPEGImages/ may be missing.
 
     Returns:
         The sequences in the order of their names, without repetitions.
 
     Raises:
-        DataError: If frames or annotations are missing, have different sizes or no objects, or if only some sequences have
-            annotations of all frames.
+        DataError: If frames or annotations are missing, have different sizes or no objects, if the annotations of a sequence
+            do not store labels in the same way, or if only some sequences have annotations of all frames.
     """
     root = expand(data)
-    if absent := [folder for folder in (FRAMES, ANNOTATIONS) if not (root / folder).is_dir()]:
+    if absent := [folder for folder in (FRAMES, ANNOTATIONS) if not (root / folder).is_dir() and (images or folder == ANNOTATIONS)]:
         expected = "expected JPEGImages/, Annotations/ and ImageSets/"
         raise DataError(f"{root} has no folder {' and no '.join(absent)}: {expected}, found {list_entries(root)}")
-    videos = [_open_video(root, name, rule) for name in _resolve_sequences(root, sequences)]
+    entries = (root / (FRAMES if images else ANNOTATIONS)).iterdir()
+    present = sorted(entry.name for entry in entries if entry.is_dir() and not is_hidden(entry.name))
+    videos = [_open_video(root, name, rule if images else None) for name in _resolve_sequences(root, sequences, present)]
     partial = [video.name for video in videos if not video.annotated]
     if partial and len(partial) < len(videos):
         raise DataError(
@@ -145,8 +183,7 @@ def open_davis(data: str | Path, sequences: Sequence[str] = (), rule: ImageRule 
     return videos
 
 
-def _resolve_sequences(root: Path, sequences: Sequence[str]) -> list[str]:
-    present = sorted(entry.name for entry in (root / FRAMES).iterdir() if entry.is_dir() and not is_hidden(entry.name))
+def _resolve_sequences(root: Path, sequences: Sequence[str], present: list[str]) -> list[str]:
     if not sequences:
         sequences = [name for name in LISTS if (root / name).is_file()][:1]
         if not sequences:
@@ -161,7 +198,7 @@ def _resolve_sequences(root: Path, sequences: Sequence[str]) -> list[str]:
         raise DataError(f"{sequences[0]} lists no sequence")
     for name in names:
         if name not in present:
-            raise DataError(unknown(f"sequence in {root / FRAMES}", name, present))
+            raise DataError(unknown(f"sequence in {root}", name, present))
     return list(dict.fromkeys(names))
 
 
@@ -174,39 +211,61 @@ def _read_sequence_list(path: Path) -> list[str]:
     return [Path(line).parent.name if "/" in line else line for line in lines]
 
 
-def _open_video(root: Path, name: str, rule: ImageRule) -> Video:
-    frames = list_frames(root / FRAMES / name)
-    folder = root / ANNOTATIONS / name
-    present = {path.stem for path in folder.glob("*.png") if not is_hidden(path.name)} if folder.is_dir() else set()
-    missing = sorted({*missing_frames(frames), *(present - {path.stem for path in frames})})
-    if missing:
+def _open_video(root: Path, name: str, rule: ImageRule | None) -> Video:
+    folders = root / FRAMES / name, root / ANNOTATIONS / name
+    # Frames that are not needed are listed if they exist, to find those without annotation.
+    frames = list_frames(folders[0]) if rule or list_entries(folders[0]) != "nothing" else []
+    annotations = list_masks(folders[1])
+    names = tuple(path.stem for path in frames or annotations)
+    annotated = {path.stem for path in annotations}
+    if missing := sorted({*_gaps(frames), *(annotated - set(names))}):
         raise DataError(
-            f"{root / FRAMES / name} lacks frames: {join_names(missing)}. All frames are needed, because masks are propagated from "
-            "frame to frame."
+            f"{folders[0]} lacks frames: {join_names(missing)}. All frames are needed, because masks are propagated from frame to frame."
         )
-    size, remarks = _common_size(frames, rule)
-    annotations = [folder / f"{path.stem}.png" for path in frames]
-    missing = [path.name for path in annotations if path.stem not in present]
-    if len(missing) == len(frames) - 1 and annotations[0].stem in present:
+    missing = sorted({*(set(names) - annotated), *_gaps(annotations)})
+    if missing == sorted(names[1:]) and annotations:
         annotations = annotations[:1]
-    elif missing:
-        raise DataError(f"{folder} lacks annotations: {join_names(missing)}. Scoring needs all of them, propagation only the first.")
-    binary = is_binary_mask(annotations[0])
-    masks = (_read_mask_of_size(path, size, frames[0], binary) for path in annotations)
-    first_mask = void_to_background(next(masks))
-    if not first_mask.any():
-        raise DataError(f"first mask {annotations[0]} has no object to propagate")
-    for _ in masks:  # Read the other masks to check them.
-        pass
+    elif missing or not annotations:
+        listed = join_names(f"{stem}.png" for stem in missing) or "it contains no PNG file"
+        others = "" if annotations else f" It contains {list_entries(folders[1])}."
+        raise DataError(f"{folders[1]} lacks annotations: {listed}. Scoring needs all of them, propagation only the first.{others}")
+    size, remarks = _common_size(frames, rule) if rule else (None, {})
+    frames = frames if rule else []
+    first_mask, encodings = _check_annotations(annotations, size, frames)
     return Video(
         name=name,
+        names=names,
         frames=tuple(frames),
-        size=size,
+        size=(first_mask.shape[1], first_mask.shape[0]),
         annotations=tuple(annotations),
         first_mask=first_mask,
-        binary=binary,
+        encodings=encodings,
         remarks=remarks,
     )
+
+
+def _gaps(paths: list[Path]) -> list[str]:
+    return missing_frames(paths) if paths else []
+
+
+def _check_annotations(
+    paths: Sequence[Path], size: tuple[int, int] | None, frames: Sequence[Path]
+) -> tuple[np.ndarray, tuple[Encoding, ...]]:
+    """Read all annotations of a sequence once; return the first mask, and how each stores its labels."""
+    first_mask, _ = decode_mask(paths[0])
+    size = size or (first_mask.shape[1], first_mask.shape[0])
+    encodings: list[Encoding] = []
+    for path in paths:
+        mask, encoding = decode_mask(path)
+        if (own := mask.shape[::-1]) != size:
+            other, rotated = frames[0] if frames else paths[0], " (see --exif-transpose)" if own == size[::-1] and frames else ""
+            raise DataError(f"mask {path} has {own[0]} x {own[1]} pixels, but {other} has {size[0]} x {size[1]}{rotated}")
+        encodings.append(encoding)
+    check_siblings(encodings)
+    first_mask = void_to_background(first_mask)
+    if not first_mask.any():
+        raise DataError(f"first mask {paths[0]} has no object to propagate: only the objects of the first frame are evaluated")
+    return first_mask, tuple(encodings)
 
 
 def _common_size(frames: Sequence[Path], rule: ImageRule) -> tuple[tuple[int, int], dict[str, list[str]]]:
@@ -220,11 +279,3 @@ def _common_size(frames: Sequence[Path], rule: ImageRule) -> tuple[tuple[int, in
         if own != (width, height):
             raise DataError(f"frames differ in size: {path} has {own[0]} x {own[1]} pixels, {frames[0].name} has {width} x {height}")
     return (width, height), remarks
-
-
-def _read_mask_of_size(path: Path, size: tuple[int, int], frame: Path, white_is_object: bool) -> np.ndarray:
-    mask = read_mask(path, white_is_object=white_is_object)
-    if (own := mask.shape[::-1]) != size:
-        rotated = " (see --exif-transpose)" if own == size[::-1] else ""
-        raise DataError(f"mask {path} has {own[0]} x {own[1]} pixels, its frames, such as {frame}, {size[0]} x {size[1]}{rotated}")
-    return mask

@@ -144,7 +144,7 @@ def _renumber(train: ImageSet, val: ImageSet) -> ImageSet:
         val = dataclasses.replace(val, notes=(*val.notes, note))
     place = {name: number for number, name in enumerate(train.classes)}
     numbers = np.array([place.get(name, -1) for name in val.classes], np.int64)  # -1 for a class that no image has
-    if not val.multi_label:
+    if val.labels.ndim == 1:
         return dataclasses.replace(val, labels=numbers[val.labels], classes=train.classes)
     labels = np.zeros((len(val), len(train.classes)), np.int8)
     labels[:, numbers[numbers >= 0]] = val.labels[:, numbers >= 0]

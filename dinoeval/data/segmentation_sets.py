@@ -1,6 +1,7 @@
 """Images with one mask each: PASCAL VOC 2012 segmentation, or a folder with images/ and masks/ of equal names.
 
-Labels of masks: 0 is background, 255 is void (in VOC, borders and difficult regions), other values are objects.
+Labels of masks: 0 is background, 255 is void (in VOC, borders and difficult regions), other values are objects. A mask
+must have the size of its image as it is decoded; masks themselves cannot have an EXIF orientation.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import numpy as np
 from dinoeval.data.folders import list_entries
 from dinoeval.data.images import MISSING, ImageSet, from_files
 from dinoeval.data.loading import DEFAULT_RULE, ImageRule
-from dinoeval.data.masks import VOID, is_binary_mask, read_mask
+from dinoeval.data.masks import VOID, Encoding, check_siblings, decode_mask
 from dinoeval.data.opening import open_images
 from dinoeval.data.remarks import ORIENTED, add_remarks, remarks_of
 from dinoeval.errors import BadImage, DataError, join_names
@@ -53,6 +54,8 @@ class MaskedImages:
     """Masks without an image."""
     remarks: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
     """Names of images by remark."""
+    full: tuple[str, ...] = ()
+    """Masks without background."""
 
     def read_mask(self, row: int) -> np.ndarray:
         """Read the mask of an image.
@@ -63,7 +66,7 @@ class MaskedImages:
         Returns:
             Labels, (H, W) uint8.
         """
-        return read_mask(self.mask_folder / self.masks.paths[row])
+        return decode_mask(self.mask_folder / self.masks.paths[row])[0]
 
 
 def open_segmentation(
@@ -82,8 +85,9 @@ def open_segmentation(
         The images that can be used and have an object.
 
     Raises:
-        DataError: If an image has no mask; if a mask differs in size from its image or is not a map of labels; if no image
-            is left; or, unless `skip_bad`, if an image cannot be decoded or is too small.
+        DataError: If an image has no mask; if a mask differs in size from its image or is not a map of labels; if the masks do
+            not store labels in the same way; if no image is left; or, unless `skip_bad`, if an image cannot be decoded or is
+            too small.
     """
     root = expand(data)
     voc = next((root / folder for folder in _VOC_FOLDERS if (root / folder / _VOC_LIST).is_file()), None)
@@ -91,9 +95,9 @@ def open_segmentation(
     opened = dataclasses.replace(opened, images=opened.images.with_rule(rule))
     if missing := [path for path, size in zip(opened.masks.paths, opened.masks.sizes, strict=True) if size == MISSING]:
         raise DataError(f"{len(missing)} of {len(opened.masks)} masks of {root} do not exist: {join_names(missing)}")
-    kept, empty, bad = [], [], []
+    kept, empty, bad, full = [], [], [], []
     remarks: dict[str, list[str]] = {}
-    binary, indexed = [], []
+    encodings: list[Encoding] = []
     for row, path in enumerate(opened.images.paths):
         try:
             image = opened.images.open(row)
@@ -103,19 +107,13 @@ def open_segmentation(
         except BadImage as error:
             bad.append({"path": path, "reason": str(error)})
             continue
-        mask = _read_mask_of_size(opened, row, image)
+        mask, encoding = _decode_mask_of_size(opened, row, image)
+        encodings.append(encoding)
         (kept if len(object_labels(mask)) else empty).append(row)
         if row in kept[-1:]:
             add_remarks(remarks, image, path)
-        if mask.max() > 1:
-            indexed.append(opened.masks.paths[row])
-        elif mask.any() and is_binary_mask(opened.mask_folder / opened.masks.paths[row]):
-            binary.append(opened.masks.paths[row])
-    if binary and indexed:
-        raise DataError(
-            f"{root} mixes binary masks ({join_names(binary, 3)}), in which {VOID} is an object, and masks with labels "
-            f"({join_names(indexed, 3)}), in which {VOID} is void. Save the binary masks with values 0 and 1."
-        )
+        full += [opened.masks.paths[row]] if mask.all() else []
+    check_siblings(encodings)
     if bad and not skip_bad:
         listed = join_names(f"{one['path']} ({one['reason']})" for one in bad)
         raise DataError(
@@ -130,6 +128,7 @@ def open_segmentation(
         empty=tuple(opened.images.paths[row] for row in empty),
         bad=tuple(bad),
         remarks=remarks,
+        full=tuple(full),
     )
 
 
@@ -191,9 +190,10 @@ def _names_by_stem(folder: Path, names: Sequence[str]) -> dict[str, str]:
     return found
 
 
-def _read_mask_of_size(opened: MaskedImages, row: int, image: Image.Image) -> np.ndarray:
+def _decode_mask_of_size(opened: MaskedImages, row: int, image: Image.Image) -> tuple[np.ndarray, Encoding]:
     """Read the mask of an image and check its size."""
-    mask, size = opened.read_mask(row), image.size
+    mask, encoding = decode_mask(opened.mask_folder / opened.masks.paths[row])
+    size = image.size
     height, width = mask.shape
     if (width, height) != size:
         message = (
@@ -204,4 +204,4 @@ def _read_mask_of_size(opened: MaskedImages, row: int, image: Image.Image) -> np
             message += " after applying" if applied else " without applying"
             message += f" its EXIF orientation: pass --{'no-' * applied}exif-transpose"
         raise DataError(message)
-    return mask
+    return mask, encoding

@@ -6,7 +6,8 @@ similar context tokens at most 12 rows and columns away, with weight exp(cosine 
 of facebookresearch/dino. The paper only states that it follows Jabri et al., whose code has other values.
 
 Region similarity J and contour accuracy F are those of davis2017-evaluation, semi-supervised. The first and the last frame
-do not count, and void counts as background. The mean is over the objects of all sequences, not over sequences.
+do not count, and void counts as background. The mean is over the objects of all sequences, not over sequences. The objects
+of a sequence are the labels of its first mask; other labels are reported.
 """
 
 from __future__ import annotations
@@ -22,10 +23,11 @@ import numpy as np
 from dinoeval import distributed
 from dinoeval.data.davis import Video, open_davis
 from dinoeval.data.images import from_files
-from dinoeval.data.masks import read_mask
+from dinoeval.data.masks import decode_mask
 from dinoeval.data.remarks import merge_remarks
 from dinoeval.errors import ConfigError, DataError, join_names
 from dinoeval.files import expand
+from dinoeval.protocols._davis_masks import METRICS, Predictions, format_ranges, open_predictions, score_objects
 from dinoeval.protocols._instances import known, query_scores, resolve_root
 from dinoeval.results import Result, Scores
 from dinoeval.session import SplitRecord
@@ -36,8 +38,7 @@ if TYPE_CHECKING:
     from dinoeval.data.loading import ImageRule
     from dinoeval.session import RunRecord, Session
 
-VERSION = 1
-METRICS = ("J&F", "J", "F", "J_recall", "J_decay", "F_recall", "F_decay")
+VERSION = 2
 _PROPAGATION = tuple(field.name for field in dataclasses.fields(VideoConfig))  # options that --masks does not use
 _log = logging.getLogger(__name__)
 
@@ -55,7 +56,8 @@ class Config(VideoConfig):
     """Folder for the masks, OUT/<sequence>/NNNNN.png. Sequences that are finished there are not repeated (default: a folder in the
     feature cache)."""
     masks: str | None = None
-    """Score existing masks, MASKS/<sequence>/NNNNN.png, instead of propagating; no network is used (default: propagate)."""
+    """Score existing masks, MASKS/<sequence>/NNNNN.png, instead of propagating. Only Annotations/ is needed, and no network is used
+    (default: propagate)."""
     overlay: str | None = None
     """Folder for an animated GIF and a contact sheet of each sequence, with its masks over its frames (default: not drawn)."""
 
@@ -72,6 +74,8 @@ class _Outcome:
     """Labels whose soft map is constant, by frame."""
     seconds: dict[str, float]
     """Wall-clock time by stage."""
+    predictions: Predictions | None = None
+    """The masks; None if the sequence is not scored."""
 
 
 def run(config: Config, session: Session) -> Result:
@@ -99,10 +103,10 @@ def run(config: Config, session: Session) -> Result:
             from dinoeval.figures.overlay import make_folder
 
             make_folder(expand(config.overlay))
-        videos = open_davis(root, config.sequences, session.rule)
+        videos = open_davis(root, config.sequences, session.rule, images=config.masks is None or config.overlay is not None)
         if config.masks is not None and not videos[0].annotated:
             raise DataError(f"{root} has annotations of first frames only, so --masks {config.masks} cannot be scored: remove --masks")
-    work = _Scoring(expand(config.masks)) if config.masks is not None else _Propagating(config, session, videos, transform)
+    work = _Propagating(config, session, videos, transform) if transform else _Scoring(expand(config.masks or ""))
     own = [(number, work.process(videos[number])) for number in distributed.shard(len(videos))]
     if config.overlay is not None:
         with record.stage("overlay"):
@@ -114,25 +118,22 @@ def run(config: Config, session: Session) -> Result:
     if isinstance(work, _Propagating) and work.marker and distributed.rank() == 0:
         work.marker.touch()
     _describe_run(record, root, videos, outcomes)
-    if config.masks is not None:
-        record.transform = "none"
-        return record.result(_scores(record, videos, outcomes), backbone=_no_backbone(config.masks))
-    record.transform = transform.id
-    return record.result(_scores(record, videos, outcomes))
+    record.transform = transform.id if transform else "none"
+    backbone = _no_backbone(config.masks) if config.masks is not None else None
+    return record.result(_scores(record, videos, outcomes), backbone=backbone)
 
 
-def _resolve(config: Config, session: Session) -> FrameTransform:
-    """Check the options."""
+def _resolve(config: Config, session: Session) -> FrameTransform | None:
+    """Check the options. Existing masks need no transform, and so no network."""
     settings = session.config
-    if config.masks is not None and (config.out or settings.arch or settings.weights):
-        raise ConfigError("--masks scores existing masks and uses no network: leave out --out, --arch and --weights")
-    if config.masks is not None and (changed := _changed(config)):
-        raise ConfigError(
-            f"--masks scores existing masks, which propagation options do not change: leave out --{changed[0].replace('_', '-')}"
-        )
     if config.masks is None:
         session.backbone.check_offers(patches=True)
-    return config.frame_transform(session)
+        return config.frame_transform(session)
+    network = {"out": config.out, "arch": settings.arch, "weights": settings.weights}
+    reading = {"bad_images": settings.bad_images == "skip", "transform": settings.transform != "auto"}
+    if unused := [name for name, value in (network | reading).items() if value] + _changed(config):
+        raise ConfigError(f"--masks scores existing masks and uses no network: leave out --{unused[0].replace('_', '-')}")
+    return None
 
 
 def _changed(config: Config) -> list[str]:
@@ -151,8 +152,9 @@ class _Scoring:
         if not (self.folder / video.name).is_dir():
             raise DataError(f"{self.folder} has no folder {video.name}: --masks expects MASKS/<sequence>/NNNNN.png")
         started = time.monotonic()
-        scores = score_objects(video, self.folder / video.name)
-        return _Outcome(scores, [], {}, {"scores": time.monotonic() - started})
+        predictions = open_predictions(video, self.folder / video.name)
+        scores = score_objects(video, predictions)
+        return _Outcome(scores, [], {}, {"scores": time.monotonic() - started}, predictions)
 
 
 class _Propagating:
@@ -193,8 +195,10 @@ class _Propagating:
         self.done += 1
         how = "from an earlier run" if earlier else f"in {made - started:.1f} s"
         _log.info("%s: %d masks %s (%d of %d sequences)", video.name, len(video.frames), how, self.done, self.count)
-        scores = score_objects(video, self.folder / video.name) if video.annotated else {}
-        return _Outcome(scores, record["lost"], record["constant"], {"masks": made - started, "scores": time.monotonic() - made})
+        predictions = open_predictions(video, self.folder / video.name) if video.annotated else None
+        scores = score_objects(video, predictions) if predictions else {}
+        seconds = {"masks": made - started, "scores": time.monotonic() - made}
+        return _Outcome(scores, record["lost"], record["constant"], seconds, predictions)
 
     def _make(self, video: Video) -> dict[str, Any]:
         from tqdm import tqdm
@@ -217,47 +221,6 @@ class _Propagating:
         )
 
 
-def score_objects(video: Video, folder: Path) -> dict[str, np.ndarray]:
-    """Score the masks of a sequence by the official evaluation.
-
-    The first and the last frame do not count.
-
-    Args:
-        video: The sequence, with annotations of all frames.
-        folder: Folder of the masks, NNNNN.png.
-
-    Returns:
-        Fractions (objects,) by metric; NaN if the sequence has fewer than 3 frames.
-
-    Raises:
-        DataError: If a mask is missing, differs in size from the frames, or has an object that the first mask does not have.
-    """
-    from dinoeval.maths.segmentation import contour_accuracy, region_similarity, sequence_statistics
-
-    frames = range(1, len(video.frames) - 1)
-    values = np.zeros((2, video.objects, len(frames)))
-    for place, number in enumerate(frames):
-        mask, ground_truth = _predicted(video, folder / video.mask_name(number)), video.ground_truth(number)
-        for label in range(1, video.objects + 1):
-            pair = ground_truth == label, mask == label
-            values[:, label - 1, place] = region_similarity(*pair), contour_accuracy(*pair)
-    found = {metric: np.full(video.objects, np.nan) for metric in METRICS}
-    for label in range(video.objects if len(frames) else 0):
-        for name, per_frame in zip("JF", values[:, label], strict=True):
-            found[name][label], found[f"{name}_recall"][label], found[f"{name}_decay"][label] = sequence_statistics(per_frame)
-    found["J&F"] = (found["J"] + found["F"]) / 2
-    return found
-
-
-def _predicted(video: Video, path: Path) -> np.ndarray:
-    mask = read_mask(path)
-    if mask.shape[::-1] != video.size:
-        raise DataError(f"mask {path} has {mask.shape[1]} x {mask.shape[0]} pixels, but its frame has {video.size[0]} x {video.size[1]}")
-    if mask.max(initial=0) > video.objects:
-        raise DataError(f"mask {path} has object {mask.max()}, but the first mask of {video.name} has {video.objects} objects")
-    return mask
-
-
 def _draw(folder: Path, videos: list[Video], masks: Path, rule: ImageRule) -> None:
     """Draw the frames that have a mask. Masks of --masks may lack the first and the last frame."""
     from dinoeval.data.frames import read_frame
@@ -267,8 +230,9 @@ def _draw(folder: Path, videos: list[Video], masks: Path, rule: ImageRule) -> No
         found = {path: masks / video.name / video.mask_name(number) for number, path in enumerate(video.frames)}
         found = {path: mask for path, mask in found.items() if mask.exists()}
         if found:
+            decoded = (decode_mask(path)[0] for path in found.values())
             frames = (read_frame(path, rule) for path in found)
-            draw_video(folder, video.name, [path.stem for path in found], frames, map(read_mask, found.values()))
+            draw_video(folder, video.name, [path.stem for path in found], frames, decoded)
 
 
 def _describe_run(record: RunRecord, root: Path, videos: list[Video], outcomes: list[_Outcome]) -> None:
@@ -285,8 +249,8 @@ def _describe_run(record: RunRecord, root: Path, videos: list[Video], outcomes: 
     }
     record.details |= {
         "sequences": len(videos),
-        "objects": sum(video.objects for video in videos),
-        "frames": sum(len(video.frames) for video in videos),
+        "objects": sum(len(video.labels) for video in videos),
+        "frames": sum(len(video.names) for video in videos),
         "annotated": videos[0].annotated,
     }
     record.notes += _notes(videos, outcomes)
@@ -296,7 +260,7 @@ def _scores(record: RunRecord, videos: list[Video], outcomes: list[_Outcome]) ->
     if not videos[0].annotated:
         return Scores(metrics={}, standard_errors={}, table=_table(videos, outcomes), samples={"path": []})
     values = {metric: np.concatenate([outcome.scores[metric] for outcome in outcomes]) for metric in METRICS}
-    names = [f"{video.name}/{label}" for video in videos for label in range(1, video.objects + 1)]
+    names = [f"{video.name}/{label}" for video in videos for label in video.labels]
     return query_scores(record, values, names, unit="objects", table=_table(videos, outcomes))
 
 
@@ -316,6 +280,7 @@ def _splits(root: Path, videos: list[Video]) -> dict[str, SplitRecord]:
             from_files(str(root), name, root, [path.relative_to(root).as_posix() for path in paths]), [], remarks.get(name, {})
         )
         for name, paths in files.items()
+        if paths
     }
 
 
@@ -323,13 +288,32 @@ def _notes(videos: list[Video], outcomes: list[_Outcome]) -> list[str]:
     pairs = list(zip(videos, outcomes, strict=True))
     lost = [f"{video.name} {label}" for video, outcome in pairs for label in outcome.lost]
     constant = [f"{video.name} {frame}" for video, outcome in pairs for frame in outcome.constant]
-    short = [video.name for video in videos if len(video.frames) < 3]
-    unseen = [f"{video.name} {label}" for video in videos for label in video.unused_labels]
+    predictions = [(video.name, outcome.predictions) for video, outcome in pairs if outcome.predictions]
+    void = [f"{video.name} ({video.void} of {len(video.annotations)})" for video in videos if video.void]
     found = [
         (lost, "objects that are lost when the first mask is resized to tokens: {}"),
         (constant, "frames in which a soft map is constant: {}"),
-        (short if videos[0].annotated else [], "sequences of fewer than 3 frames, which are not scored: {}"),
-        (unseen, "labels that the first mask does not contain, but that the official evaluation counts as objects: {}"),
+        ([video.name for video in videos if len(video.names) < 3 and video.annotated], "sequences of fewer than 3 frames, not scored: {}"),
+        (
+            [f"{video.name} {format_ranges(video.unused_labels)}" for video in videos if video.unused_labels],
+            "labels that no annotation contains, which are not objects (the official evaluation scores them 100): {}",
+        ),
+        (
+            [f"{video.name} {label} (from frame {frame})" for video in videos for label, frame in video.late_labels.items()],
+            "objects that the first mask does not contain, which are neither propagated nor scored: {}",
+        ),
+        (
+            [f"{video.name} {label}" for video in videos for label in video.vanished_labels if video.annotated],
+            "objects that no scored annotation contains, which score 100 if they are not predicted: {}",
+        ),
+        (void, "annotations with label 255, which counts as background: {}"),
+        ([video.name for video in videos if video.first_mask.all()], "sequences whose first mask has no background: {}"),
+        (
+            [masks.exchanged for _, masks in predictions if masks.exchanged],
+            "palettes that differ (the index counts, not the color): {}",
+        ),
+        ([name for name, masks in predictions if masks.empty], "sequences whose masks contain no object: {}"),
+        ([f"{name}/{stem}.png" for name, masks in predictions for stem in masks.extra], "masks of no annotated frame, not scored: {}"),
     ]
     notes = [text.format(join_names(names, 20)) for names, text in found if names]
     return notes if videos[0].annotated else [*notes, "only first frames have annotations, so the masks are not scored"]
@@ -343,10 +327,10 @@ def _table(videos: list[Video], outcomes: list[_Outcome]) -> list[dict[str, Any]
     for video, outcome in zip(videos, outcomes, strict=True):
         means = {metric: _percent(outcome.scores[metric].mean()) for metric in METRICS[:3] if outcome.scores}
         failed = {"lost": " ".join(map(str, outcome.lost)), "constant": len(outcome.constant)} if any_failed else {}
-        rows.append({"sequence": video.name, "frames": len(video.frames), "objects": video.objects, **means, **failed})
-        for place in range(video.objects if outcome.scores else 0):
+        rows.append({"sequence": video.name, "frames": len(video.names), "objects": len(video.labels), **means, **failed})
+        for place, label in enumerate(video.labels if outcome.scores else ()):
             scores = {metric: _percent(outcome.scores[metric][place]) for metric in METRICS}
-            parts.append({"sequence": video.name, "object": place + 1, **scores})
+            parts.append({"sequence": video.name, "object": label, **scores})
     return rows + (parts if len(parts) > len(rows) else [])
 
 

@@ -207,6 +207,7 @@ def _notes(config: Config, session: Session, opened: MaskedImages, vanished: int
     counted = [
         ("images without an object, left out: {}", opened.empty),
         ("masks without an image: {}", opened.unmatched_masks),
+        ("masks without background: {}", opened.full),
     ]
     notes += [text.format(f"{len(names)} ({join_names(names)})") for text, names in counted if names]
     if lost:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import shutil
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -18,8 +20,8 @@ def root(tmp_path):
 
 def test_davis_2017_has_labels_per_object(root):
     cat, dog = open_davis(root)
-    assert (cat.name, len(cat.frames), cat.size, cat.objects, cat.annotated) == ("cat", 4, (128, 64), 2, True)
-    assert (dog.size, dog.objects) == ((64, 128), 1)
+    assert (cat.name, len(cat.frames), cat.size, cat.labels, cat.annotated) == ("cat", 4, (128, 64), (1, 2), True)
+    assert (dog.size, dog.labels) == ((64, 128), (1,))
     assert [path.name for path in dog.frames] == [f"{number:05d}.jpg" for number in range(5)]
     assert cat.mask_name(2) == "00002.png"
     assert (cat.ground_truth(3) == synthetic_video(4)[3][1]).all()
@@ -28,7 +30,7 @@ def test_davis_2017_has_labels_per_object(root):
 def test_davis_2016_has_one_object(tmp_path):
     root = davis_tree(tmp_path, {"cat": synthetic_video(3, objects=3)}, year=2016)
     (video,) = open_davis(root)
-    assert video.objects == 1
+    assert video.labels == (1,)
     assert (video.first_mask == (synthetic_video(3, objects=3)[0][1] > 0)).all()
 
 
@@ -61,16 +63,65 @@ def test_void_in_the_first_mask_is_background(root):
     mask[:5] = 255
     write_mask(path, mask)
     video = open_davis(root)[0]
-    assert video.objects == 2
+    assert (video.labels, video.void) == ((1, 2), 1)
     assert not video.first_mask[:5].any()
     assert (video.first_mask[5:] == mask[5:]).all()
 
 
-def test_unused_labels_are_listed(root):
-    mask = synthetic_video(4)[0][1]
-    write_mask(root / ANNOTATIONS / "cat/00000.png", np.where(mask == 2, 5, mask).astype(np.uint8))
+def relabel(folder, labels: dict[int, int], frames=range(4)) -> None:
+    """Write the masks of `cat` with other labels."""
+    for number in frames:
+        mask = synthetic_video(4)[number][1]
+        write_mask(folder / f"{number:05d}.png", np.array([labels.get(label, label) for label in range(256)], np.uint8)[mask])
+
+
+def test_labels_that_no_annotation_contains_are_not_objects(root):
+    relabel(root / ANNOTATIONS / "cat", {2: 5})
     video = open_davis(root)[0]
-    assert (video.objects, video.unused_labels) == (5, [2, 3, 4])
+    assert (video.labels, video.unused_labels, dict(video.late_labels)) == ((1, 5), [2, 3, 4], {})
+
+
+def test_labels_of_later_annotations_are_late(root):
+    """Object 2 of later frames has no mask in the first frame, where 5 is the object."""
+    relabel(root / ANNOTATIONS / "cat", {2: 5}, frames=[0])
+    relabel(root / ANNOTATIONS / "cat", {1: 7}, frames=[3])
+    video = open_davis(root)[0]
+    assert (video.labels, video.unused_labels, dict(video.late_labels)) == ((1, 5), [3, 4], {2: "00001", 7: "00003"})
+
+
+@pytest.mark.parametrize("levels", [(100, 200), (128, 255), (38, 75)])
+def test_gray_levels_of_annotations_are_rejected(root, levels):
+    for number, (_, mask) in enumerate(synthetic_video(4)):
+        Image.fromarray(np.array([0, *levels], np.uint8)[mask]).save(root / ANNOTATIONS / f"cat/{number:05d}.png")
+    with pytest.raises(DataError, match=rf"cat/00000\.png .*{levels[0]}"):
+        open_davis(root)
+
+
+def test_annotations_of_another_convention_are_rejected(root):
+    """One binary mask among masks with labels: all objects would be object 1."""
+    mask = synthetic_video(4)[2][1]
+    Image.fromarray(np.where(mask > 0, 255, 0).astype(np.uint8)).save(root / ANNOTATIONS / "cat/00002.png")
+    with pytest.raises(DataError, match=r"cat/00002\.png .*black and white.*cat/00000\.png"):
+        open_davis(root)
+
+
+def test_annotations_alone_can_be_opened(root):
+    whole = open_davis(root)
+    shutil.rmtree(root / "JPEGImages")
+    for one, other in zip(whole, open_davis(root, images=False), strict=True):
+        assert (one.names, one.size, one.labels, one.annotations) == (other.names, other.size, other.labels, other.annotations)
+        assert (other.frames, other.annotated) == ((), True)
+    with pytest.raises(DataError, match="JPEGImages/480p"):
+        open_davis(root)
+    (root / ANNOTATIONS / "cat/00002.png").unlink()
+    with pytest.raises(DataError, match=r"annotations: 00002\.png"):
+        open_davis(root, images=False)
+
+
+def test_frames_show_missing_annotations_of_existing_masks(root):
+    (root / ANNOTATIONS / "cat/00003.png").unlink()
+    with pytest.raises(DataError, match=r"annotations: 00003\.png"):
+        open_davis(root, images=False)
 
 
 def test_video_with_first_mask_only_is_not_annotated(tmp_path):

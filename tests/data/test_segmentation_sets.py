@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 from segmentation_factories import SIZES, masked_folder, synthetic_mask, voc_tree
 
-from dinoeval.data.masks import VOID, write_mask
+from dinoeval.data.masks import VOID, palette, write_mask
 from dinoeval.data.segmentation_sets import object_labels, open_segmentation
 from dinoeval.errors import DataError
 
@@ -53,7 +53,7 @@ def test_images_and_masks_of_equal_names_are_paired(folder):
 
 def test_binary_and_labeled_masks_cannot_be_mixed(folder):
     Image.fromarray((synthetic_mask(SIZES[1], (1,), 1) == 1).astype(np.uint8) * 255).save(folder / "masks/1.png")
-    with pytest.raises(DataError, match=r"binary masks \(1\.png\).*labels \(0\.png, 2\.png\)"):
+    with pytest.raises(DataError, match=r"masks/1\.png is black and white, but \S*masks/0\.png has gray values"):
         open_segmentation(folder)
 
 
@@ -63,6 +63,38 @@ def test_binary_masks_have_one_object(folder):
         Image.fromarray(mask.astype(np.uint8) * 255).convert("1" if row else "L").save(folder / f"masks/{row}.png")
     opened = open_segmentation(folder)
     assert [object_labels(opened.read_mask(row)).tolist() for row in range(3)] == [[1], [1], [1]]
+
+
+def test_images_with_exif_orientation_are_listed_at_equal_size(tmp_path):
+    """Nobody can tell whether a square mask was drawn on the image as stored or as rotated."""
+    folder = masked_folder(tmp_path / "set")
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    Image.open(folder / "images/2.jpg").save(folder / "images/2.jpg", exif=exif)
+    assert open_segmentation(folder).remarks == {"oriented": ["2.jpg"]}
+
+
+def test_masks_without_background_are_listed(folder):
+    write_mask(folder / "masks/1.png", np.full(SIZES[1][::-1], 4, np.uint8))
+    assert open_segmentation(folder).full == ("1.png",)
+
+
+@pytest.mark.parametrize("levels", [(38, 220), (255, 220), (254, 255), (100, 255)])
+def test_gray_levels_in_masks_are_rejected(folder, levels):
+    """The object and its border in gray: void of VOC is 220 as gray, and white that was resized is 253 to 255."""
+    for row, size in enumerate(SIZES):
+        mask = synthetic_mask(size, (1,), row)
+        Image.fromarray(np.array([0, levels[0], *[0] * 253, levels[1]], np.uint8)[mask]).save(folder / f"masks/{row}.png")
+    with pytest.raises(DataError, match=rf"masks/0\.png .*\b({levels[0]}|{levels[1]})\b"):
+        open_segmentation(folder)
+
+
+def test_rgb_masks_with_the_colors_of_voc_are_read(folder):
+    for row, size in enumerate(SIZES):
+        Image.fromarray(palette()[synthetic_mask(size, (1, 7), row)]).save(folder / f"masks/{row}.png")
+    opened = open_segmentation(folder)
+    for row, size in enumerate(SIZES):
+        np.testing.assert_array_equal(opened.read_mask(row), synthetic_mask(size, (1, 7), row))
 
 
 def test_images_without_object_are_left_out(folder):

@@ -11,7 +11,7 @@ from PIL import Image
 from video_factories import davis_tree, synthetic_video
 
 import dinoeval
-from dinoeval.data.masks import read_mask
+from dinoeval.data.masks import read_mask, write_mask
 
 OPTIONS = {"image_size": 64, "radius": 4, "context_frames": 2}
 WORDS = ["--image-size", 64, "--radius", 4, "--context-frames", 2, "--device", "cpu"]
@@ -88,3 +88,60 @@ def test_overlay_does_not_overwrite_the_first_mask(tiny_weights, root, tmp_path,
     assert code == 2
     assert "first.png" in "".join(err.split())
     assert not (tmp_path / "own").exists()
+
+
+def test_mask_of_a_later_frame_starts_there(tiny_weights, root, tmp_path, call):
+    frames, mask = root / "JPEGImages/480p/cat", tmp_path / "00002.png"
+    shutil.copy(root / "Annotations/480p/cat/00002.png", mask)
+    (frames / "00000.jpg").write_bytes(b"not read")
+    words = ["propagate", frames, mask, "--out", tmp_path / "own", "--weights", tiny_weights, *WORDS]
+    code, out, err = call(*words, "--overlay", tmp_path / "drawn")
+    assert code == 0
+    assert "3 masks" in out
+    assert "00002.png" in err
+    assert sorted(path.name for path in (tmp_path / "own").glob("*.png")) == ["00002.png", "00003.png", "00004.png"]
+    assert (read_mask(tmp_path / "own/00002.png") == read_mask(mask)).all()
+    with Image.open(tmp_path / "drawn/cat_overlay.gif") as animation:
+        assert animation.n_frames == 3
+
+
+def test_mask_of_a_frame_that_does_not_exist_is_rejected(tiny_weights, root, tmp_path, call):
+    mask = tmp_path / "00007.png"
+    shutil.copy(root / "Annotations/480p/cat/00002.png", mask)
+    words = ["propagate", root / "JPEGImages/480p/cat", mask, "--out", tmp_path / "own", "--weights", tiny_weights, *WORDS]
+    code, _, err = call(*words)
+    assert code == 2
+    assert "00007.png" in "".join(err.split())
+    assert not (tmp_path / "own").exists()
+
+
+def test_void_and_missing_background_of_the_first_mask_are_reported(tiny_weights, root, tmp_path, call):
+    mask = np.full((64, 128), 1, np.uint8)
+    mask[:2, :5] = 2
+    write_mask(tmp_path / "full.png", mask)
+    words = ["--out", tmp_path / "own", "--weights", tiny_weights, *WORDS]
+    code, _, err = call("propagate", root / "JPEGImages/480p/cat", tmp_path / "full.png", *words)
+    assert code == 0
+    assert "no background" in err
+    mask[:2, :5] = 255
+    write_mask(tmp_path / "void.png", mask)
+    code, _, err = call("propagate", root / "JPEGImages/480p/cat", tmp_path / "void.png", "--out", tmp_path / "other", *words[2:])
+    assert code == 0
+    assert "10 pixels" in err
+
+
+def test_first_mask_with_gray_levels_is_rejected(tiny_weights, root, tmp_path, call):
+    Image.fromarray(read_mask(root / "Annotations/480p/cat/00000.png") * np.uint8(100)).save(tmp_path / "first.png")
+    words = [
+        "propagate",
+        root / "JPEGImages/480p/cat",
+        tmp_path / "first.png",
+        "--out",
+        tmp_path / "own",
+        "--weights",
+        tiny_weights,
+        *WORDS,
+    ]
+    code, _, err = call(*words)
+    assert code == 2
+    assert "100, 200" in err
