@@ -30,6 +30,7 @@ from dinoeval.errors import ConfigError
 from dinoeval.features.cache import FeatureCache
 from dinoeval.features.extract import ExtractOptions, extract
 from dinoeval.features.readout import Cls
+from dinoeval.guard import entry_point
 from dinoeval.models.backbone import RANDOM, Backbone, Precision
 from dinoeval.models.build import build_network
 from dinoeval.models.loading import load
@@ -86,6 +87,7 @@ class Throughput:
     """What `from_files` read."""
 
 
+@entry_point
 def measure(archs: Sequence[str], config: ThroughputConfig = ThroughputConfig()) -> list[Throughput]:
     """Measure backbones with random weights.
 
