@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from dinoeval import protocols
+from dinoeval.coercion import make_config
 from dinoeval.data.loading import ImageRule
 from dinoeval.data.opening import open_images, open_mixed
 from dinoeval.data.remarks import log_remarks
 from dinoeval.data.transforms import parse_transform
-from dinoeval.errors import ConfigError, unknown
 from dinoeval.features.cache import FeatureCache
 from dinoeval.features.extract import extract
 from dinoeval.features.forward import forward_readable
 from dinoeval.features.readout import Readout, parse_readout
+from dinoeval.guard import entry_point
 from dinoeval.models.backbone import Backbone
+from dinoeval.models.loading import as_backbone, split_source
 from dinoeval.results import Result
 from dinoeval.session import Session, SessionConfig
 
@@ -27,8 +30,9 @@ Images = str | Path | Image.Image | Iterable[str | Path | Image.Image]
 """A folder, a file, a PIL image, or any iterable of files and PIL images."""
 
 
+@entry_point
 def embed(
-    backbone: Backbone,
+    backbone: Backbone | str | Path,
     images: Images,
     *,
     readout: str | Readout = "cls",
@@ -39,7 +43,7 @@ def embed(
     """Return the features of images, not normalized.
 
     Args:
-        backbone: A backbone from `dinoeval.load`.
+        backbone: A backbone from `dinoeval.load`, or what it takes first: a name or a file.
         images: A folder (searched recursively), a path, a PIL image, or any iterable of paths and PIL images.
         readout: `cls` (D dims), `lastN` such as `last4` (4 * D), `clsavg` (2 * D), `gem` (2 * D) or `patches` (a map).
         transform: `auto` (the transform of a timm model, else the one of the paper), `dino`, or `dino:RESIZE/CROP`.
@@ -62,6 +66,7 @@ def embed(
         >>> embed(backbone, tiny_images(3), readout="patches").shape
         (3, 4, 4, 96)
     """
+    backbone = as_backbone(backbone)
     readout = parse_readout(readout) if isinstance(readout, str) else readout
     parsed = parse_transform(transform, backbone.config.image_size, backbone.config.preprocessing)
     if isinstance(images, Image.Image):
@@ -77,14 +82,19 @@ def embed(
     return features
 
 
-def evaluate(protocol: str, backbone: Backbone, *, session: SessionConfig | None = None, **config: object) -> Result:
+@entry_point
+def evaluate(
+    protocol: str, backbone: Backbone | str | Path, *, session: SessionConfig | Mapping[str, Any] | None = None, **config: object
+) -> Result:
     """Run a protocol by name, as `dinoeval PROTOCOL` does.
 
     Args:
         protocol: Name of a protocol, built in or from another package.
-        backbone: A backbone from `dinoeval.load`.
-        session: How images are read. Its options that choose a network are unused.
-        **config: Fields of the protocol's Config.
+        backbone: A backbone from `dinoeval.load`, or what it takes first: a name or a file. Then its key, device and precision
+            are those of `session`.
+        session: How images are read, a SessionConfig or a dict of its options. Its options that choose a network are otherwise
+            unused.
+        **config: Fields of the protocol's Config. Numbers may have any numeric type; paths may be text or Path.
 
     Returns:
         The Result: metrics in percent, and everything needed to repeat them.
@@ -103,8 +113,9 @@ def evaluate(protocol: str, backbone: Backbone, *, session: SessionConfig | None
         ['top1@5', 'top5@5']
     """
     module = protocols.get_protocol(protocol)
-    fields = [field.name for field in dataclasses.fields(module.Config)]
-    for name in config:
-        if name not in fields:
-            raise ConfigError(unknown(f"option of {protocol}", name, fields))
-    return module.run(module.Config(**config), Session(session or SessionConfig(), backbone))
+    options = make_config(module.Config, config, protocol)
+    settings = SessionConfig.of(session)
+    if isinstance(backbone, Backbone):
+        return module.run(options, Session(settings, backbone))
+    arch, weights = split_source(backbone)
+    return module.run(options, Session(dataclasses.replace(settings, arch=arch, weights=weights)))

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import functools
+import getpass
 import importlib.metadata
+import logging
 import os
 import platform
+import tempfile
 from pathlib import Path
 
 import platformdirs
 
 from dinoeval.files import expand
+
+_OFF = ("", "0", "false", "no", "off", "n", "f")
+_log = logging.getLogger(__name__)
 
 
 def weights_folder() -> Path:
@@ -28,9 +35,16 @@ def data_folder() -> Path | None:
     return expand(value) if value else None
 
 
-def offline() -> bool:
-    """Return whether $DINOEVAL_OFFLINE disables downloads."""
-    return os.environ.get("DINOEVAL_OFFLINE", "0") not in ("", "0")
+def offline() -> str | None:
+    """Return the name of the variable that disables downloads, or None.
+
+    Examples:
+        >>> os.environ["DINOEVAL_OFFLINE"] = "True"
+        >>> offline()
+        'DINOEVAL_OFFLINE'
+    """
+    variables = ("DINOEVAL_OFFLINE", "HF_HUB_OFFLINE")
+    return next((name for name in variables if os.environ.get(name, "").strip().lower() not in _OFF), None)
 
 
 def describe_machine() -> dict[str, str]:
@@ -45,9 +59,35 @@ def describe_machine() -> dict[str, str]:
     }
 
 
-def _folder(variable: str, *default: str) -> Path:
+def _folder(variable: str, name: str) -> Path:
     value = os.environ.get(variable)
-    return expand(value) if value else Path(platformdirs.user_cache_dir("dinoeval"), *default)
+    if value:
+        return expand(value)
+    try:
+        folder = Path(platformdirs.user_cache_dir("dinoeval"))
+        if not folder.is_absolute():  # A relative $XDG_CACHE_HOME must be ignored.
+            folder = Path.home() / ".cache" / "dinoeval"
+    except RuntimeError:  # There is neither $HOME nor a passwd entry.
+        return _temporary_folder(variable, "there is no home directory") / name
+    usable = (folder / name).is_dir() if name == "weights" else False  # Weights are read also if nothing can be written.
+    return folder / name if usable or _is_writable(folder / name) else _temporary_folder(variable, f"{folder} is not writable") / name
+
+
+def _is_writable(folder: Path) -> bool:
+    """Return whether a folder, or the nearest folder above it that exists, can be written to."""
+    existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
+    return not existing.is_dir() or os.access(existing, os.W_OK)  # A file in its place is reported by who writes there.
+
+
+@functools.cache
+def _temporary_folder(variable: str, reason: str) -> Path:
+    """Return a private folder of this user for what should be kept."""
+    folder = Path(tempfile.gettempdir(), f"dinoeval-{os.getuid() if hasattr(os, 'getuid') else getpass.getuser()}")
+    folder.mkdir(mode=0o700, exist_ok=True)
+    if hasattr(os, "getuid") and folder.stat().st_uid != os.getuid():
+        folder = Path(tempfile.mkdtemp(prefix="dinoeval-"))
+    _log.warning("%s: using %s, which the system may delete. Set %s to a folder that stays", reason, folder, variable)
+    return folder
 
 
 def _processor() -> str:

@@ -5,14 +5,17 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import enum
+import functools
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from dinoeval import distributed
+from dinoeval.coercion import coerce_fields, make_config
 from dinoeval.environment import describe_machine
 from dinoeval.errors import ConfigError
+from dinoeval.guard import entry_point
 from dinoeval.models.zoo import identify
 from dinoeval.results import Result, Scores
 
@@ -59,7 +62,31 @@ class SessionConfig:
     cache: str | None = None
     """Feature cache (default: $DINOEVAL_CACHE, else the user cache directory)."""
 
+    @classmethod
+    def of(cls, session: SessionConfig | Mapping[str, Any] | None) -> SessionConfig:
+        """Accept the options as an object, as a dict, or None for the defaults.
+
+        Args:
+            session: The options.
+
+        Returns:
+            The options.
+
+        Raises:
+            ConfigError: If it is something else, or an option is unknown or has a wrong type.
+
+        Examples:
+            >>> SessionConfig.of({"workers": 4.0}).workers
+            4
+        """
+        if isinstance(session, cls):
+            return session
+        if session is not None and not isinstance(session, Mapping):
+            raise ConfigError(f"session must be a SessionConfig or a dict of its options, got {session!r:.60}")
+        return make_config(cls, session or {}, "session")
+
     def __post_init__(self) -> None:
+        coerce_fields(self)
         if self.batch_size is not None and self.batch_size < 1:
             raise ConfigError(f"--batch-size must be at least 1, got {self.batch_size}")
         if self.workers is not None and self.workers < 0:
@@ -67,30 +94,55 @@ class SessionConfig:
 
 
 class Session:
-    """A loaded backbone with the cache, the transform and the rule for images that it is used with.
+    """A backbone with the cache, the transform and the rule for images that it is used with.
 
     Args:
-        config: The options. Without `backbone`, its weights are loaded.
+        config: The options. Without `backbone`, its weights are loaded when they are needed first, so that a protocol can
+            check its data before.
         backbone: A backbone that is loaded already; `arch`, `weights`, `key`, `ema`, `device` and `precision` of `config` are then unused.
 
     Raises:
-        DinoevalError: If the weights or the options cannot be used.
+        DinoevalError: If an option cannot be used, or `backbone` was changed after it was loaded.
     """
 
     def __init__(self, config: SessionConfig, backbone: Backbone | None = None) -> None:
         from dinoeval.data.loading import ImageRule
         from dinoeval.data.transforms import parse_transform
         from dinoeval.features.cache import FeatureCache
-        from dinoeval.models.loading import load
+        from dinoeval.models.loading import resolve_names
 
         self.config = config
-        self.backbone: Backbone = backbone or load(
-            config.arch, weights=config.weights, key=config.key, ema=config.ema, device=config.device, precision=config.precision
-        )
-        self.transform: CenterCrop = parse_transform(config.transform, self.backbone.config.image_size, self.backbone.config.preprocessing)
+        self._given = backbone
+        parse_transform(config.transform, 224)
+        if backbone is None:
+            resolve_names(config.arch, config.weights)
+        else:
+            backbone.check_unchanged()
         self.cache: FeatureCache = FeatureCache(config.cache)
         self.rule: ImageRule = ImageRule(config.exif_transpose)
 
+    @functools.cached_property
+    def backbone(self) -> Backbone:
+        """The backbone, loaded on first use.
+
+        Raises:
+            DinoevalError: If the weights cannot be used.
+        """
+        from dinoeval.models.loading import load
+
+        config = self.config
+        return self._given or load(
+            config.arch, weights=config.weights, key=config.key, ema=config.ema, device=config.device, precision=config.precision
+        )
+
+    @functools.cached_property
+    def transform(self) -> CenterCrop:
+        """The transform of the images."""
+        from dinoeval.data.transforms import parse_transform
+
+        return parse_transform(self.config.transform, self.backbone.config.image_size, self.backbone.config.preprocessing)
+
+    @entry_point
     def features(
         self, images: ImageSet, readout: Readout, rows: np.ndarray | None = None, *, transform: Transform | None = None
     ) -> Features:
@@ -111,6 +163,7 @@ class Session:
         """
         from dinoeval.features.extract import ExtractOptions, extract, is_cached
 
+        distributed.join()
         transform, images = transform or self.transform, images.with_rule(self.rule)
         if rows is not None:
             cached = distributed.rank() == 0 and is_cached(self.backbone, images, readout, transform, self.cache)
@@ -145,10 +198,16 @@ class Session:
         Returns:
             A record; its total time is measured from this call.
         """
+        distributed.join()
         return RunRecord(self, protocol, version, config)
 
     def describe_backbone(self) -> dict[str, Any]:
-        """Return the metadata of the scored network, as a Result contains it."""
+        """Return the metadata of the scored network, as a Result contains it.
+
+        Raises:
+            ConfigError: If the network was changed during the run.
+        """
+        self.backbone.check_unchanged()
         backbone, source = self.backbone, self.backbone.provenance
         return {
             "arch": backbone.arch,

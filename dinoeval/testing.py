@@ -22,6 +22,7 @@ from PIL import Image
 
 from dinoeval import protocols
 from dinoeval.errors import DinoevalError
+from dinoeval.guard import entry_point
 from dinoeval.paper.rows import PaperRow
 from dinoeval.results import Result
 
@@ -37,6 +38,7 @@ MAX_FIELDS = 12
 """Largest number of options of a protocol."""
 
 
+@entry_point
 def tiny_state(arch: VitConfig | str = TINY_ARCH, seed: int = 0, spread: float = 0.05) -> dict[str, torch.Tensor]:
     """Return random weights with the tensor names of a released backbone.
 
@@ -65,6 +67,7 @@ def tiny_state(arch: VitConfig | str = TINY_ARCH, seed: int = 0, spread: float =
     return state
 
 
+@entry_point
 def tiny_backbone(arch: str = TINY_ARCH, seed: int = 0) -> Backbone:
     """Return a small backbone with random weights, on the CPU.
 

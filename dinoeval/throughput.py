@@ -31,6 +31,7 @@ from dinoeval.features.cache import FeatureCache
 from dinoeval.features.extract import ExtractOptions, extract
 from dinoeval.features.forward import BadImages
 from dinoeval.features.readout import Cls
+from dinoeval.guard import entry_point
 from dinoeval.models.backbone import RANDOM, Backbone, Precision
 from dinoeval.models.build import build_network
 from dinoeval.models.loading import load
@@ -89,6 +90,7 @@ class Throughput:
     """What `from_files` read."""
 
 
+@entry_point
 def measure(archs: Sequence[str], config: ThroughputConfig = ThroughputConfig()) -> list[Throughput]:
     """Measure backbones with random weights.
 

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from dinoeval.data.frame_transforms import FrameTransform
 from dinoeval.errors import DataError
+from dinoeval.guard import entry_point
 from dinoeval.maths.propagation import propagate
 from dinoeval.video_config import PropagationConfig
 
@@ -66,6 +67,7 @@ class Propagation:
         self.lost: list[int] = []
         self.constant: dict[str, list[int]] = {}
 
+    @entry_point
     def masks(self, names: Iterable[str], frames: Iterable[Image.Image]) -> Iterator[np.ndarray]:
         """Yield the mask of every frame, in order. Frames are read one at a time.
 
@@ -106,7 +108,7 @@ class Propagation:
             labels = self._decide(name, soft)
             yield np.asarray(Image.fromarray(labels).resize((width, height), Image.Resampling.NEAREST))
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def _tokens(self, name: str, frame: Image.Image) -> Tensor:
         """Return the L2-normalized patch tokens of a frame, (h, w, D)."""
         patches = self.backbone(self.transform(frame)[None]).patches
@@ -137,7 +139,7 @@ class Propagation:
             soft[0, row, column] = 0
         soft /= soft.sum(0)
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def _decide(self, name: str, soft: Tensor) -> np.ndarray:
         """Turn a soft map (C, h, w) into labels, uint8, at the size of the network's input."""
         best = label = None

@@ -22,7 +22,7 @@ MAX_LINES = 400
 MAX_PARAMETERS = 7
 MAX_FORMAT_SKIPS = 8
 MAX_SUMMARY = 80
-BASE = ("errors", "files", "pickles", "decoding", "environment", "distributed", "maths")
+BASE = ("errors", "files", "pickles", "decoding", "environment", "distributed", "guard", "coercion", "maths")
 # The modules that a module may import, by the beginning of its name; the longest entry applies.
 ALLOWED: dict[str, tuple[str, ...]] = {
     "errors": (),
@@ -30,7 +30,9 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "decoding": ("errors", "files"),
     "pickles": ("pickles",),
     "environment": ("errors", "files"),
-    "distributed": ("errors",),
+    "distributed": ("errors", "guard"),
+    "guard": ("errors",),
+    "coercion": ("errors",),
     "maths": ("errors", "maths"),
     "results": ("errors", "files", "decoding"),
     "paper": ("errors", "files", "results", "paper"),

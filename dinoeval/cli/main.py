@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import logging
 import os
 import sys
+from collections.abc import Iterator
+from typing import NoReturn
 
 from dinoeval import __version__
 from dinoeval.cli import commands
 from dinoeval.distributed import rank
 from dinoeval.errors import DinoevalError
+from dinoeval.guard import Guard
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -23,10 +27,11 @@ def main(argv: list[str] | None = None) -> None:
         SystemExit: Always. Exit code 0 on success, 1 if a comparison or a check failed, 2 if an option or a file cannot be
             used, 130 after Ctrl-C.
     """
-    args = list(sys.argv[1:] if argv is None else argv)
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")  # A terminal that cannot show a character gets "?" instead of a traceback.
+    with _reporting():
+        _run(list(sys.argv[1:] if argv is None else argv))
+
+
+def _run(args: list[str]) -> NoReturn:
     command = None
     try:
         if args[:1] == ["--version"]:
@@ -36,8 +41,8 @@ def main(argv: list[str] | None = None) -> None:
             print(text)
             sys.exit(0)
         command, rest = commands.find(args)
-        _log_to_stderr()
-        sys.exit(command.run(rest))
+        with Guard():
+            sys.exit(command.run(rest))
     except DinoevalError as error:
         print(f"dinoeval: {error}", file=sys.stderr)
         sys.exit(2)
@@ -51,10 +56,22 @@ def main(argv: list[str] | None = None) -> None:
         sys.exit(0)
 
 
-def _log_to_stderr() -> None:
-    """Send log messages to the current stderr, so that stdout contains only results."""
-    logger = logging.getLogger("dinoeval")
-    for handler in list(logger.handlers):
-        logger.removeHandler(handler)
-    logger.addHandler(logging.StreamHandler())
+@contextlib.contextmanager
+def _reporting() -> Iterator[None]:
+    """Send log messages to the current stderr, so that stdout contains only results; put back what a caller had set."""
+    logger, handler = logging.getLogger("dinoeval"), logging.StreamHandler()
+    level, handlers = logger.level, list(logger.handlers)
+    streams = [stream for stream in (sys.stdout, sys.stderr) if isinstance(stream, io.TextIOWrapper)]
+    errors = [stream.errors for stream in streams]
+    for stream in streams:
+        stream.reconfigure(errors="replace")  # A terminal that cannot show a character gets "?" instead of a traceback.
+    logger.handlers[:] = [handler]
     logger.setLevel(logging.INFO if rank() == 0 else logging.WARNING)
+    try:
+        yield
+    finally:
+        logger.handlers[:] = handlers
+        logger.setLevel(level)
+        for stream, before in zip(streams, errors, strict=True):
+            with contextlib.suppress(OSError, ValueError):  # It may have been closed.
+                stream.reconfigure(errors=before)

@@ -130,7 +130,8 @@ def _match_classes(train: ImageSet, val: ImageSet) -> ImageSet:
 
 
 def _renumber(train: ImageSet, val: ImageSet) -> ImageSet:
-    assert val.labels is not None
+    labels = val.labels
+    assert labels is not None
     missing = sorted(set(train.classes) - set(val.classes))
     used = {name for name, any_image in zip(val.classes, classes_with_images(val), strict=True) if any_image}
     if more := sorted(used - set(train.classes)):
@@ -144,11 +145,11 @@ def _renumber(train: ImageSet, val: ImageSet) -> ImageSet:
         val = dataclasses.replace(val, notes=(*val.notes, note))
     place = {name: number for number, name in enumerate(train.classes)}
     numbers = np.array([place.get(name, -1) for name in val.classes], np.int64)  # -1 for a class that no image has
-    if val.labels.ndim == 1:
-        return dataclasses.replace(val, labels=numbers[val.labels], classes=train.classes)
-    labels = np.zeros((len(val), len(train.classes)), np.int8)
-    labels[:, numbers[numbers >= 0]] = val.labels[:, numbers >= 0]
-    return dataclasses.replace(val, labels=labels, classes=train.classes)
+    if not val.multi_label:
+        return dataclasses.replace(val, labels=numbers[labels], classes=train.classes)
+    renumbered = np.zeros((len(val), len(train.classes)), np.int8)
+    renumbered[:, numbers[numbers >= 0]] = labels[:, numbers >= 0]
+    return dataclasses.replace(val, labels=renumbered, classes=train.classes)
 
 
 def open_mixed(items: Sequence[str | Path | Image.Image]) -> ImageSet:

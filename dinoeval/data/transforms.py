@@ -219,8 +219,8 @@ def normalize_images(batch: Tensor, mean: Sequence[float] = MEAN, std: Sequence[
     """
     import torch
 
-    center = torch.tensor(mean, device=batch.device).view(3, 1, 1)
-    scale = torch.tensor(std, device=batch.device).view(3, 1, 1)
+    center = torch.tensor(mean, dtype=torch.float32, device=batch.device).view(3, 1, 1)
+    scale = torch.tensor(std, dtype=torch.float32, device=batch.device).view(3, 1, 1)
     return batch.float().div_(255).sub_(center).div_(scale)
 
 

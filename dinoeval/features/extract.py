@@ -27,6 +27,7 @@ from dinoeval.features.forward import BadImages, Extractor, drop_unreadable
 from dinoeval.features.partial import Partial
 from dinoeval.features.readout import Readout
 from dinoeval.features.spec import feature_spec, key_of
+from dinoeval.guard import entry_point
 from dinoeval.models.backbone import Backbone
 
 _log = logging.getLogger(__name__)
@@ -60,6 +61,7 @@ def is_cached(backbone: Backbone, images: ImageSet, readout: Readout, transform:
     return cache.find(key_of(feature_spec(backbone, images, readout, transform)), report=False) is not None
 
 
+@entry_point
 def extract(
     backbone: Backbone,
     images: ImageSet,

@@ -17,14 +17,15 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from dinoeval.data.dataset import ImageDataset, Unreadable
 from dinoeval.data.images import ImageSet, require_files
 from dinoeval.data.remarks import remarks_of
 from dinoeval.data.transforms import Transform, normalize_images
+from dinoeval.data.workers import BatchLoader
 from dinoeval.errors import BadImage, ConfigError, DataError, join_names
 from dinoeval.features.readout import Readout
+from dinoeval.guard import entry_point
 from dinoeval.models.backbone import Backbone
 
 BadImages = Literal["error", "skip"]
@@ -132,14 +133,7 @@ class Extractor:
         Returns:
             The chunks in order.
         """
-        loader = DataLoader(
-            self.dataset,
-            batch_sampler=chunks,  # type: ignore[arg-type]
-            collate_fn=_collate,
-            num_workers=workers,
-            pin_memory=self.backbone.device.type == "cuda",
-        )
-        return iter(loader)
+        return iter(BatchLoader(self.dataset, _collate, workers=workers, device=self.backbone.device, batch_sampler=chunks))
 
     def compute(self, chunk: DecodedChunk, count: int, batch_size: int) -> np.ndarray:
         """Compute the features of a chunk.
@@ -278,6 +272,7 @@ def forward(backbone: Backbone, images: ImageSet, readout: Readout, transform: T
     return forward_readable(backbone, images, readout, transform, batch_size=batch_size)[0]
 
 
+@entry_point
 def forward_readable(
     backbone: Backbone,
     images: ImageSet,

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,6 +19,7 @@ from dinoeval.data.remarks import log_remarks, remarks_of
 from dinoeval.errors import BadImage, ConfigError, DataError
 from dinoeval.figures.preprocessing import FigureTransform, ImageSource, figure_transform, open_figure_images
 from dinoeval.figures.style import COLORS, apply_colormap, blend, draw_panels, enlarge, outline, rgb
+from dinoeval.guard import entry_point
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -217,8 +219,9 @@ class AttentionMaps:
         return tuple(dict.fromkeys(heads))
 
 
+@entry_point
 def attention(
-    backbone: Backbone,
+    backbone: Backbone | str | Path,
     image: ImageSource,
     *,
     image_size: int | str = 480,
@@ -230,7 +233,7 @@ def attention(
     """Compute the attention of the last block for an image.
 
     Args:
-        backbone: A vision transformer.
+        backbone: A vision transformer, or a name or a file that `dinoeval.load` takes.
         image: An image file, or an open image.
         image_size: Side in pixels of the square that the image is resized to without keeping its aspect ratio, as released;
             `640x480` (width x height); or `native` (the size of the image).
@@ -255,9 +258,12 @@ def attention(
         >>> sorted(maps.images())
         ['head0', 'head1', 'head2', 'image', 'mask0', 'mask1', 'mask2', 'overlay', 'point0']
     """
+    from dinoeval.models.loading import as_backbone
+
     images = open_figure_images(image)
     if len(images) != 1:
         raise DataError(f"{image} contains {len(images)} images: pass one of them")
+    backbone = as_backbone(backbone)
     loaded = figure_transform(backbone, image_size, ImageRule(exif_transpose), transform)
     try:
         opened = loaded.open(images, 0)

@@ -17,6 +17,7 @@ from PIL import Image
 
 from dinoeval.errors import ConfigError, DataError
 from dinoeval.figures.style import COLORS, COLUMN, INK, TEXT, new_figure
+from dinoeval.guard import entry_point
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -132,6 +133,7 @@ class ClassMap:
             axis.imshow(small, extent=box, interpolation="antialiased", aspect="auto", zorder=2)
 
 
+@entry_point
 def class_means(features: np.ndarray, labels: np.ndarray, classes: Sequence[str]) -> tuple[np.ndarray, tuple[str, ...]]:
     """Average the features of each class.
 
@@ -155,6 +157,7 @@ def class_means(features: np.ndarray, labels: np.ndarray, classes: Sequence[str]
     return means, tuple(classes[label] for label in present.tolist())
 
 
+@entry_point
 def tsne(
     features: np.ndarray,
     names: Sequence[str],

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from dinoeval.data.remarks import add_remarks, log_remarks
 from dinoeval.errors import BadImage, ConfigError, DataError
 from dinoeval.figures.preprocessing import FigureTransform, ImageSource, figure_transform, open_figure_images
 from dinoeval.figures.style import blend, draw_panels, enlarge
+from dinoeval.guard import entry_point
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -124,8 +126,9 @@ class FeatureMaps:
         return draw_panels(panels, 3 * min(_IMAGES_PER_ROW, len(self.images)))[0]
 
 
+@entry_point
 def pca(
-    backbone: Backbone,
+    backbone: Backbone | str | Path,
     images: ImageSource | Iterable[ImageSource],
     config: PcaConfig = PcaConfig(),
     *,
@@ -141,7 +144,7 @@ def pca(
     components is positive. Patches whose first component is above its mean are the foreground.
 
     Args:
-        backbone: A vision transformer.
+        backbone: A vision transformer, or a name or a file that `dinoeval.load` takes.
         images: A folder, a file, an open image, or several of them.
         config: Options.
         image_size: As for `attention`.
@@ -164,7 +167,10 @@ def pca(
         >>> maps.colors(0).shape, maps.components.shape
         ((8, 8, 3), (3, 96))
     """
+    from dinoeval.models.loading import as_backbone
+
     opened = open_figure_images(images)
+    backbone = as_backbone(backbone)
     loaded = figure_transform(backbone, image_size, ImageRule(exif_transpose), transform)
     pixels, remarks = [], {}
     for row in range(len(opened)):

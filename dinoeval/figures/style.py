@@ -13,6 +13,7 @@ import numpy as np
 
 from dinoeval.errors import ConfigError
 from dinoeval.files import check_writable, expand, write_whole
+from dinoeval.guard import entry_point
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -45,6 +46,7 @@ def check_figure(path: str | Path) -> None:
     check_writable(path)
 
 
+@entry_point
 def save(figure: Figure, path: str | Path, *, dpi: int = DPI) -> None:
     """Write a figure as PNG, PDF or SVG. The same figure gives the same bytes.
 

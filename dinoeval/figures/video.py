@@ -25,6 +25,7 @@ from dinoeval.figures.attention_maps import attention_rows
 from dinoeval.figures.preprocessing import NATIVE, FigureTransform, figure_transform
 from dinoeval.figures.style import apply_colormap, enlarge
 from dinoeval.files import check_writable, expand, write_whole
+from dinoeval.guard import entry_point
 from dinoeval.models.backbone import Backbone
 
 COLORMAP = "inferno"
@@ -113,8 +114,9 @@ def check_video(path: str | Path) -> None:
     check_writable(path)
 
 
+@entry_point
 def attention_video(
-    backbone: Backbone,
+    backbone: Backbone | str | Path,
     frames: str | Path,
     *,
     image_size: int | str = NATIVE,
@@ -125,7 +127,7 @@ def attention_video(
     """Compute the attention of the last block for all frames of a video.
 
     Args:
-        backbone: A vision transformer.
+        backbone: A vision transformer, or a name or a file that `dinoeval.load` takes.
         frames: A folder of frames, which are ordered by the numbers in their names, or an animated image.
         image_size: As for `attention`; `native` keeps the size of the frames.
         fps: Frames per second (default: those of the animated image, 24 for a folder).
@@ -139,9 +141,12 @@ def attention_video(
         ConfigError: If an option is out of range.
         DataError: If a frame cannot be used, frames differ in size, or the attention is NaN or infinite.
     """
+    from dinoeval.models.loading import as_backbone
+
     opened, seconds = open_frame_set(frames, ImageRule(exif_transpose))
     if fps is not None and not 0 < fps < float("inf"):
         raise ConfigError(f"--fps must be a finite number above 0, got {fps:g}")
+    backbone = as_backbone(backbone)
     loaded = figure_transform(backbone, image_size, ImageRule(exif_transpose), transform)
     maps: list[np.ndarray] = []
     remarks: dict[str, list[str]] = {}

@@ -14,10 +14,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from dinoeval.errors import ConfigError, DataError
+from dinoeval.errors import ConfigError, DataError, join_names
+from dinoeval.guard import Guard
 from dinoeval.models import external
 from dinoeval.models.build import Config, read_tokens
 from dinoeval.models.checkpoints import tensor_digest
+from dinoeval.models.code_path import describe_code, find_foreign_code
 from dinoeval.models.vit import VisionTransformer
 
 Precision = Literal["fp32", "bf16", "fp16"]
@@ -64,7 +66,7 @@ class Provenance:
 
 
 class Backbone:
-    """A frozen network in eval mode. Calling it returns Tokens, without gradients.
+    """A frozen network in eval mode. Calling it returns Tokens, ordinary tensors without gradients.
 
     Args:
         network: The network with its weights. It is moved to `device`, frozen and, except for fp32, converted.
@@ -106,17 +108,33 @@ class Backbone:
                 if isinstance(module, (nn.Linear, nn.Conv2d)):
                     module.to(DTYPES[precision])
         self._digest_as_built = tensor_digest(self.network.state_dict())
+        self._code_as_built = describe_code(self.network)
+        if isinstance(network, VisionTransformer):  # What its digest stands for: the network that is built by this name.
+            with torch.device("meta"):
+                built = describe_code(VisionTransformer(network.config))
+            self._code_as_built |= {name: value for name, value in built.items() if not name.endswith("drop_path.rate")}
 
     def check_unchanged(self) -> None:
-        """Check that the tensors are still those of `digest`.
+        """Check that the network computes what `digest` stands for.
 
-        Otherwise features would be cached under a wrong key.
+        Otherwise features would be cached, and scores recorded, under a wrong name.
 
         Raises:
-            ConfigError: If the network was changed after it was loaded.
+            ConfigError: If tensors, attributes, methods or modes were changed after it was loaded, or if there are hooks.
         """
-        if self.network.training or tensor_digest(self.network.state_dict()) != self._digest_as_built:
-            raise ConfigError(f"the network of {self!r} was changed after it was loaded: load it again, or make a new Backbone of it")
+        changes = find_foreign_code(self.network)
+        changes += [f"{path or 'the network'} is in training mode" for path, module in self.network.named_modules() if module.training]
+        if not changes and (code := describe_code(self.network)) != self._code_as_built:
+            names = sorted({*code, *self._code_as_built})
+            changes = [name for name in names if code.get(name) != self._code_as_built.get(name)]
+        if not changes and tensor_digest(self.network.state_dict()) != self._digest_as_built:
+            changes = ["tensors"]
+        if changes:
+            raise ConfigError(
+                f"the network of {self!r} was changed after it was loaded: {join_names(changes, 3)}. Its results would be stored "
+                "under the name of the unchanged network. Undo the change, or load the network again. embed(..., cache=False) "
+                "and backbone(batch) accept a changed network."
+            )
 
     @property
     def config(self) -> Config:
@@ -186,7 +204,6 @@ class Backbone:
     def __repr__(self) -> str:
         return f"Backbone({self.arch}, {self.provenance.name}, {self.device}, {self.precision}, digest {self.digest[:12]})"
 
-    @torch.inference_mode()
     def __call__(self, images: Tensor, *, layers: int = 1, patches: bool = True) -> Tokens:
         """Compute the tokens of a batch.
 
@@ -204,14 +221,13 @@ class Backbone:
         """
         images = self._prepare(images)
         self.check_offers(layers, patches and self.patch_size is not None)
-        images = images.to(self.device, non_blocking=True)
-        with self._external_precision(images):
+        with self._computing(images):
+            images = images.to(self.device, non_blocking=True)
             if layers == 1 and not (patches and self.patch_size):
                 return Tokens(cls=self.network(images).float(), patches=None)
             cls, patch_tokens, blocks = read_tokens(self.network, images, layers)
-        return Tokens(cls=cls.float(), patches=patch_tokens.float(), layers=tuple(block.float() for block in blocks))
+            return Tokens(cls=cls.float(), patches=patch_tokens.float(), layers=tuple(block.float() for block in blocks))
 
-    @torch.inference_mode()
     def attention(self, images: Tensor, queries: Sequence[int] | None = None) -> Tensor:
         """Compute the softmax attention of the last block.
 
@@ -248,11 +264,9 @@ class Backbone:
                 )
         elif wrong := [query for query in queries if not 0 <= query < tokens]:
             raise ConfigError(f"no token {wrong[0]}: the image has {tokens} tokens, 0 for [CLS] and 1 to {tokens - 1} for patches")
-        images = images.to(self.device)
-        if native:
-            return self.network.last_attention(images, queries)
-        with self._external_precision(images):
-            return external.attention(self.network, images, queries)
+        with self._computing(images):
+            images = images.to(self.device)
+            return self.network.last_attention(images, queries) if native else external.attention(self.network, images, queries)
 
     def check_offers(self, layers: int = 1, patches: bool = False) -> None:
         """Check that the network has the tokens that a readout needs.
@@ -275,25 +289,31 @@ class Backbone:
         """Check the shape of images; cut off the remainders that timm models do not accept."""
         if images.ndim != 4 or images.shape[1] != 3:
             raise ConfigError(f"a backbone takes a batch of RGB images (N, 3, H, W), got {tuple(images.shape)}")
+        if not images.is_floating_point():
+            raise ConfigError(f"a backbone takes normalized images, got {images.dtype}: use dinoeval.data.transforms.normalize_images")
         if self.patch_size and min(images.shape[-2:]) < self.patch_size:
             raise ConfigError(f"images of {images.shape[-2]} x {images.shape[-1]} pixels are smaller than a patch of {self.patch_size}")
         return images if isinstance(self.network, VisionTransformer) else external.whole_patches(self.network, images)
 
     @contextlib.contextmanager
-    def _external_precision(self, images: Tensor) -> Iterator[None]:
-        """Run a torchvision or timm model in the requested precision; explain the image sizes that it cannot take."""
-        if isinstance(self.network, VisionTransformer):
-            yield
-            return
-        reduced = self.precision != "fp32"
-        with (
-            torch.autocast(self.device.type, DTYPES[self.precision], enabled=reduced),
-            torch.backends.cudnn.flags(enabled=True, allow_tf32=reduced),  # the default is TF32 for float32 convolutions
-        ):
-            try:
+    def _computing(self, images: Tensor) -> Iterator[None]:
+        """Compute without gradients, in the precision of the backbone, whatever the modes of the calling program are.
+
+        The results are ordinary tensors, on which a head can be trained; those of inference mode are not.
+        """
+        with Guard(numbers_only=True), torch.no_grad():
+            if isinstance(self.network, VisionTransformer):
                 yield
-            except (AssertionError, RuntimeError) as error:
-                if isinstance(error, RuntimeError) and "size of tensor" not in str(error):
-                    raise
-                size = f"{images.shape[-2]} x {images.shape[-1]}"
-                raise ConfigError(f"{self.arch} cannot take images of {size} pixels: {str(error).strip() or 'wrong size'}") from error
+                return
+            reduced = self.precision != "fp32"
+            with (
+                torch.autocast(self.device.type, DTYPES[self.precision], enabled=reduced),
+                torch.backends.cudnn.flags(enabled=True, allow_tf32=reduced),  # the default is TF32 for float32 convolutions
+            ):
+                try:
+                    yield
+                except (AssertionError, RuntimeError) as error:
+                    if isinstance(error, RuntimeError) and "size of tensor" not in str(error):
+                        raise
+                    size = f"{images.shape[-2]} x {images.shape[-1]}"
+                    raise ConfigError(f"{self.arch} cannot take images of {size} pixels: {str(error).strip() or 'wrong size'}") from error

@@ -6,12 +6,14 @@ not published is recorded in `weights.lock` on its first use and checked on ever
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import http.client
 import importlib.resources
 import logging
 import re
 import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 
 import filelock
@@ -79,7 +81,11 @@ def ensure_weights(weights: Weights) -> Path:
     if not path.exists():
         if weights.url is None:
             raise CheckpointError(f"the bundled checkpoint {path} is missing: reinstall dinoeval")
-        _download(weights, path)
+        if variable := offline():
+            raise CheckpointError(f"weights '{weights.name}' are not downloaded and {variable} is set. {_by_hand(weights, path)}.")
+        with _alone(path):  # One of several processes downloads; the others wait for it.
+            if not path.exists():
+                _download(weights, path)
     try:
         _verify(weights, path, path)
     except OSError as error:
@@ -87,10 +93,27 @@ def ensure_weights(weights: Weights) -> Path:
     return path
 
 
+def _by_hand(weights: Weights, path: Path) -> str:
+    return f"Save {weights.url} as {path}"
+
+
+@contextlib.contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    lock = filelock.FileLock(f"{path}.lock")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except (OSError, NotImplementedError):  # The download itself reports why nothing can be written.
+        yield
+        return
+    try:
+        yield
+    finally:
+        lock.release()
+        Path(f"{path}.lock").unlink(missing_ok=True)
+
+
 def _download(weights: Weights, path: Path) -> None:
-    by_hand = f"Save {weights.url} as {path}"
-    if offline():
-        raise CheckpointError(f"weights '{weights.name}' are not downloaded and DINOEVAL_OFFLINE is set. {by_hand}.")
     assert weights.url is not None
     partial: Path | None = None
     try:
@@ -111,7 +134,7 @@ def _download(weights: Weights, path: Path) -> None:
         partial.replace(path)
     except (OSError, ValueError, http.client.HTTPException) as error:  # URLError is an OSError
         reason = getattr(error, "reason", None) or error
-        raise CheckpointError(f"weights '{weights.name}' could not be downloaded: {reason}. {by_hand}.") from error
+        raise CheckpointError(f"weights '{weights.name}' could not be downloaded: {reason}. {_by_hand(weights, path)}.") from error
     finally:
         if partial:
             partial.unlink(missing_ok=True)

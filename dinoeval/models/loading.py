@@ -12,6 +12,7 @@ from torch import nn
 
 from dinoeval.errors import CheckpointError, ConfigError, join_names
 from dinoeval.files import expand
+from dinoeval.guard import entry_point
 from dinoeval.models import external
 from dinoeval.models.architectures import parse_architecture
 from dinoeval.models.backbone import DTYPES, RANDOM, Backbone, Precision, Provenance
@@ -27,8 +28,9 @@ _PUBLISHED = "published"  # the weights that timm publishes for an architecture
 _log = logging.getLogger(__name__)
 
 
+@entry_point
 def load(
-    arch: str | None = None,
+    arch: str | Path | None = None,
     *,
     weights: str | Path | None = None,
     key: Key = "teacher",
@@ -39,7 +41,8 @@ def load(
     """Load a frozen Backbone.
 
     Args:
-        arch: An architecture such as `vit_s8` or `timm/NAME`, or a model name. By default the one that the weights name.
+        arch: An architecture such as `vit_s8` or `timm/NAME`, or a model name. By default the one that the weights name. A file
+            in this place is taken as `weights`.
         weights: A file, a model name, or `random`. By default the released weights of `arch`, or the bundled
             demonstration weights if `arch` is not given either.
         key: The network to load from a full checkpoint.
@@ -64,8 +67,8 @@ def load(
     """
     if precision not in DTYPES:
         raise ConfigError(f"unknown precision '{precision}'. Available: {', '.join(DTYPES)}.")
+    arch, source = resolve_names(arch, weights)
     chosen, reason = choose_device(device)
-    arch, source = _resolve(arch, weights)
     if not isinstance(source, str):
         arch, network, provenance = _load_file(arch, source, Choice(key, ema))
     else:
@@ -79,6 +82,54 @@ def load(
     _log.info("%s from %s (%s), digest %s", arch, provenance.name, provenance.layout, backbone.digest[:12])
     _log.info("device %s (%s), precision %s", chosen, reason, precision)
     return backbone
+
+
+def as_backbone(backbone: Backbone | str | Path) -> Backbone:
+    """Load a backbone that is named instead of given.
+
+    Args:
+        backbone: A backbone, or what `load` takes first: an architecture, a model name, or a file.
+
+    Returns:
+        The backbone.
+
+    Raises:
+        DinoevalError: If it cannot be loaded, or something else was passed.
+
+    Examples:
+        >>> as_backbone("vit_digits").dim
+        96
+    """
+    if isinstance(backbone, Backbone):
+        return backbone
+    arch, weights = split_source(backbone)
+    return load(arch, weights=weights)
+
+
+def split_source(source: object) -> tuple[str | None, str | None]:
+    """Tell a file of weights from the name of an architecture or a model.
+
+    Args:
+        source: A name or a path.
+
+    Returns:
+        The name and None, or None and the path.
+
+    Raises:
+        ConfigError: If it is neither.
+    """
+    if isinstance(source, nn.Module):
+        raise ConfigError(
+            f"a {type(source).__name__} cannot be used as a backbone: save its state dict, and load the file with "
+            "dinoeval.load(arch, weights=FILE)"
+        )
+    if not isinstance(source, (str, os.PathLike)):
+        raise ConfigError(f"a backbone is loaded by a name or a path, got {source!r:.60}: pass dinoeval.load(...)")
+    name = os.fsdecode(source)
+    if isinstance(source, str) and (name in ZOO or external.is_external(name)):
+        return name, None
+    is_file = not isinstance(source, str) or len(Path(name).parts) > 1 or Path(name).suffix or Path(name).exists()
+    return (None, name) if is_file else (name, None)
 
 
 def choose_device(device: str = "auto") -> tuple[torch.device, str]:
@@ -113,8 +164,26 @@ def choose_device(device: str = "auto") -> tuple[torch.device, str]:
     return torch.device("cpu"), "no CUDA device and no Apple GPU found"
 
 
-def _resolve(arch: str | None, weights: str | Path | None) -> tuple[str | None, Weights | Path | str]:
-    """Return the architecture, if it is known yet, and the weights: an entry of the zoo, a file, `random` or `published`."""
+def resolve_names(arch: str | Path | None, weights: str | Path | None) -> tuple[str | None, Weights | Path | str]:
+    """Resolve the names of an architecture and of weights; no file is read.
+
+    Args:
+        arch: As for `load`.
+        weights: As for `load`.
+
+    Returns:
+        The architecture, if it is known yet, and the weights: an entry of the zoo, a file, `random` or `published`.
+
+    Raises:
+        DinoevalError: If a name is unknown, or the two do not fit together.
+    """
+    if arch is not None:
+        arch, file = split_source(arch)
+        if file is not None and weights is not None:
+            raise ConfigError(f"{file} is a file, not an architecture: pass it as weights, in place of {weights}")
+        weights = weights if file is None else file
+    if weights is not None and not isinstance(weights, (str, os.PathLike)):
+        raise ConfigError(f"weights must be a path, a model name or 'random', got {weights!r:.60}")
     named = ZOO.get(arch or BUNDLED)
     if weights is None and named is None:
         assert arch is not None

@@ -94,7 +94,8 @@ def run(config: Config, session: Session) -> Result:
     record.resolved |= {**recipe.record(), "preset": preset, "out": None, "save_every": None}
     record.details |= {"training_precision": session.config.precision, "processes": distributed.world_size()}
     record.notes += [*dataset_notes(config.data, session.backbone.arch), *_notes(preset, outcome)]
-    return record.result(_scores(outcome, val))
+    # The frozen backbone may have been loaded in another precision: training reads its float32 weights.
+    return record.result(_scores(outcome, val), backbone={**session.describe_backbone(), "precision": session.config.precision})
 
 
 def _recipe(config: Config, data: str) -> tuple[str, FinetuneRecipe]:

@@ -8,7 +8,7 @@ import hashlib
 import itertools
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, get_args
 
@@ -22,8 +22,10 @@ from dinoeval.data.remarks import merge_remarks
 from dinoeval.errors import BadImage, ConfigError, DataError, join_names, unknown
 from dinoeval.features.features import Features
 from dinoeval.features.readout import Readout, parse_readout
+from dinoeval.guard import entry_point
 from dinoeval.maths.neighbors import l2_normalize
 from dinoeval.models.backbone import Backbone
+from dinoeval.models.loading import as_backbone
 from dinoeval.search.approximate import IndexKind, add_vectors, needs_retraining, read_index, train_index, tune, write_index
 from dinoeval.search.index import ImageIndex
 from dinoeval.search.spec import check_readout, check_session, complete_config, index_spec
@@ -68,12 +70,13 @@ class _Changes:
         return "; ".join(parts)
 
 
+@entry_point
 def build(
     folder: str | Path,
     out: str | Path,
-    backbone: Backbone | None = None,
+    backbone: Backbone | str | Path | None = None,
     *,
-    session: SessionConfig | None = None,
+    session: SessionConfig | Mapping[str, Any] | None = None,
     readout: str | None = None,
     index: IndexKind | None = None,
 ) -> ImageIndex:
@@ -84,8 +87,9 @@ def build(
     Args:
         folder: Folder of images, searched recursively.
         out: Folder of the index.
-        backbone: Backbone; by default that of the existing index, or that of the options.
-        session: Options for the backbone and for reading images.
+        backbone: Backbone, or a name or a file that `dinoeval.load` takes; by default that of the existing index, or that of the
+            options.
+        session: Options for the backbone and for reading images, a SessionConfig or a dict.
         readout: cls, lastN, clsavg or gem; by default that of the existing index, else cls.
         index: exact, ivf, hnsw or pq; by default that of the existing index, else exact.
 
@@ -125,8 +129,10 @@ def build(
             check_readout(stored, readout)
             if stored.manifest["folder"] != str(root):
                 raise ConfigError(f"{target} is an index of {stored.manifest['folder']}, not of {root}: pass another --out")
-        config = session or SessionConfig()
-        opened = Session(complete_config(config, stored.manifest) if stored else config, backbone)
+        distributed.join()
+        config = SessionConfig.of(session)
+        given = None if backbone is None else as_backbone(backbone)
+        opened = Session(complete_config(config, stored.manifest) if stored else config, given)
         chosen = parse_readout(readout or (stored.manifest["readout"] if stored else "cls"))
         _vector_dim(chosen, opened)
         if stored is not None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,10 @@ import numpy as np
 from dinoeval.data.remarks import log_remarks
 from dinoeval.errors import CheckpointError, ConfigError, DataError, join_names
 from dinoeval.features.readout import parse_readout
+from dinoeval.guard import entry_point
 from dinoeval.maths.neighbors import l2_normalize, nearest
 from dinoeval.models.backbone import Backbone
+from dinoeval.models.loading import as_backbone
 from dinoeval.search.approximate import ApproximateIndex, read_index
 from dinoeval.search.duplicates import DuplicateGroup, link_duplicates
 from dinoeval.search.query import Matches, QueryImages, embed_queries
@@ -71,14 +74,15 @@ class ImageIndex:
         """
         if self._session is None:
             try:
-                self._session = Session(complete_config(self._config, self.manifest))
+                session = Session(complete_config(self._config, self.manifest))
+                check_session(self._stored, session)  # loads the weights
             except CheckpointError as error:
                 if self._config.weights is not None:
                     raise
                 raise CheckpointError(
                     f"{error} The index {self._stored.folder} needs these weights: pass their path as --weights"
                 ) from error
-            check_session(self._stored, self._session)
+            self._session = session
         return self._session
 
     def vectors(self) -> np.ndarray:
@@ -89,6 +93,7 @@ class ImageIndex:
         """
         return self._stored.vectors.take(slice(None))
 
+    @entry_point
     def nearest(self, features: np.ndarray, k: int = 10) -> tuple[np.ndarray, np.ndarray]:
         """Find the k images nearest to features.
 
@@ -112,6 +117,7 @@ class ImageIndex:
             cosines[incomplete], rows[incomplete] = nearest(queries[incomplete], self._stored.vectors.blocks(), k, normalized=True)
         return cosines, rows
 
+    @entry_point
     def query(self, images: QueryImages, k: int = 10) -> list[Matches]:
         """Find the k images that are most similar to each query.
 
@@ -147,6 +153,7 @@ class ImageIndex:
             _log.warning("k = %d exceeds the %d other images of the index: all of them are returned", k, fewest)
         return results
 
+    @entry_point
     def duplicates(self, threshold: float | None = None) -> list[DuplicateGroup]:
         """Find groups of images that are linked by cosines of at least a threshold.
 
@@ -169,6 +176,7 @@ class ImageIndex:
         components, best = link_duplicates(self._stored.vectors, threshold)
         return [DuplicateGroup([self.paths[row] for row in rows], rows, best[rows]) for rows in components]
 
+    @entry_point
     def measure_threshold(self) -> Threshold:
         """Calibrate the cosine above which two images of this index count as duplicates.
 
@@ -218,15 +226,21 @@ def _is_same_file(status: os.stat_result, path: str) -> bool:
         return False
 
 
+@entry_point
 def open(
-    index: str | Path, backbone: Backbone | None = None, *, session: SessionConfig | None = None, readout: str | None = None
+    index: str | Path,
+    backbone: Backbone | str | Path | None = None,
+    *,
+    session: SessionConfig | Mapping[str, Any] | None = None,
+    readout: str | None = None,
 ) -> ImageIndex:
     """Open an index and verify the checksums of its files.
 
     Args:
         index: Folder of the index.
-        backbone: Its backbone; by default the weights that it was built with are loaded when they are needed.
-        session: Options for loading them.
+        backbone: Its backbone, or a name or a file that `dinoeval.load` takes; by default the weights that it was built with are
+            loaded when they are needed.
+        session: Options for loading them, a SessionConfig or a dict.
         readout: Expected readout; any by default.
 
     Returns:
@@ -241,5 +255,6 @@ def open(
     if stored is None:
         raise DataError(f"no index found in {folder}: run `dinoeval search build FOLDER --out {folder}`")
     check_readout(stored, readout)
-    config = session or SessionConfig()
-    return ImageIndex(stored, Session(complete_config(config, stored.manifest), backbone) if backbone else None, config)
+    config = SessionConfig.of(session)
+    given = None if backbone is None else Session(complete_config(config, stored.manifest), as_backbone(backbone))
+    return ImageIndex(stored, given, config)

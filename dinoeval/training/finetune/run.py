@@ -16,15 +16,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from dinoeval import distributed
 from dinoeval.data.images import ImageSet
 from dinoeval.data.transforms import CenterCrop, normalize_images
+from dinoeval.data.workers import BatchLoader
 from dinoeval.errors import ConfigError, DataError, join_names
 from dinoeval.files import write_whole
+from dinoeval.guard import entry_point
 from dinoeval.models.backbone import Backbone
 from dinoeval.models.checkpoints import save_backbone, tensor_digest
 from dinoeval.models.checkpoints.safetensors_files import write_safetensors
@@ -109,17 +110,12 @@ class FinetuneRun:
         self.order = RepeatedOrder(len(train), recipe, np.concatenate([positions for _, positions in parts]), settings.seed)
         self.mixing = Mixing(recipe, len(train.classes), parts, settings.seed)
         workers = distributed.num_workers(settings.workers, len(train), train.small)
-        options: dict[str, Any] = {
-            "collate_fn": collate,
-            "num_workers": workers,
-            "pin_memory": self.device.type == "cuda",
-            "generator": torch.Generator(),  # Starting workers would otherwise draw from the generator of stochastic depth.
-        }
+        read_by: dict[str, Any] = {"workers": workers, "device": self.device}
         images = augmented_images(train, recipe, transform, settings.seed)
-        self.loader = DataLoader(images, batch_sampler=self.order, persistent_workers=workers > 0, **options)
+        self.loader = BatchLoader(images, collate, batch_sampler=self.order, persistent_workers=workers > 0, **read_by)
         shard = list(distributed.shard(len(val)))
         # No gradients are kept in the evaluation, so four times as many images fit.
-        self.val_loader = DataLoader(cropped_images(val, transform), sampler=shard, batch_size=4 * forward_images, **options)
+        self.val_loader = BatchLoader(cropped_images(val, transform), collate, sampler=shard, batch_size=4 * forward_images, **read_by)
         identity = {
             "arch": backbone.arch,
             "weights": backbone.digest,
@@ -135,6 +131,7 @@ class FinetuneRun:
         self.folder = RunFolder(settings.out, identity, keep_every=settings.save_every) if settings.out else None
         self.history: list[dict[str, Any]] = []
 
+    @entry_point
     def finish(self) -> Outcome:
         """Train to the last epoch, or resume the run in the folder, and save the results.
 
@@ -186,7 +183,7 @@ class FinetuneRun:
         """
         model = self.trainer.model.eval()
         for buffer in model.buffers() if distributed.world_size() > 1 else ():  # All use BatchNorm's statistics of the first process.
-            torch.distributed.broadcast(buffer, 0)
+            torch.distributed.broadcast(buffer, 0, group=distributed.group())
         width = min(5, len(self.classes))
         parts = [np.empty((0, width), np.int64)]
         for batch in self.val_loader:

@@ -160,5 +160,5 @@ def _in_parallel(model: nn.Module, device: torch.device) -> nn.Module:
         return model
     distributed.barrier()  # This also joins the process group.
     if device.type != "cuda":
-        return DistributedDataParallel(model)
+        return DistributedDataParallel(model, process_group=distributed.group())
     return DistributedDataParallel(model, device_ids=[device], process_group=torch.distributed.new_group(backend="nccl"))

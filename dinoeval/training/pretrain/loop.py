@@ -11,7 +11,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from dinoeval.data.dataset import ImageDataset
@@ -19,7 +18,10 @@ from dinoeval.data.images import ImageSet
 from dinoeval.data.loading import ImageRule
 from dinoeval.data.remarks import log_remarks
 from dinoeval.data.transforms import normalize_images
+from dinoeval.data.workers import BatchLoader
+from dinoeval.distributed import num_workers
 from dinoeval.errors import ConfigError
+from dinoeval.guard import entry_point
 from dinoeval.models.architectures import VitConfig, parse_architecture
 from dinoeval.models.checkpoints import save_backbone
 from dinoeval.models.loading import choose_device
@@ -62,6 +64,7 @@ class PretrainSettings:
         check_fields(self, ("workers", "seed", "save_every", "knn_every"), lambda value: value >= 0, "at least 0")
 
 
+@entry_point
 def train(images: ImageSet, arch: str, recipe: Recipe, settings: PretrainSettings, knn_eval: KnnEval | None = None) -> Path:
     """Pretrain a backbone with DINO.
 
@@ -148,15 +151,15 @@ def _check(images: ImageSet, arch: str, config: VitConfig, recipe: Recipe) -> No
 def _train_epoch(trainer: DinoTrainer, dataset: ImageDataset, epoch: int, settings: PretrainSettings) -> dict[str, float]:
     """Train for one epoch and return the means over its steps."""
     torch.manual_seed(settings.seed + 1 + epoch)  # Stochastic depth; the order below has its own generator.
-    loader = DataLoader(
+    loader = BatchLoader(
         dataset,
+        collate,
+        workers=num_workers(settings.workers, trainer.steps, small=False),
+        device=trainer.device,
         batch_size=trainer.recipe.batch_size,
         shuffle=True,
         generator=torch.Generator().manual_seed(settings.seed * 1_000_003 + epoch),
         drop_last=True,
-        collate_fn=collate,
-        num_workers=settings.workers,
-        pin_memory=trainer.device.type == "cuda",
     )
     sums: dict[str, float] = {}
     with tqdm(loader, desc=f"epoch {epoch}", unit="step", disable=None, leave=False) as bar:

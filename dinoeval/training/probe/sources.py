@@ -14,12 +14,12 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from dinoeval import distributed
 from dinoeval.data.dataset import ImageDataset, Unreadable
 from dinoeval.data.images import ImageSet
 from dinoeval.data.transforms import CenterCrop, RandomResizedCrop, normalize_images
+from dinoeval.data.workers import BatchLoader
 from dinoeval.errors import DataError
 from dinoeval.features.readout import Readout
 from dinoeval.models.backbone import Backbone
@@ -152,12 +152,12 @@ class Augmented:
             for first in range(0, max(1, len(rows)), self.batch_size)
         ]
         crop = RandomResizedCrop(self.transform.crop)
-        loader = DataLoader(
+        loader = BatchLoader(
             ImageDataset(self.images, _SeededCrop(crop, self.settings.seed, epoch)),
+            _Collate(crop.crop),
+            workers=distributed.num_workers(self.settings.workers, len(parts), self.images.small),
+            device=self.backbone.device,
             batch_sampler=[rows.tolist() for _, rows in parts],
-            collate_fn=_Collate(crop.crop),
-            num_workers=distributed.num_workers(self.settings.workers, len(parts), self.images.small),
-            pin_memory=self.backbone.device.type == "cuda",
         )
         gathered: list[FeatureBatch] = []
         for index, ((number, _), batch) in enumerate(zip(parts, loader, strict=True)):
