@@ -12,11 +12,11 @@ import tyro
 from dinoeval.cli.notes import print_remarks
 from dinoeval.cli.options import JsonOutput
 from dinoeval.data.loading import ImageRule
-from dinoeval.errors import ConfigError
+from dinoeval.errors import ConfigError, join_names
 from dinoeval.session import SessionConfig
 
 if TYPE_CHECKING:
-    from dinoeval.search import DuplicateGroup, ImageIndex, Matches
+    from dinoeval.search import DuplicateGroup, ImageIndex, Matches, Threshold
     from dinoeval.search.sheet import Section, Tile
 
 _MANIFEST_KEYS = (
@@ -114,6 +114,8 @@ def build(
         return 0
     spec = built.manifest
     print(f"{out}: {len(built):,} images of {spec['folder']}, {spec['dim']} dimensions")
+    if skipped := built.unreadable:
+        print(f"{len(skipped):,} files are not readable images and are not in the index: {_printable(join_names(skipped))}")
     settings = f"readout {spec['readout']}, {spec['transform']}, {spec['image']}, {spec['precision']}"
     print(f"{spec['session']['arch']}, digest {spec['digest'][:12]}, {settings}")
     print_remarks(spec["remarks"], spec["session"]["exif_transpose"])
@@ -164,9 +166,9 @@ def query(
     ]
     output.write_index_result(index, opened, {"k": k, "queries": queries})
     for found in queries:
-        print(f"{found['path']}\n{'rank':>6}{'cosine':>9}  path")
+        print(f"{_printable(found['path'])}\n{'rank':>6}{'cosine':>9}  path")
         for entry in found["neighbors"]:
-            print(f"{entry['rank']:>6}{entry['cosine']:>9.5f}  {entry['path']}")
+            print(f"{entry['rank']:>6}{entry['cosine']:>9.5f}  {_printable(entry['path'])}")
         print()
     folder = opened.manifest["folder"]
     output.write_sheet(f"Nearest of {len(opened):,} images in {folder}", [_query_section(matches, folder) for matches in results], opened)
@@ -184,6 +186,7 @@ def duplicates(
     """Find near-duplicate images in an index.
 
     All pairs are compared. The default threshold is calibrated with the weights, precision and transform of the index.
+    Deleted and changed images are left out and named. Several paths of one file (links) are one image.
 
     Args:
         index: Folder of an index, made by `dinoeval search build`.
@@ -200,35 +203,78 @@ def duplicates(
 
     output.check()
     opened = search.open(index, session=session)
-    measured = opened.measure_threshold() if threshold is None else None
+    files = opened.check_files()
+    measured = opened.measure_threshold(files) if threshold is None else None
     cosine = measured.cosine if measured else threshold
-    groups = opened.duplicates(cosine)
+    groups = opened.duplicates(cosine, files)
     content = {
         "threshold": cosine,
-        "measured": measured and dataclasses.asdict(measured),
-        "groups": [{"images": _entries(group)} for group in groups],
+        "measured": measured and _describe_threshold(measured),
+        "deleted": files.deleted,
+        "changed": files.changed,
+        "links": [{"path": opened.paths[row], "links": paths} for row, paths in files.links.items()],
+        "groups": [_describe_group(group) for group in groups],
     }
     output.write_index_result(index, opened, content)
-    headings = [f"group {number}: {len(group.paths)} images" for number, group in enumerate(groups, 1)]
+    headings = [_heading(number, group) for number, group in enumerate(groups, 1)]
     for heading, group in zip(headings, groups, strict=True):
         print(heading)
-        for entry in _entries(group):
-            print(f"{entry['cosine']:>9.5f}  {entry['path']}")
+        for entry, notes in zip(_entries(group), _notes(group), strict=True):
+            print("  ".join([f"{entry['cosine']:>9.5f}", *_details(entry["path"]), *map(_printable, [entry["path"], *notes])]))
     num_images = sum(len(group.paths) for group in groups)
     print(f"{len(groups):,} groups, {num_images:,} of {len(opened):,} images, with a cosine of at least {cosine:g}")
     if measured:
-        print(
-            f"threshold calibrated on copies of {measured.images} images (re-encoded, at half size, cropped by 5%): it finds "
-            f"{measured.recall:.0%} of the copies;\n{measured.alike:.1%} of the images have another image at least that similar. "
-            "To find larger crops, pass a lower --threshold"
-        )
+        _print_threshold(measured)
     folder = opened.manifest["folder"]
-    sections = [Section(heading, _tiles(group, folder)) for heading, group in zip(headings, groups, strict=True)]
-    output.write_sheet(
-        f"{len(groups):,} groups of duplicates among {len(opened):,} images in {folder}, cosine >= {cosine:g}", sections, opened
-    )
+    sections = [Section(heading, _tiles(group, folder, _notes(group, folder))) for heading, group in zip(headings, groups, strict=True)]
+    title = f"{len(groups):,} groups of duplicates among {len(opened):,} images in {folder}, cosine >= {cosine:g}"
+    output.write_sheet(title, sections, opened)
     output.print_written()
     return 0
+
+
+def _heading(number: int, group: DuplicateGroup) -> str:
+    heading = f"group {number}: {len(group.paths)} images, lowest cosine {group.lowest:.5f}"
+    return f"{heading}, below the threshold: a chain, whose ends may not be duplicates" if group.is_chain else heading
+
+
+def _notes(group: DuplicateGroup, folder: str = "") -> list[list[str]]:
+    """What is known of the files of a group, one list per image; paths are relative to `folder`."""
+    notes = []
+    for original, links in zip(group.identical_to, group.links, strict=True):
+        notes.append([f"same bytes as {_relative(original, folder)}"] if original else [])
+        notes[-1] += [f"linked as {_relative(path, folder)}" for path in links]
+    return notes
+
+
+def _describe_group(group: DuplicateGroup) -> dict[str, Any]:
+    from dinoeval.search.files import FileDetails
+
+    images = _entries(group)
+    for entry, original, links in zip(images, group.identical_to, group.links, strict=True):
+        entry |= dataclasses.asdict(details) if (details := FileDetails.of(entry["path"])) else {}
+        entry |= {"identical_to": original, "links": links}
+    return {"lowest_cosine": round(group.lowest, 6), "is_chain": group.is_chain, "images": images}
+
+
+def _describe_threshold(measured: Threshold) -> dict[str, Any]:
+    recalls = [
+        {**dataclasses.asdict(one), "recall": one.recall, "interval": [round(bound, 4) for bound in one.interval]}
+        for one in measured.recalls
+    ]
+    return {**dataclasses.asdict(measured), "recalls": recalls}
+
+
+def _print_threshold(measured: Threshold) -> None:
+    print(f"threshold calibrated on copies of {measured.images} images. Of copies of other images, it finds:")
+    width = max(len(one.kind) for one in measured.recalls)
+    for one in measured.recalls:
+        low, high = one.interval
+        print(f"  {one.kind:<{width}}  {one.found:>3} of {one.copies} ({one.recall:.0%}; 95% interval {low:.0%} to {high:.0%})")
+    print(
+        f"{round(measured.alike * measured.compared)} of {measured.compared} images have another picture at least that similar. "
+        "To find larger crops, pass a lower --threshold"
+    )
 
 
 def _entries(found: Matches | DuplicateGroup) -> list[dict[str, Any]]:
@@ -238,15 +284,34 @@ def _entries(found: Matches | DuplicateGroup) -> list[dict[str, Any]]:
 def _query_section(matches: Matches, folder: str) -> Section:
     from dinoeval.search.sheet import Section, Tile
 
-    return Section(matches.query, [Tile(matches.query, _relative(matches.query, folder), "query"), *_tiles(matches, folder)])
+    query = Tile(matches.query, _relative(matches.query, folder), "query", _details(matches.query))
+    return Section(matches.query, [query, *_tiles(matches, folder, [[] for _ in matches.paths])])
 
 
-def _tiles(found: Matches | DuplicateGroup, folder: str) -> list[Tile]:
+def _tiles(found: Matches | DuplicateGroup, folder: str, notes: list[list[str]]) -> list[Tile]:
     from dinoeval.search.sheet import Tile
 
-    return [Tile(entry["path"], _relative(entry["path"], folder), f"{entry['cosine']:.5f}") for entry in _entries(found)]
+    tiles = []
+    for entry, more in zip(_entries(found), notes, strict=True):
+        path = entry["path"]
+        tiles.append(Tile(path, _relative(path, folder), f"{entry['cosine']:.5f}", [*_details(path), *more]))
+    return tiles
+
+
+def _details(path: str) -> list[str]:
+    from dinoeval.search.files import FileDetails
+
+    details = FileDetails.of(path)
+    return details.lines() if details else []
+
+
+def _printable(path: str) -> str:
+    """Path for the terminal: a name cannot move the cursor, change colors or reverse the text that follows."""
+    from dinoeval.search.labels import split_codes
+
+    return "".join(piece.text for piece in split_codes(path))
 
 
 def _relative(path: str, folder: str) -> str:
     """Path below the folder of images, if it is there."""
-    return path.removeprefix(os.path.join(folder, ""))  # noqa: PTH118
+    return path if not folder else path.removeprefix(os.path.join(folder, ""))  # noqa: PTH118

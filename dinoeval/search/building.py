@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
 import dataclasses
 import hashlib
@@ -28,23 +29,26 @@ from dinoeval.models.backbone import Backbone
 from dinoeval.models.loading import as_backbone
 from dinoeval.search.approximate import IndexKind, add_vectors, needs_retraining, read_index, train_index, tune, write_index
 from dinoeval.search.index import ImageIndex
+from dinoeval.search.records import FileRecord
 from dinoeval.search.spec import check_readout, check_session, complete_config, index_spec
 from dinoeval.search.store import (
     LOCK,
     MANIFEST,
     NEIGHBORS,
     VECTORS,
-    FileRecord,
     IndexDraft,
     StoredIndex,
     check_index_folder,
     open_stored,
+    relative_folder,
+    remove_leftovers,
     resolve,
 )
 from dinoeval.search.vectors import VectorFile, write_vectors
 from dinoeval.session import Session, SessionConfig
 
 _log = logging.getLogger(__name__)
+_THREADS = 8  # that read files for their digests
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +56,9 @@ class _Changes:
     """The differences between a folder and its index."""
 
     kept: np.ndarray
-    """Rows of the index whose files are unchanged."""
+    """Rows of the index whose files have the same content."""
+    refreshed: dict[int, FileRecord]
+    """New records of the kept rows whose files have other times."""
     added: np.ndarray
     """Positions in the folder of the images that need features: new and changed ones."""
     deleted: list[str]
@@ -61,7 +67,7 @@ class _Changes:
     """Files that were not readable images, and have not changed since."""
 
     def __bool__(self) -> bool:
-        return bool(len(self.added) or self.deleted or self.changed)
+        return bool(len(self.added) or self.deleted or self.changed or self.refreshed)
 
     def __str__(self) -> str:
         parts = [f"{len(self.kept):,} images unchanged", f"{len(self.added) - len(self.changed):,} new"]
@@ -125,10 +131,12 @@ def build(
         raise DataError(f"an index needs at least 2 images, got 1 in {root}: {images.paths[0]}")
     with _locked(target):
         stored = open_stored(target)
+        if distributed.rank() == 0:
+            files = stored.manifest["files"].values() if stored else ()
+            remove_leftovers(target, keep=[entry["name"] for entry in files])
         if stored is not None:
             check_readout(stored, readout)
-            if stored.manifest["folder"] != str(root):
-                raise ConfigError(f"{target} is an index of {stored.manifest['folder']}, not of {root}: pass another --out")
+            _check_folder(stored, root)
         distributed.join()
         config = SessionConfig.of(session)
         given = None if backbone is None else as_backbone(backbone)
@@ -168,6 +176,12 @@ def _locked(folder: Path) -> Iterator[None]:
                 folder.rmdir()
 
 
+def _check_folder(stored: StoredIndex, root: Path) -> None:
+    """Check that a folder is that of the index, or that the images of the index were moved to it."""
+    if stored.root != root and (stored.has_images_in(stored.root) or not stored.has_images_in(root)):
+        raise ConfigError(f"{stored.folder} is an index of {stored.root}, not of {root}: pass another --out")
+
+
 def _vector_dim(readout: Readout, session: Session) -> int:
     dim, *grid = readout.feature_shape(session.backbone.dim, (1, 1))
     if grid:
@@ -179,18 +193,20 @@ def _update(
     stored: StoredIndex | None, target: Path, images: ImageSet, root: Path, session: Session, readout: Readout, kind: IndexKind
 ) -> None:
     current = [_record(root, name) for name in images.paths]
-    changes = _compare(stored, current)
+    changes = _compare(stored, current, root)
     if stored is not None:
         _log.info("%s: %s", target, changes)
-        if not changes and stored.manifest["kind"] == kind:
+        if not changes and (stored.manifest["kind"], stored.manifest["folder"]) == (kind, str(root)):
             return
     features = _extract(session, images, readout, changes.added, whole=stored is None) if len(changes.added) else None
     distributed.barrier()  # all processes have read the old index before it is replaced
     if distributed.rank() > 0:
         return
     added = [] if features is None else [current[row] for row in _positions(images, features)]
-    records = [stored.records[row] for row in changes.kept] + added if stored else added
     unreadable = {current[row] for row in changes.added} - set(added)
+    added = _read_digests(added, root)
+    kept = [changes.refreshed.get(row) or stored.records[row] for row in changes.kept.tolist()] if stored else []
+    records = kept + added
     if len(records) < 2:
         raise DataError(f"an index needs at least 2 readable images, got {len(records)} in {root}")
     with IndexDraft(target) as draft:
@@ -201,6 +217,7 @@ def _update(
         names = hashlib.sha256("".join(f"{record.name}\0{record.size}\n" for record in records).encode(errors="surrogateescape"))
         manifest = {
             "folder": str(root),
+            "relative_folder": relative_folder(root, target),
             "images": len(records),
             "fingerprint": names.hexdigest()[:16],
             "dim": dim,
@@ -240,27 +257,40 @@ def _record(root: Path, name: str) -> FileRecord:
         raise DataError(f"{root / name} was deleted during the build: {error.strerror}. Rerun the command") from error
 
 
-def _compare(stored: StoredIndex | None, current: list[FileRecord]) -> _Changes:
+def _read_digests(records: list[FileRecord], root: Path) -> list[FileRecord]:
+    """Add digests to the records of images whose features were extracted."""
+
+    def read(record: FileRecord) -> FileRecord:
+        complete = record.with_digest(root)
+        if _record(root, record.name) != record or not complete.digest:
+            raise DataError(f"{root / record.name} was changed during the build: rerun the command")
+        return complete
+
+    with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
+        return list(pool.map(read, records))
+
+
+def _compare(stored: StoredIndex | None, current: list[FileRecord], root: Path) -> _Changes:
     if stored is None:
-        return _Changes(np.empty(0, np.int64), np.arange(len(current)), [], [], [])
+        return _Changes(np.empty(0, np.int64), {}, np.arange(len(current)), [], [], [])
     known = {record.name: row for row, record in enumerate(stored.records)}
-    bad = set(stored.bad)
-    present = {record.name for record in current}
-    added, changed, still_bad = [], [], []
-    for position, record in enumerate(current):
-        row = known.get(record.name)
-        if row is not None and stored.records[row] == record:
-            continue
-        if record in bad:
-            still_bad.append(record)
-            continue
-        added.append(position)
-        if row is not None:
-            changed.append(record.name)
+    retimed = [record for record in current if record.name in known and record != stored.records[known[record.name]]]
+    with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
+        same = list(pool.map(lambda record: record.has_content_of(stored.records[known[record.name]], root), retimed))
+    changed = [record.name for record, is_same in zip(retimed, same, strict=True) if not is_same]
+    refreshed = {}
+    for record in itertools.compress(retimed, same):
+        row = known[record.name]
+        refreshed[row] = dataclasses.replace(record, digest=stored.records[row].digest)
+    bad, present, replaced = set(stored.bad), {record.name for record in current}, set(changed)
+    added = [
+        position for position, record in enumerate(current) if record.name in replaced or (record.name not in known and record not in bad)
+    ]
     deleted = [name for name in known if name not in present]
     dropped = {*deleted, *changed}
     kept = [row for row, record in enumerate(stored.records) if record.name not in dropped]
-    return _Changes(np.array(kept, np.int64), np.array(added, np.int64), deleted, changed, still_bad)
+    still_bad = [record for record in current if record in bad and record.name not in known]
+    return _Changes(np.array(kept, np.int64), refreshed, np.array(added, np.int64), deleted, changed, still_bad)
 
 
 def _positions(images: ImageSet, features: Features) -> list[int]:

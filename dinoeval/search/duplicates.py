@@ -23,9 +23,17 @@ class DuplicateGroup:
     """Rows of the images in the index, (n,) int64."""
     cosines: np.ndarray
     """Cosine of each image with its nearest other image, (n,) float32."""
+    lowest: float
+    """Lowest cosine of any two images of the group."""
+    is_chain: bool
+    """Whether `lowest` is below the threshold: some images are linked only through others."""
+    identical_to: list[str | None]
+    """For each image, the first other path of the group whose file has the same bytes, if the image is not the first itself."""
+    links: list[list[str]]
+    """For each image, other paths of the same file, which are no duplicates."""
 
 
-def link_duplicates(vectors: VectorFile, threshold: float) -> tuple[list[np.ndarray], np.ndarray]:
+def link_duplicates(vectors: VectorFile, threshold: float, rows: np.ndarray | None = None) -> tuple[list[np.ndarray], np.ndarray]:
     """Find the connected components of the pairs whose cosine reaches a threshold.
 
     The comparison is exact: N * N / 2 products, in blocks of bounded memory. A cosine that is below the threshold only by
@@ -34,19 +42,21 @@ def link_duplicates(vectors: VectorFile, threshold: float) -> tuple[list[np.ndar
     Args:
         vectors: The N vectors.
         threshold: Smallest cosine of a pair.
+        rows: Rows of the vectors to compare, (n,) int64, ascending; all by default.
 
     Returns:
         Rows of each component of two or more images, ascending; the components with the most similar pairs come first.
         And the largest cosine of each image with another one, (N,) float32; -inf if it is below the threshold.
     """
     threshold -= _ROUNDING
-    count = len(vectors)
+    rows = np.arange(len(vectors)) if rows is None else rows
+    count = len(rows)
     labels, best = np.arange(count), np.full(count, -np.inf, np.float32)
     pending: list[np.ndarray] = []
     for first in range(0, count, _BLOCK):
-        left = vectors.take(slice(first, first + _BLOCK))
+        left = vectors.take(rows[first : first + _BLOCK])
         for second in range(first, count, _BLOCK):
-            cosines = left @ vectors.take(slice(second, second + _BLOCK)).T
+            cosines = left @ vectors.take(rows[second : second + _BLOCK]).T
             if first == second:
                 np.fill_diagonal(cosines, -np.inf)
             if cosines.max() < threshold:
@@ -62,7 +72,37 @@ def link_duplicates(vectors: VectorFile, threshold: float) -> tuple[list[np.ndar
     labels = _merge_labels(labels, pending)
     order = np.argsort(labels, kind="stable")
     components = np.split(order, np.flatnonzero(np.diff(labels[order])) + 1)
-    return sorted((rows for rows in components if len(rows) > 1), key=lambda rows: (-best[rows].max(), rows[0])), best
+    groups = sorted((places for places in components if len(places) > 1), key=lambda places: (-best[places].max(), places[0]))
+    largest = np.full(len(vectors), -np.inf, np.float32)
+    largest[rows] = best
+    return [rows[places] for places in groups], largest
+
+
+def lowest_cosine(vectors: VectorFile, rows: np.ndarray) -> float:
+    """Find the lowest cosine of any two images of a group.
+
+    Args:
+        vectors: The N vectors.
+        rows: Rows of the group, (n,) int64.
+
+    Returns:
+        The cosine.
+    """
+    blocks = [rows[start : start + _BLOCK] for start in range(0, len(rows), _BLOCK)]
+    return min(float((vectors.take(one) @ vectors.take(other).T).min()) for one in blocks for other in blocks)
+
+
+def is_chain(lowest: float, threshold: float) -> bool:
+    """Decide whether a group holds two images that are not duplicates themselves.
+
+    Args:
+        lowest: Lowest cosine of any two images of the group.
+        threshold: Smallest cosine of a pair.
+
+    Returns:
+        Whether the cosine is below the threshold, by more than float32 rounding.
+    """
+    return lowest < threshold - _ROUNDING
 
 
 def _merge_labels(labels: np.ndarray, links: list[np.ndarray]) -> np.ndarray:

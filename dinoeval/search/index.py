@@ -22,7 +22,8 @@ from dinoeval.maths.neighbors import l2_normalize, nearest
 from dinoeval.models.backbone import Backbone
 from dinoeval.models.loading import as_backbone
 from dinoeval.search.approximate import ApproximateIndex, read_index
-from dinoeval.search.duplicates import DuplicateGroup, link_duplicates
+from dinoeval.search.duplicates import DuplicateGroup, is_chain, link_duplicates, lowest_cosine
+from dinoeval.search.files import FileStates, check_files
 from dinoeval.search.query import Matches, QueryImages, embed_queries
 from dinoeval.search.spec import check_readout, check_session, complete_config
 from dinoeval.search.store import NEIGHBORS, StoredIndex, open_stored, resolve
@@ -46,8 +47,8 @@ class ImageIndex:
 
     def __init__(self, stored: StoredIndex, session: Session | None = None, config: SessionConfig | None = None) -> None:
         self._stored, self._session, self._config = stored, session, config or SessionConfig()
-        self.manifest: dict[str, Any] = stored.manifest
-        """Metadata: backbone, readout, transform, counts, kind, parameters, recall."""
+        self.manifest: dict[str, Any] = {**stored.manifest, "folder": str(stored.root)}
+        """Metadata: folder of the images, backbone, readout, transform, counts, kind, parameters, recall."""
         # Opened now, because a later build may delete the file. Open files stay readable.
         self._approximate = _open_approximate(stored)
         if session is not None:
@@ -63,6 +64,11 @@ class ImageIndex:
     def paths(self) -> list[str]:
         """Paths of the N images, in the order of the vectors."""
         return self._stored.paths
+
+    @property
+    def unreadable(self) -> list[str]:
+        """Paths of files that were skipped because they are not readable images."""
+        return [str(self._stored.root / record.name) for record in self._stored.bad]
 
     @property
     def session(self) -> Session:
@@ -153,43 +159,86 @@ class ImageIndex:
             _log.warning("k = %d exceeds the %d other images of the index: all of them are returned", k, fewest)
         return results
 
+    def check_files(self) -> FileStates:
+        """Compare the image files with those that were indexed.
+
+        Returns:
+            The unchanged images, one per file, other paths of the same file, and what was deleted or changed.
+
+        Raises:
+            DataError: If no image exists any more.
+        """
+        files = check_files(self._stored)
+        if len(files.deleted) == len(self):
+            raise DataError(
+                f"none of the {len(self):,} images of the index {self._stored.folder} exist: {join_names(files.deleted)}. "
+                f"If the folder was moved, run `dinoeval search build FOLDER --out {self._stored.folder}`"
+            )
+        return files
+
     @entry_point
-    def duplicates(self, threshold: float | None = None) -> list[DuplicateGroup]:
+    def duplicates(self, threshold: float | None = None, files: FileStates | None = None) -> list[DuplicateGroup]:
         """Find groups of images that are linked by cosines of at least a threshold.
 
-        The comparison is exact for any kind of index.
+        The comparison is exact for any kind of index. Images that were deleted or changed after the index was built are left
+        out and named. A file with several paths is one image.
 
         Args:
             threshold: Smallest cosine of a pair, from -1 to 1; by default that of `measure_threshold`.
+            files: States of the files; by default those of now.
 
         Returns:
             Groups; those with the most similar pairs come first.
 
         Raises:
             ConfigError: If the threshold is not a cosine.
-            DataError: If the threshold cannot be measured.
+            DataError: If the threshold cannot be measured, or no image exists any more.
         """
+        files = files or self.check_files()
         if threshold is None:
-            threshold = self.measure_threshold().cosine
+            threshold = self.measure_threshold(files).cosine
         if not -1 <= threshold <= 1:
             raise ConfigError(f"--threshold must be a cosine between -1 and 1, got {threshold}")
-        components, best = link_duplicates(self._stored.vectors, threshold)
-        return [DuplicateGroup([self.paths[row] for row in rows], rows, best[rows]) for rows in components]
+        for word, paths in (("deleted", files.deleted), ("changed", files.changed)):
+            if paths:
+                _log.warning("%d images were %s after the index was built and are left out: %s", len(paths), word, join_names(paths))
+        if files.links:
+            names = [f"{path} is {self.paths[row]}" for row, paths in files.links.items() for path in paths]
+            _log.warning("%d paths are links to images of the index and no duplicates: %s", len(names), join_names(names))
+        components, best = link_duplicates(self._stored.vectors, threshold, files.rows)
+        return [self._group(rows, best[rows], threshold, files) for rows in components]
+
+    def _group(self, rows: np.ndarray, cosines: np.ndarray, threshold: float, files: FileStates) -> DuplicateGroup:
+        lowest = lowest_cosine(self._stored.vectors, rows)
+        first: dict[str, int] = {}
+        originals = [first.setdefault(self._stored.records[row].digest, row) for row in rows.tolist()]
+        return DuplicateGroup(
+            paths=[self.paths[row] for row in rows],
+            rows=rows,
+            cosines=cosines,
+            lowest=lowest,
+            is_chain=is_chain(lowest, threshold),
+            identical_to=[self.paths[original] if original != row else None for row, original in zip(rows, originals, strict=True)],
+            links=[files.links.get(row, []) for row in rows.tolist()],
+        )
 
     @entry_point
-    def measure_threshold(self) -> Threshold:
+    def measure_threshold(self, files: FileStates | None = None) -> Threshold:
         """Calibrate the cosine above which two images of this index count as duplicates.
 
-        Up to 64 of the images are copied by re-encoding, downscaling and cropping. The copies are compared with the nearest
-        neighbors of up to 1,000 images.
+        Up to 96 of the images are copied by re-encoding, downscaling and cropping. The copies are compared with the nearest
+        other pictures of up to 300 images. Duplicates in the index have no effect.
+
+        Args:
+            files: States of the files; by default those of now.
 
         Returns:
-            The threshold, and its effect on these images.
+            The threshold, and what it finds among copies of images that it was not chosen on.
 
         Raises:
-            DataError: If the images are missing or have changed.
+            DataError: If images cannot be read, or fewer than two are left.
         """
-        return measure_threshold(self._stored, self.session)
+        return measure_threshold(self._stored, self.session, (files or self.check_files()).rows)
 
     def _without_self(self, source: str, features: np.ndarray, cosines: np.ndarray, rows: np.ndarray, k: int) -> Matches:
         """Return the k nearest images other than the file of the query, which the index may contain under several links."""

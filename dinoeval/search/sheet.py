@@ -9,23 +9,22 @@ import io
 from collections.abc import Sequence
 from pathlib import Path
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 
 from dinoeval.data.loading import DEFAULT_RULE, ImageRule, read_file
 from dinoeval.errors import BadImage, ConfigError
 from dinoeval.files import check_writable, expand, write_whole
+from dinoeval.search.labels import find_ambiguous, split_codes
+from dinoeval.search.png_sheet import draw_sheet
 
-_THUMBNAIL, _GAP, _LINE = 160, 12, 18  # pixels: side of a thumbnail, space between tiles, height of a text line
-_COLUMNS = 8  # tiles per line of a PNG
+_THUMBNAIL = 160  # pixels: side of a thumbnail
 _MAX_TILES = {".html": 5_000, ".png": 600}  # browsers and image viewers fail on much larger sheets
 _QUALITY = 85  # of JPEG
-_LINE_COLOR, _MAT_COLOR, _PAPER_COLOR = (225, 225, 225), (240, 240, 240), (255, 255, 255)
-_TEXT_COLOR, _FAINT_TEXT_COLOR = (20, 20, 20), (110, 110, 110)
 
 
 @dataclasses.dataclass(frozen=True)
 class Tile:
-    """One thumbnail with two lines of text."""
+    """One thumbnail with its texts."""
 
     path: str
     """Path of the image."""
@@ -33,6 +32,8 @@ class Tile:
     """Name below the caption."""
     caption: str
     """Text below the thumbnail, such as a cosine."""
+    details: Sequence[str] = ()
+    """Texts below the name, such as the size of the file."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,7 +88,7 @@ def write_sheet(path: str | Path, title: str, sections: Sequence[Section], rule:
         page = _render_page(title, note, shown, rule)
         write_whole(path, lambda target: target.write_text(page, encoding="utf-8", errors="backslashreplace"))
     else:
-        image = _draw_sheet(title, note, shown, rule)
+        image = draw_sheet(title, note, shown, lambda path: _read_thumbnail(path, rule), _THUMBNAIL)
         write_whole(path, lambda target: image.save(target, "PNG"))
 
 
@@ -116,25 +117,33 @@ li {{ width: {_THUMBNAIL}px; }}
 li a, li span.none {{ display: flex; align-items: center; justify-content: center; height: {_THUMBNAIL}px; background: #8882; }}
 li strong {{ display: block; margin-top: .3rem; }}
 li small {{ display: block; overflow-wrap: anywhere; opacity: .75; }}
+bdi {{ white-space: pre-wrap; }}
+code {{ color: #b5431a; font-size: inherit; }}
 """
 
 
 def _render_page(title: str, note: str, sections: Sequence[Section], rule: ImageRule) -> str:
     parts = []
+    ambiguous = find_ambiguous({tile.name for section in sections for tile in section.tiles})
     for section in sections:
-        tiles = "\n".join(_render_tile(tile, rule) for tile in section.tiles)
-        parts.append(f"<section>\n<h2>{html.escape(section.heading)}</h2>\n<ul>\n{tiles}\n</ul>\n</section>")
+        tiles = "\n".join(_render_tile(tile, ambiguous, rule) for tile in section.tiles)
+        parts.append(f"<section>\n<h2>{_render_text(section.heading)}</h2>\n<ul>\n{tiles}\n</ul>\n</section>")
     head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{html.escape(title)}</title>'
     head += f"<style>{_STYLE}</style>"
     foot = f"<p>{html.escape(note)}</p>\n" if note else ""
     main = "\n".join(parts)
-    body = f"<h1>{html.escape(title)}</h1>\n<main>\n{main}\n</main>\n{foot}"
+    body = f"<h1>{_render_text(title)}</h1>\n<main>\n{main}\n</main>\n{foot}"
     return f'<!doctype html>\n<html lang="en"><head>{head}</head>\n<body>{body}</body></html>\n'
 
 
-def _render_tile(tile: Tile, rule: ImageRule) -> str:
+def _render_text(text: str, ambiguous: frozenset[str] = frozenset()) -> str:
+    """Escape a text; its direction does not affect what surrounds it, and invisible characters are shown as codes."""
+    parts = (f"<code>{piece.text}</code>" if piece.is_code else html.escape(piece.text) for piece in split_codes(text, ambiguous))
+    return f'<bdi dir="ltr">{"".join(parts)}</bdi>'
+
+
+def _render_tile(tile: Tile, ambiguous: frozenset[str], rule: ImageRule) -> str:
     thumbnail = _read_thumbnail(tile.path, rule)
-    name = html.escape(tile.name)
     if thumbnail is None:
         content = '<span class="none">unreadable</span>'
     else:
@@ -142,66 +151,10 @@ def _render_tile(tile: Tile, rule: ImageRule) -> str:
         thumbnail.save(stream, "JPEG", quality=_QUALITY)
         source = base64.b64encode(stream.getvalue()).decode()
         link = html.escape(Path(tile.path).absolute().as_uri())
-        content = f'<a href="{link}"><img src="data:image/jpeg;base64,{source}" alt="{name}"></a>'
-    return f"<li>{content}<strong>{html.escape(tile.caption)}</strong><small>{name}</small></li>"
-
-
-def _draw_sheet(title: str, note: str, sections: Sequence[Section], rule: ImageRule) -> Image.Image:
-    """Draw sections next to each other if they fit; each is a heading over lines of up to _COLUMNS tiles."""
-    font, title_font = ImageFont.load_default(12), ImageFont.load_default(15)
-    places, lines = _lay_out(sections)
-    cell, line_height = _THUMBNAIL + _GAP, _THUMBNAIL + 2 * _LINE + _GAP
-    tops = [3 * _LINE + 2 * _LINE * row + line_height * sum(lines[:row]) for row in range(len(lines) + 1)]
-    sheet = Image.new("RGB", (_COLUMNS * cell + _GAP, tops[-1] + 2 * _LINE * bool(note)), _PAPER_COLOR)
-    draw = ImageDraw.Draw(sheet)
-    draw.text((_GAP, _LINE), _fit_text(title, title_font, _COLUMNS * cell - _GAP), _TEXT_COLOR, title_font)
-    for number, (section, (column, row)) in enumerate(zip(sections, places, strict=True)):
-        left, top, width = _GAP + column * cell, tops[row], _num_columns(section) * cell - _GAP
-        is_last_of_row = number + 1 == len(sections) or places[number + 1][1] > row
-        draw.line((left, top, sheet.width - _GAP if is_last_of_row else left + width, top), _LINE_COLOR)
-        draw.text((left, top + _LINE // 2), _fit_text(section.heading, font, width), _TEXT_COLOR, font)
-        for position, tile in enumerate(section.tiles):
-            corner = left + position % _COLUMNS * cell, top + 2 * _LINE + position // _COLUMNS * line_height
-            _draw_tile(sheet, tile, _read_thumbnail(tile.path, rule), corner, font)
-    draw.text((_GAP, tops[-1] + _LINE // 2), note, _FAINT_TEXT_COLOR, font)
-    return sheet
-
-
-def _num_columns(section: Section) -> int:
-    return min(_COLUMNS, max(2, len(section.tiles)))
-
-
-def _lay_out(sections: Sequence[Section]) -> tuple[list[tuple[int, int]], list[int]]:
-    """Column and row of each section, in order, and the number of tile lines of each row."""
-    places: list[tuple[int, int]] = []
-    lines: list[int] = []
-    column = _COLUMNS
-    for section in sections:
-        if column + _num_columns(section) > _COLUMNS:
-            column = 0
-            lines.append(0)
-        places.append((column, len(lines) - 1))
-        column += _num_columns(section)
-        lines[-1] = max(lines[-1], -(-len(section.tiles) // _COLUMNS))
-    return places, lines
-
-
-def _draw_tile(sheet: Image.Image, tile: Tile, thumbnail: Image.Image | None, corner: tuple[int, int], font) -> None:
-    draw, (left, top) = ImageDraw.Draw(sheet), corner
-    draw.rectangle((left, top, left + _THUMBNAIL - 1, top + _THUMBNAIL - 1), _MAT_COLOR)
-    if thumbnail is None:
-        draw.text((left + 8, top + _THUMBNAIL // 2 - 8), "unreadable", _FAINT_TEXT_COLOR, font)
-    else:
-        sheet.paste(thumbnail, (left + (_THUMBNAIL - thumbnail.width) // 2, top + (_THUMBNAIL - thumbnail.height) // 2))
-    draw.text((left, top + _THUMBNAIL + 2), _fit_text(tile.caption, font, _THUMBNAIL), _TEXT_COLOR, font)
-    draw.text((left, top + _THUMBNAIL + 2 + _LINE), _fit_text(tile.name, font, _THUMBNAIL), _FAINT_TEXT_COLOR, font)
-
-
-def _fit_text(text: str, font, width: int) -> str:
-    """Cut the beginning of a text that is wider than `width` pixels, because paths differ at their ends."""
-    text = text.encode("utf-8", "replace").decode()
-    if font.getlength(text) <= width:
-        return text
-    while text and font.getlength(f"…{text}") > width:
-        text = text[max(1, len(text) // 16) :]
-    return f"…{text}"
+        content = f'<a href="{link}"><img src="data:image/jpeg;base64,{source}" alt="{html.escape(tile.name)}"></a>'
+    # Shown when the pointer rests on the name, for a browser without the font.
+    codes = "" if tile.name.isascii() else f' title="{html.escape(ascii(tile.name)[1:-1])}"'
+    details = "".join(f"<small>{_render_text(text, ambiguous)}</small>" for text in tile.details)
+    return (
+        f"<li>{content}<strong>{html.escape(tile.caption)}</strong><small{codes}>{_render_text(tile.name, ambiguous)}</small>{details}</li>"
+    )

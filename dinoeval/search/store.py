@@ -13,7 +13,7 @@ import functools
 import os
 import re
 import secrets
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,43 +22,13 @@ from dinoeval.errors import ConfigError, DataError, DinoevalError, join_names
 from dinoeval.features.entry import crc32_of
 from dinoeval.files import TEMPORARY, expand, read_bytes, write_whole
 from dinoeval.search.manifest import INDEX_FILE, decode_images, decode_manifest
+from dinoeval.search.records import FileRecord
 from dinoeval.search.vectors import VectorFile, is_vector_file
 
-FORMAT = 1
+FORMAT = 2  # 2: digests of the images, and their folder relative to the index
 MANIFEST, VECTORS, IMAGES, NEIGHBORS, LOCK = "manifest.json", "rows.faiss", "images.json", "neighbours.faiss", ".lock"
 _INDEX_FILE = re.compile(rf"{INDEX_FILE.pattern}|{TEMPORARY.pattern}manifest\.json")
 _CHUNK_BYTES = 64 << 20  # bytes per checksum
-
-
-@dataclasses.dataclass(frozen=True, order=True)
-class FileRecord:
-    """The state of an image file when its features were extracted."""
-
-    name: str
-    """Path relative to the folder of images."""
-    size: int
-    """Bytes."""
-    modified: int
-    """Time of the last modification, in nanoseconds."""
-    changed: int
-    """Time of the last change of the inode, in nanoseconds; archives restore the modification time but not this one."""
-
-    @classmethod
-    def of(cls, folder: Path, name: str) -> FileRecord:
-        """Read the state of a file.
-
-        Args:
-            folder: Folder of images.
-            name: Path relative to it.
-
-        Returns:
-            The current state.
-
-        Raises:
-            OSError: If the file cannot be accessed.
-        """
-        status = (folder / name).stat()
-        return cls(name, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,9 +47,19 @@ class StoredIndex:
     """Normalized features of the images."""
 
     @functools.cached_property
+    def root(self) -> Path:
+        """Folder of the images, also if the index was moved together with them."""
+        recorded, relative = Path(self.manifest["folder"]), self.manifest.get("relative_folder")
+        if relative is not None and not self.has_images_in(recorded):
+            moved = resolve(self.folder / relative)
+            if self.has_images_in(moved):
+                return moved
+        return recorded
+
+    @functools.cached_property
     def paths(self) -> list[str]:
         """Paths of the N images, in the order of the vectors."""
-        return [os.path.join(self.manifest["folder"], record.name) for record in self.records]  # noqa: PTH118  faster than Path
+        return [os.path.join(self.root, record.name) for record in self.records]  # noqa: PTH118  faster than Path
 
     def is_changed(self, row: int) -> bool:
         """Check whether an image has changed since its features were extracted.
@@ -92,9 +72,24 @@ class StoredIndex:
         """
         record = self.records[row]
         try:
-            return FileRecord.of(Path(self.manifest["folder"]), record.name) != record
+            return not FileRecord.of(self.root, record.name).has_content_of(record, self.root)
         except OSError:
             return True
+
+    def has_images_in(self, root: Path) -> bool:
+        """Check whether a folder contains the first images of the index, by name and size.
+
+        Args:
+            root: Folder of images.
+
+        Returns:
+            Whether one of ten images is there.
+        """
+        for record in self.records[:10]:
+            with contextlib.suppress(OSError):
+                if (root / record.name).stat().st_size == record.size:
+                    return True
+        return False
 
     def file(self, part: str) -> Path:
         """Return the path of a file of the index.
@@ -210,7 +205,6 @@ class IndexDraft:
         self.folder = folder
         self._stamp = secrets.token_hex(4)
         self._parts: list[str] = []
-        self._published = False
 
     def _path(self, part: str) -> Path:
         return self.folder / f"{self._stamp}.{part}"
@@ -259,8 +253,7 @@ class IndexDraft:
             _flush(path)
 
         write_whole(self.folder / MANIFEST, write_manifest)
-        self._published = True
-        self._remove_others(keep={self._path(part).name for part in self._parts})
+        remove_leftovers(self.folder, keep={self._path(part).name for part in self._parts})
 
     @contextlib.contextmanager
     def _report_disk_errors(self) -> Iterator[None]:
@@ -269,21 +262,50 @@ class IndexDraft:
         except OSError as error:
             raise DataError(f"cannot write the index {self.folder}: {error.strerror or error}") from error
 
-    def _remove_others(self, keep: set[str]) -> None:
-        """Remove files of earlier indexes, and of builds that were killed."""
-        for path in self.folder.iterdir():
-            if _INDEX_FILE.fullmatch(path.name) and path.name not in keep:
-                with contextlib.suppress(OSError):  # on Windows, files that another process reads stay until the next build
-                    path.unlink()
-
     def __enter__(self) -> IndexDraft:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if not self._published:
+        # The file on disk decides, because an interrupt may come right after it was replaced.
+        try:
+            published = self._stamp.encode() in (self.folder / MANIFEST).read_bytes()
+        except FileNotFoundError:
+            published = False
+        except OSError:
+            published = True  # unknown; what is left over is removed by the next build
+        if not published:
             for part in self._parts:
                 with contextlib.suppress(OSError):
                     self._path(part).unlink(missing_ok=True)
+
+
+def remove_leftovers(folder: Path, keep: Collection[str]) -> None:
+    """Remove files of earlier indexes, and of builds that were killed.
+
+    Args:
+        folder: Folder of the index.
+        keep: Names of the files of the current index.
+    """
+    for path in folder.iterdir():
+        if _INDEX_FILE.fullmatch(path.name) and path.name not in keep:
+            with contextlib.suppress(OSError):  # on Windows, files that another process reads stay until the next build
+                path.unlink()
+
+
+def relative_folder(root: Path, folder: Path) -> str | None:
+    """Return the path from an index to its images.
+
+    Args:
+        root: Folder of images.
+        folder: Folder of the index.
+
+    Returns:
+        The relative path; None if there is none, as between two drives of Windows.
+    """
+    try:
+        return Path(os.path.relpath(root, folder)).as_posix()
+    except ValueError:
+        return None
 
 
 def resolve(path: str | Path) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pathlib
 import shutil
 import signal
 import subprocess
@@ -38,7 +39,9 @@ def test_unreadable_images_are_skipped_until_they_change(photos, backbone, tmp_p
         search.build(photos, tmp_path / "index", backbone)
     assert not (tmp_path / "index").exists()
     assert len(search.build(photos, tmp_path / "index", backbone, session=skip)) == 24
-    assert len(search.build(photos, tmp_path / "index", backbone)) == 24  # the file has not changed
+    index = search.build(photos, tmp_path / "index", backbone)
+    assert len(index) == 24  # the file has not changed
+    assert index.unreadable == [str(photos / "class1/text.png")]
     (photos / "class1/more.png").write_text("more text")
     assert len(search.build(photos, tmp_path / "index", backbone, session=skip)) == 24
     synthetic_images(1, seed=5)[0].save(photos / "class1/text.png")
@@ -84,3 +87,60 @@ def test_broken_links_are_unreadable_and_hidden_files_no_images(photos, backbone
     skip = SessionConfig(bad_images="skip")
     assert len(search.build(photos, tmp_path / "index", backbone, session=skip)) == 24
     assert len(search.build(photos, tmp_path / "index", backbone, session=skip)) == 24
+
+
+@pytest.mark.parametrize("update", [False, True])
+def test_interrupted_build_leaves_the_old_or_the_new_index(photos, backbone, tmp_path, monkeypatch, update):
+    """Interrupt before and after every file that a build renames or removes; then the same call succeeds."""
+    if update:
+        search.build(photos, tmp_path / "old", backbone)
+        (photos / "class1/2.png").unlink()
+        shutil.copy(photos / "class0/2.png", photos / "class2/copy.png")
+    expected = search.build(photos, tmp_path / "complete", backbone).vectors()  # its features are in the cache from now on
+    files = sorted(path.name.partition(".")[2] for path in (tmp_path / "complete").iterdir())
+    remaining = 0
+    originals = {name: getattr(pathlib.Path, name) for name in ("replace", "unlink")}
+
+    def interrupting(name: str):
+        def call(path, *args, **options):
+            nonlocal remaining
+            watched = folder in path.parents
+            for happens in (False, True):
+                if watched:
+                    remaining -= 1
+                    if remaining == 0:
+                        raise KeyboardInterrupt
+                if not happens:
+                    result = originals[name](path, *args, **options)
+            return result
+
+        return call
+
+    for name in originals:
+        monkeypatch.setattr(pathlib.Path, name, interrupting(name))
+    for number in range(1, 40):
+        folder, remaining = tmp_path / f"index{number}", number
+        if update:
+            shutil.copytree(tmp_path / "old", folder)
+        try:
+            search.build(photos, folder, backbone)
+        except KeyboardInterrupt:
+            if update:
+                assert len(search.open(folder)) == 24
+        remaining_after = remaining
+        remaining = 0
+        np.testing.assert_array_equal(search.build(photos, folder, backbone).vectors(), expected)
+        assert sorted(path.name.partition(".")[2] for path in folder.iterdir()) == files
+        if remaining_after > 0:
+            break
+    assert remaining_after > 0
+    assert number > 3
+
+
+def test_leftovers_of_killed_builds_are_removed(photos, backbone, tmp_path):
+    search.build(photos, tmp_path / "index", backbone)
+    before = sorted(path.name for path in (tmp_path / "index").iterdir())
+    for name in ("0123abcd.rows.faiss", "0123abcd.images.json", ".4711-0123ab.manifest.json"):
+        (tmp_path / "index" / name).write_text("unfinished")
+    search.build(photos, tmp_path / "index", backbone)
+    assert sorted(path.name for path in (tmp_path / "index").iterdir()) == before

@@ -2,13 +2,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from factories import synthetic_images
-from PIL import Image
 
 from dinoeval.maths.neighbors import l2_normalize
 from dinoeval.search import duplicates
-from dinoeval.search.duplicates import link_duplicates
-from dinoeval.search.threshold import choose_threshold, make_copies
+from dinoeval.search.duplicates import is_chain, link_duplicates, lowest_cosine
 from dinoeval.search.vectors import VectorFile, write_vectors
 
 
@@ -52,29 +49,19 @@ def test_groups_equal_a_walk_over_all_pairs(tmp_path, monkeypatch, count, thresh
     np.testing.assert_allclose(best, np.where(nearest >= threshold, nearest, -np.inf), atol=1e-6)
 
 
-def test_copies_are_reencoded_downscaled_and_cropped():
-    image = synthetic_images(1, (400, 200))[0]
-    copies = make_copies(image)
-    assert [copy.size for copy in copies] == [(400, 200), (400, 200), (200, 100), (380, 190)]
-    pixels = [np.asarray(one, np.int16) for one in (image, *copies)]
-    errors = [np.abs(one - pixels[0]).mean() for one in pixels[1:3]]
-    assert 0 < errors[0] < errors[1] < 20
-    np.testing.assert_array_equal(pixels[4], pixels[0][5:195, 10:390])
-    assert [copy.size for copy in make_copies(Image.new("RGB", (1, 3)))] == [(1, 3), (1, 3), (1, 1), (1, 3)]
+def test_lowest_cosine_is_of_the_ends_of_a_chain(tmp_path, monkeypatch):
+    """Steps of 10 degrees; the ends are 40 degrees apart. Blocks of two, so that pairs of blocks are compared."""
+    monkeypatch.setattr(duplicates, "_BLOCK", 2)
+    angles = np.radians([20, 0, 10, 200, 30, 40])
+    vectors = write(tmp_path / "vectors", np.stack((np.cos(angles), np.sin(angles)), 1))
+    assert lowest_cosine(vectors, np.array([0, 1, 2, 4, 5])) == pytest.approx(np.cos(np.radians(40)), abs=1e-6)
+    assert is_chain(0.9, threshold=0.95)
+    assert not is_chain(0.95 - 1e-7, threshold=0.95)  # float32 rounding
 
 
-def test_threshold_is_midway_between_copies_and_others():
-    chosen = choose_threshold(np.array([0.99, 0.98, 1.0]), np.array([0.5, 0.9, 0.94]), images=1)
-    assert (chosen.cosine, chosen.recall, chosen.alike) == (0.96, 1.0, 0.0)
-
-
-def test_threshold_prefers_missed_over_false_duplicates():
-    """F0.25 at 0.9: recall 1, precision 1/1.5, 0.68. At 0.99: recall 0.75, precision 1, 0.981. At 0.995: 0.5, 1, 0.944."""
-    chosen = choose_threshold(np.array([0.9, 0.99, 0.995, 1.0]), np.array([0.2, 0.3, 0.95, 0.97]), images=4)
-    assert (chosen.cosine, chosen.recall, chosen.alike) == (0.98, 0.75, 0.0)
-
-
-def test_threshold_is_usable_if_most_images_have_duplicates():
-    chosen = choose_threshold(np.linspace(0.99, 1, 50), np.concatenate((np.linspace(0.99, 1, 80), np.linspace(0.3, 0.8, 20))), images=50)
-    assert chosen.recall > 0.9
-    assert chosen.cosine > 0.8
+def test_only_the_given_rows_are_compared(tmp_path):
+    """All six point in one direction, but 1 and 4 are left out."""
+    vectors = write(tmp_path / "vectors", np.ones((6, 2)))
+    groups, best = link_duplicates(vectors, 0.99, np.array([0, 2, 3, 5]))
+    assert [group.tolist() for group in groups] == [[0, 2, 3, 5]]
+    np.testing.assert_array_equal(np.isinf(best), [False, True, False, False, True, False])

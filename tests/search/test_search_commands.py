@@ -87,26 +87,60 @@ def test_build_prints_the_recall_of_an_approximate_index(photos, tiny_weights, t
 def test_duplicates_prints_and_writes_groups(photos, tmp_path, tiny_weights, run):
     Image.open(photos / "class0/2.png").save(photos / "class2/again.bmp")
     run("build", photos, "--out", tmp_path / "index", "--weights", tiny_weights)
-    outputs = ("--json", tmp_path / "d.json", "--sheet", tmp_path / "d.png")
+    outputs = ("--json", tmp_path / "d.json", "--sheet", tmp_path / "d.html")
     code, out, err = run("duplicates", tmp_path / "index", *outputs, "--threshold", "0.99999")
     assert code == 0, err
     assert re.search(r"1 groups, 2 of 25 images.* 0\.99999", out)
     assert str(tmp_path / "d.json") in out
-    assert str(tmp_path / "d.png") in out
+    assert str(tmp_path / "d.html") in out
     content = json.loads((tmp_path / "d.json").read_text())
     assert (content["threshold"], content["measured"]) == (0.99999, None)
-    assert [one["path"] for one in content["groups"][0]["images"]] == [str(photos / "class0/2.png"), str(photos / "class2/again.bmp")]
-    assert Image.open(tmp_path / "d.png").width > 300
+    assert (content["deleted"], content["changed"], content["links"]) == ([], [], [])
+    (group,) = content["groups"]
+    assert (group["is_chain"], group["lowest_cosine"]) == (False, pytest.approx(1, abs=1e-6))
+    original, copy = group["images"]
+    assert [original["path"], copy["path"]] == [str(photos / "class0/2.png"), str(photos / "class2/again.bmp")]
+    width, height = Image.open(photos / "class0/2.png").size
+    sizes = [(photos / name).stat().st_size for name in ("class0/2.png", "class2/again.bmp")]
+    assert [(one["width"], one["height"], one["size"]) for one in group["images"]] == [(width, height, size) for size in sizes]
+    page = (tmp_path / "d.html").read_text()
+    for shown in (out, page):
+        assert all(f"{size:,} bytes" in shown for size in sizes)
+        assert f"{width} x {height} pixels" in shown
+        assert copy["modified"] in shown
+
+
+def test_duplicates_of_byte_equal_files_and_chains_say_so(photos, tmp_path, tiny_weights, run):
+    shutil.copy(photos / "class0/2.png", photos / "class2/again.png")
+    run("build", photos, "--out", tmp_path / "index", "--weights", tiny_weights)
+    code, out, _ = run("duplicates", tmp_path / "index", "--json", tmp_path / "d.json", "--threshold", "0.99999")
+    assert code == 0
+    (group,) = json.loads((tmp_path / "d.json").read_text())["groups"]
+    assert [one["identical_to"] for one in group["images"]] == [None, str(photos / "class0/2.png")]
+    assert f"same bytes as {photos / 'class0/2.png'}" in out
+    cosines = search.open(tmp_path / "index").vectors()
+    cosines = cosines @ cosines.T
+    nearest = np.sort((cosines - 9 * np.eye(len(cosines))).max(1))[0]  # every image has another one that near
+    _, out, _ = run("duplicates", tmp_path / "index", "--json", tmp_path / "d.json", "--threshold", nearest)
+    groups = json.loads((tmp_path / "d.json").read_text())["groups"]
+    for group in groups:
+        rows = [search.open(tmp_path / "index").paths.index(one["path"]) for one in group["images"]]
+        assert group["lowest_cosine"] == pytest.approx(cosines[np.ix_(rows, rows)].min(), abs=1e-5)
+        assert group["is_chain"] == (group["lowest_cosine"] < nearest - 1e-6)
+    assert sum(group["is_chain"] for group in groups) == out.count("a chain") > 0
 
 
 def test_duplicates_calibrates_the_threshold_by_default(photos, index, tmp_path, run, fails):
     code, out, _ = run("duplicates", index, "--json", tmp_path / "d.json")
-    assert (code, "copies of 8 images" in out) == (0, True)
+    assert (code, "copies of 12 images" in out) == (0, True)
     content = json.loads((tmp_path / "d.json").read_text())
-    assert content["threshold"] == content["measured"]["cosine"]
+    measured = content["measured"]
+    assert content["threshold"] == measured["cosine"]
+    assert [(one["copies"], one["recall"] * 12) for one in measured["recalls"]] == [(12, one["found"]) for one in measured["recalls"]]
+    assert all(f"{one['found']:>3} of 12" in out and one["kind"] in out for one in measured["recalls"])
     shutil.rmtree(photos)
-    fails(("duplicates", index), "threshold", "class", "--threshold")
-    assert run("duplicates", index, "--threshold", "0.99999")[0] == 0
+    fails(("duplicates", index), "24", photos / "class0/0.png", "search build")
+    fails(("duplicates", index, "--threshold", "0.99999"), "24", photos / "class0/0.png", "search build")
 
 
 def test_query_prints_and_writes_neighbors(photos, index, tmp_path, run):
