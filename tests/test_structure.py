@@ -22,7 +22,7 @@ MAX_LINES = 400
 MAX_PARAMETERS = 7
 MAX_FORMAT_SKIPS = 8
 MAX_SUMMARY = 80
-BASE = ("errors", "files", "decoding", "environment", "distributed", "maths")
+BASE = ("errors", "files", "decoding", "environment", "distributed", "display", "progress", "maths")
 # The modules that a module may import, by the beginning of its name; the longest entry applies.
 ALLOWED: dict[str, tuple[str, ...]] = {
     "errors": (),
@@ -30,8 +30,10 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "decoding": ("errors", "files"),
     "environment": ("errors", "files"),
     "distributed": ("errors",),
+    "display": (),
+    "progress": ("distributed",),
     "maths": ("errors", "maths"),
-    "results": ("errors", "files", "decoding"),
+    "results": ("errors", "files", "decoding", "display"),
     "paper": ("errors", "files", "results", "paper"),
     "verdicts": ("errors", "results", "paper"),
     "models": (*BASE, "models"),

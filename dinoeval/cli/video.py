@@ -125,13 +125,12 @@ class _Source:
         return digest.hexdigest()[:16]
 
     def propagate(self, propagation: Propagation) -> Iterator[np.ndarray]:
-        """Yield the masks of all frames, with a progress bar."""
-        from tqdm import tqdm
-
+        """Yield the masks of all frames, and show the progress."""
         from dinoeval.data.frames import read_frames
+        from dinoeval.progress import track
 
         names, images = read_frames(self.frames)
-        return propagation.masks(names, tqdm(images, "frames", len(names), unit="frame", disable=None, leave=False))
+        return propagation.masks(names, track(images, "frames", len(names), "frames"))
 
     def draw(self, overlay: Path, masks: Path) -> None:
         """Draw the masks over the frames and print the paths."""

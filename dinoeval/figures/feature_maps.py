@@ -11,11 +11,11 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from tqdm import tqdm
 
 from dinoeval.errors import BadImage, ConfigError, DataError
 from dinoeval.figures.preprocessing import FigureTransform, ImageSource, figure_transform, open_figure_images
 from dinoeval.figures.style import blend, draw_panels, enlarge
+from dinoeval.progress import Progress
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -235,7 +235,7 @@ def _patch_tokens(
         _log.warning("the patch tokens of %s images need %.1f GB of memory", f"{len(pixels):,}", size / 1e9)
     batch_size = batch_size or backbone.fast_batch(max(max(image.shape[:2]) for image in pixels))
     found: list[np.ndarray] = []
-    with tqdm(total=len(pixels), desc="images", unit="img", disable=None, leave=False) as bar:
+    with Progress("images", len(pixels), "images") as progress:
         while (start := len(found)) < len(pixels):
             end = start + 1
             while end < len(pixels) and end - start < batch_size and pixels[end].shape == pixels[start].shape:
@@ -244,7 +244,7 @@ def _patch_tokens(
             assert tokens is not None
             backbone.check_finite(tokens, names[start:end])
             found += list(tokens.cpu().numpy())
-            bar.update(end - start)
+            progress.update(end - start)
     return found
 
 

@@ -14,7 +14,6 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from tqdm import tqdm
 
 from dinoeval.data.images import ImageSet
 from dinoeval.data.opening import open_images
@@ -24,6 +23,7 @@ from dinoeval.figures.preprocessing import NATIVE, FigureTransform, figure_trans
 from dinoeval.figures.style import apply_colormap, enlarge
 from dinoeval.files import check_writable, expand, write_whole
 from dinoeval.models.backbone import Backbone
+from dinoeval.progress import track
 
 COLORMAP = "inferno"
 """As in video_generation.py."""
@@ -140,7 +140,7 @@ def attention_video(
         raise ConfigError(f"--fps must be a finite number above 0, got {fps:g}")
     loaded = figure_transform(backbone, image_size, exif_transpose, transform)
     maps: list[np.ndarray] = []
-    for number in tqdm(range(len(opened)), desc="frames", unit="frame", disable=None, leave=False):
+    for number in track(range(len(opened)), "frames", len(opened), "frames"):
         rows = attention_rows(backbone, opened.paths[number], _read_pixels(opened, number, loaded), loaded, [0])  # (A, 1, h, w)
         maps.append(rows.mean((0, 1)))
         if maps[-1].shape != maps[0].shape:

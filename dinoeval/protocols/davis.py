@@ -194,16 +194,14 @@ class _Propagating:
         return _Outcome(scores, record["lost"], record["constant"], {"masks": made - started, "scores": time.monotonic() - made})
 
     def _make(self, video: Video) -> dict[str, Any]:
-        from tqdm import tqdm
-
         from dinoeval.data.frames import read_frame
         from dinoeval.data.mask_folders import write_masks
+        from dinoeval.progress import track
         from dinoeval.video import Propagation
 
         propagation = Propagation(self.session.backbone, video.first_mask, self.transform, self.config)
         names = [path.stem for path in video.frames]
-        quiet = None if distributed.rank() == 0 else True
-        frames = tqdm(map(read_frame, video.frames), video.name, len(names), unit="frame", disable=quiet, leave=False)
+        frames = track(map(read_frame, video.frames), f"frames of {video.name}", len(names), "frames")
         masks = zip((f"{name}.png" for name in names), propagation.masks(names, frames), strict=True)
         return write_masks(
             self.folder / video.name,
