@@ -17,6 +17,7 @@ import numpy as np
 from dinoeval.data.folders import list_entries
 from dinoeval.data.frames import frame_size, list_frames, missing_frames
 from dinoeval.data.masks import VOID, is_binary_mask, read_mask
+from dinoeval.display import short_repr
 from dinoeval.errors import DataError, join_names, unknown
 from dinoeval.files import expand
 
@@ -42,6 +43,8 @@ class Video:
     """The first mask, (H, W) uint8: 0 background, which includes void, 1 and up objects."""
     binary: bool = False
     """Whether the first mask is binary. Then 255 is the object in all annotations, otherwise it is void."""
+
+    __repr__ = short_repr
 
     @property
     def objects(self) -> int:

@@ -17,6 +17,7 @@ import numpy as np
 from PIL import Image
 
 from dinoeval.data.loading import ImageReader, load_image
+from dinoeval.display import short_repr
 from dinoeval.errors import DataError, join_names
 
 TRAIN = "train"
@@ -47,6 +48,8 @@ class ImageSet:
     pixels."""
     reader: ImageReader
     """Returns the content of an image by its row. It can be pickled if the images are files or arrays."""
+
+    __repr__ = short_repr
 
     def __post_init__(self) -> None:
         assert self.labels is None or self.labels.shape in ((len(self.paths),), (len(self.paths), len(self.classes)))

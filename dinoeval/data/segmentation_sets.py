@@ -18,6 +18,7 @@ from dinoeval.data.folders import list_entries
 from dinoeval.data.images import ImageSet, from_files
 from dinoeval.data.masks import VOID, is_binary_mask, read_mask
 from dinoeval.data.opening import open_images
+from dinoeval.display import short_repr
 from dinoeval.errors import BadImage, DataError, join_names
 from dinoeval.files import expand
 
@@ -50,6 +51,8 @@ class MaskedImages:
     """Images that are left out because they cannot be used: `path` and `reason` of each."""
     unmatched_masks: tuple[str, ...] = ()
     """Masks without an image."""
+
+    __repr__ = short_repr
 
     def read_mask(self, row: int) -> np.ndarray:
         """Read the mask of an image.

@@ -16,6 +16,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from dinoeval.display import short_repr
 from dinoeval.errors import CacheError
 from dinoeval.maths.neighbors import load_faiss
 
@@ -34,6 +35,8 @@ class Entry:
     folder: Path
     manifest: dict[str, Any]
     """Content of the manifest: `recipe` (the spec), `rows`, `row_shape`, checksums, `bad`, `about`, `created`."""
+
+    __repr__ = short_repr
 
     @property
     def key(self) -> str:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
+from dinoeval.display import short_repr
 from dinoeval.errors import BadImage, ConfigError, DataError
 from dinoeval.figures.preprocessing import FigureTransform, ImageSource, figure_transform, open_figure_images
 from dinoeval.figures.style import COLORS, apply_colormap, blend, draw_panels, enlarge, outline, rgb
@@ -57,6 +58,8 @@ class AttentionMaps:
     """Patch size in pixels."""
     transform: str
     """Id of the transform, such as `figure@1:480x480:bilinear`."""
+
+    __repr__ = short_repr
 
     @property
     def num_heads(self) -> int:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
+from dinoeval.display import short_repr
 from dinoeval.errors import ConfigError, DataError
 from dinoeval.figures.style import COLORS, COLUMN, INK, TEXT, new_figure
 
@@ -79,6 +80,8 @@ class ClassMap:
     perplexity: float
     divergence: float
     """Kullback-Leibler divergence that t-SNE reached, in nats."""
+
+    __repr__ = short_repr
 
     def figure(self, thumbnails: Sequence[Image.Image] | None = None) -> Figure:
         """Draw the points with their names, names of groups, or images.

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from dinoeval.display import short_repr
 from dinoeval.errors import BadImage, ConfigError, DataError
 from dinoeval.figures.preprocessing import FigureTransform, ImageSource, figure_transform, open_figure_images
 from dinoeval.figures.style import blend, draw_panels, enlarge
@@ -70,6 +71,8 @@ class FeatureMaps:
     """Patch size in pixels."""
     transform: str
     """Id of the transform, such as `figure@1:480x480:bilinear`."""
+
+    __repr__ = short_repr
 
     def colors(self, number: int) -> np.ndarray:
         """Return the components of an image as red, green and blue.

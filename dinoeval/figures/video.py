@@ -17,6 +17,7 @@ from PIL import Image
 
 from dinoeval.data.images import ImageSet
 from dinoeval.data.opening import open_images
+from dinoeval.display import short_repr
 from dinoeval.errors import BadImage, ConfigError, DataError
 from dinoeval.figures.attention_maps import attention_rows
 from dinoeval.figures.preprocessing import NATIVE, FigureTransform, figure_transform
@@ -42,6 +43,8 @@ class AttentionVideo:
     seconds: float
     """Duration of a frame."""
     transform: FigureTransform
+
+    __repr__ = short_repr
 
     @functools.cached_property
     def limits(self) -> tuple[float, float]:

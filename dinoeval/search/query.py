@@ -11,6 +11,7 @@ from PIL import Image
 
 from dinoeval.data.images import in_memory
 from dinoeval.data.opening import open_images
+from dinoeval.display import short_repr
 from dinoeval.errors import DataError
 from dinoeval.features.forward import forward, forward_readable
 from dinoeval.features.readout import Readout
@@ -33,6 +34,8 @@ class Matches:
     """Rows of the images in the index, (k,) int64."""
     cosines: np.ndarray
     """Cosines, (k,) float32."""
+
+    __repr__ = short_repr
 
 
 def embed_queries(session: Session, readout: Readout, images: QueryImages) -> tuple[list[str], np.ndarray]:

@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from dinoeval.display import short_repr
 from dinoeval.errors import ConfigError, DataError, join_names
 from dinoeval.features.entry import crc32_of
 from dinoeval.files import expand, write_whole
@@ -75,6 +76,8 @@ class StoredIndex:
     """Files that were not readable images."""
     vectors: VectorFile
     """Normalized features of the images."""
+
+    __repr__ = short_repr
 
     @functools.cached_property
     def paths(self) -> list[str]:

@@ -22,6 +22,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from dinoeval.display import short_repr
 from dinoeval.errors import CheckpointError
 from dinoeval.files import expand
 from dinoeval.models.checkpoints.layouts import to_released_names
@@ -56,6 +57,8 @@ class Checkpoint:
     """`teacher` or `student`, or None if the file contains one network only."""
     arch: str | None = None
     """The architecture that the file names; only files written by dinoeval do."""
+
+    __repr__ = short_repr
 
 
 def open_checkpoint(path: str | Path, key: str = "teacher") -> Checkpoint:

@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader
 from dinoeval import distributed
 from dinoeval.data.images import ImageSet
 from dinoeval.data.transforms import CenterCrop, normalize_images
+from dinoeval.display import short_repr
 from dinoeval.errors import ConfigError, DataError, join_names
 from dinoeval.files import write_whole
 from dinoeval.models.backbone import Backbone
@@ -68,6 +69,8 @@ class Outcome:
     """Class indices after the last epoch, (Q, min(5, C)) int64, in descending order of their logits."""
     history: list[dict[str, Any]]
     """One row per epoch: what log.txt contains."""
+
+    __repr__ = short_repr
 
 
 class FinetuneRun:
