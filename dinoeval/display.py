@@ -12,7 +12,7 @@ _MAX_CHARACTERS = 80
 
 
 def short_repr(self: Any) -> str:
-    """Write a dataclass with the sizes of its arrays and containers, not with their contents.
+    """Write a dataclass with the sizes of its arrays and long containers.
 
     Assign it in the body of a dataclass: `__repr__ = short_repr`.
 

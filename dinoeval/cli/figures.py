@@ -351,7 +351,7 @@ def _parse_point(text: str) -> tuple[float, float]:
 
 def _check_points(points: Sequence[tuple[float, float]], images: ImageSet, transform: FigureTransform) -> None:
     """Check the points on every readable image, before the work starts."""
-    from dinoeval.figures.attention_maps import check_points
+    from dinoeval.figures.queries import check_points
 
     for row, path in enumerate(images.paths):
         try:

@@ -139,7 +139,7 @@ class _Source:
         from dinoeval.figures.overlay import draw_video
 
         names, images = read_frames(self.frames)
-        written = draw_video(overlay, self.name, names, images, (read_mask(masks / f"{name}.png") for name in names))
+        written = draw_video(overlay, self.name, names, images, lambda: (read_mask(masks / f"{name}.png") for name in names))
         print(f"written to {' and '.join(map(str, written))}")
 
 

@@ -14,8 +14,9 @@ import numpy as np
 
 from dinoeval.display import short_repr
 from dinoeval.errors import BadImage, ConfigError, DataError
+from dinoeval.figures.panels import Panel, draw_rows, split_rows
 from dinoeval.figures.preprocessing import FigureTransform, ImageSource, figure_transform, open_figure_images
-from dinoeval.figures.style import blend, draw_panels, enlarge
+from dinoeval.figures.style import blend, enlarge, png_of
 from dinoeval.progress import Progress
 
 if TYPE_CHECKING:
@@ -73,6 +74,7 @@ class FeatureMaps:
     """Id of the transform, such as `figure@1:480x480:bilinear`."""
 
     __repr__ = short_repr
+    _repr_png_ = png_of
 
     def colors(self, number: int) -> np.ndarray:
         """Return the components of an image as red, green and blue.
@@ -121,8 +123,10 @@ class FeatureMaps:
         panels = []
         for number in range(min(len(self.images), _MAX_IMAGES)):
             parts = {"image": self.images[number], "foreground": self.foreground_image(number), "PCA": self.components_image(number)}
-            panels += [(title if number < _IMAGES_PER_ROW else "", image) for title, image in parts.items()]
-        return draw_panels(panels, 3 * min(_IMAGES_PER_ROW, len(self.images)))[0]
+            panels += [Panel(image, title if number < _IMAGES_PER_ROW else "") for title, image in parts.items()]
+        scales = [f"{color} {low:.3g} to {high:.3g}" for color, (low, high) in zip(("red", "green", "blue"), self.limits, strict=True)]
+        caption = ["PCA: components 1 to 3, with one scale for all images, from black:", ", ".join(scales)]
+        return draw_rows(split_rows(panels, 3 * min(_IMAGES_PER_ROW, len(self.images))), caption=caption)[0]
 
 
 def pca(

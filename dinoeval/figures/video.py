@@ -11,6 +11,7 @@ import io
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
@@ -19,18 +20,23 @@ from dinoeval.data.images import ImageSet
 from dinoeval.data.opening import open_images
 from dinoeval.display import short_repr
 from dinoeval.errors import BadImage, ConfigError, DataError
-from dinoeval.figures.attention_maps import attention_rows
+from dinoeval.figures.panels import Panel, draw_rows, split_rows
 from dinoeval.figures.preprocessing import NATIVE, FigureTransform, figure_transform
-from dinoeval.figures.style import apply_colormap, enlarge
+from dinoeval.figures.queries import attention_rows
+from dinoeval.figures.style import apply_colormap, enlarge, png_of
 from dinoeval.files import check_writable, expand, write_whole
 from dinoeval.models.backbone import Backbone
 from dinoeval.progress import track
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 COLORMAP = "inferno"
 """As in video_generation.py."""
 FPS = 24.0
 """Frames per second of a folder of frames, as in DAVIS."""
 _MAX_WIDTH = 640  # Pixels: GIF files are large.
+_MAX_SHOWN = 4  # Frames in a figure.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,6 +51,7 @@ class AttentionVideo:
     transform: FigureTransform
 
     __repr__ = short_repr
+    _repr_png_ = png_of
 
     @functools.cached_property
     def limits(self) -> tuple[float, float]:
@@ -69,6 +76,22 @@ class AttentionVideo:
             Image (h*p, w*p, 3) uint8.
         """
         return enlarge(apply_colormap(self.maps[number], COLORMAP, self.limits), self.transform.patch)
+
+    def figure(self) -> Figure:
+        """Draw four equally spaced frames next to their attention.
+
+        Returns:
+            A figure as wide as a column of a paper.
+
+        Raises:
+            DataError: If a frame cannot be decoded.
+        """
+        panels: list[Panel] = []
+        for number in np.unique(np.linspace(0, len(self.maps) - 1, _MAX_SHOWN).round().astype(int)).tolist():
+            panels.append(Panel(_read_pixels(self.frames, number, self.transform), Path(self.frames.paths[number]).stem))
+            panels.append(Panel(self.attention_image(number), "attention", self.limits, COLORMAP))
+        caption = ["All frames have one color scale, up to the 99th percentile."]
+        return draw_rows(split_rows(panels, 2 * min(2, len(panels) // 2)), caption=caption)[0]
 
     def image_pairs(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Yield each resized and cropped frame, and its attention.

@@ -261,7 +261,13 @@ def _draw(folder: Path, videos: list[Video], masks: Path) -> None:
         found = {path: masks / video.name / video.mask_name(number) for number, path in enumerate(video.frames)}
         found = {path: mask for path, mask in found.items() if mask.exists()}
         if found:
-            draw_video(folder, video.name, [path.stem for path in found], map(read_frame, found), map(read_mask, found.values()))
+            draw_video(
+                folder,
+                video.name,
+                [path.stem for path in found],
+                map(read_frame, found),
+                lambda found=found: map(read_mask, found.values()),
+            )
 
 
 def _describe_run(record: RunRecord, root: Path, videos: list[Video], outcomes: list[_Outcome]) -> None:
