@@ -56,8 +56,10 @@ class Progress:
             self._bar = self._exit.enter_context(bar)
         elif _log.isEnabledFor(logging.INFO):
             stop = threading.Event()
-            threading.Thread(target=self._log_lines, args=(stop,), name="dinoeval-progress", daemon=True).start()
-            self._exit.callback(stop.set)
+            thread = threading.Thread(target=self._log_lines, args=(stop,), name="dinoeval-progress", daemon=True)
+            thread.start()
+            self._exit.callback(thread.join)
+            self._exit.callback(stop.set)  # Called first.
         return self
 
     def __exit__(self, *exception: object) -> None:
