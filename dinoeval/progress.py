@@ -50,9 +50,9 @@ class Progress:
             return self
         notebook = _in_notebook()
         if notebook or (sys.stderr is not None and sys.stderr.isatty()):
-            options: dict[str, Any] = {"unit_scale": True} if self.unit == "B" else {}
+            bar_class, options = _bar_class(), {"unit_scale": True} if self.unit == "B" else {}
             self._exit.enter_context(_logging_above_bars())
-            bar = _bar_class()(desc=self.what, total=self.total, initial=self.done, unit=f" {self.unit}", leave=False, **options)
+            bar = bar_class(desc=self.what, total=self.total, initial=self.done, unit=f" {self.unit}", leave=False, **options)
             self._bar = self._exit.enter_context(bar)
         elif _log.isEnabledFor(logging.INFO):
             stop = threading.Event()

@@ -170,7 +170,7 @@ class AttentionMaps:
         masks = [Panel(self.mask(head)) for head in range(self.num_heads)]
         for of_maps, of_masks in zip(split_rows(maps, per_row), split_rows(masks, per_row), strict=True):
             rows += [of_maps, of_masks]
-        caption = ["Each map has its own color scale.", f"Below it: the patches that hold {self.mass:.0%} of its attention."]
+        caption = f"Each map has its own color scale. The patches below it hold {self.mass:.0%} of its attention."
         return draw_rows(rows, caption=caption)[0]
 
     def points_figure(self, heads: Sequence[int] | None = None) -> Figure:
@@ -192,7 +192,7 @@ class AttentionMaps:
             for number in range(len(self.points))
         ]
         rows = split_rows([Panel(self.image, "image"), *maps], min(_PANELS_PER_ROW, 1 + len(maps)))
-        figure, axes = draw_rows(rows, caption=["Each map has its own color scale."])
+        figure, axes = draw_rows(rows, caption="Each map has its own color scale.")
         with default_settings():
             for number, (row, column) in enumerate(self.point_patches):
                 center = (column + 0.5) * self.patch - 0.5, (row + 0.5) * self.patch - 0.5

@@ -84,8 +84,8 @@ class ClassMap:
     pca_dims: int
     """Number of principal components that were kept."""
     perplexity: float
-    divergence: float
-    """Kullback-Leibler divergence that t-SNE reached, in nats."""
+    divergence: float | None
+    """Kullback-Leibler divergence that t-SNE reached, in nats. None with 250 iterations, which end before it is computed."""
 
     __repr__ = short_repr
 
@@ -253,7 +253,8 @@ def tsne(
     }
     machine = TSNE(2, **options)
     points = machine.fit_transform(reduced)
-    return ClassMap(points, tuple(names), groups, tuple(group_names), kept, perplexity, float(machine.kl_divergence_))
+    divergence = float(machine.kl_divergence_) if machine.kl_divergence_ < np.finfo(float).max else None
+    return ClassMap(points, tuple(names), groups, tuple(group_names), kept, perplexity, divergence)
 
 
 def _draw_names(axis: Axes, points: np.ndarray, names: Sequence[str], *, halo: bool = False) -> None:

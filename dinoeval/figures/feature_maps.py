@@ -125,7 +125,7 @@ class FeatureMaps:
             parts = {"image": self.images[number], "foreground": self.foreground_image(number), "PCA": self.components_image(number)}
             panels += [Panel(image, title if number < _IMAGES_PER_ROW else "") for title, image in parts.items()]
         scales = [f"{color} {low:.3g} to {high:.3g}" for color, (low, high) in zip(("red", "green", "blue"), self.limits, strict=True)]
-        caption = ["PCA: components 1 to 3, with one scale for all images, from black:", ", ".join(scales)]
+        caption = f"PCA components 1 to 3, one scale for all images, from black: {', '.join(scales)}."
         return draw_rows(split_rows(panels, 3 * min(_IMAGES_PER_ROW, len(self.images))), caption=caption)[0]
 
 

@@ -6,6 +6,7 @@ Lengths are in inches. Images are (H, W, 3) uint8.
 from __future__ import annotations
 
 import dataclasses
+import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -23,6 +24,7 @@ LINE = 0.14
 """Height of a line of text."""
 _BAR = 0.05  # Height of a color bar.
 _TALLEST = 2.5  # Height of a panel in units of its width. Taller images are drawn narrower.
+_CHARACTER = 0.051  # Width of a character of a caption.
 _SWATCH = 0.24  # Width of the mark of a legend entry, with its margins.
 
 
@@ -71,13 +73,13 @@ def split_rows(panels: Sequence[Panel], per_row: int) -> list[Row]:
 
 @default_settings()
 def draw_rows(
-    rows: Sequence[Row], *, caption: Sequence[str] = (), legend: Sequence[LegendEntry] = (), width: float = COLUMN
+    rows: Sequence[Row], *, caption: str = "", legend: Sequence[LegendEntry] = (), width: float = COLUMN
 ) -> tuple[Figure, list[Axes]]:
     """Draw rows of panels. A row is as high as its highest image.
 
     Args:
         rows: At least one row.
-        caption: Lines of text below all rows.
+        caption: Text below all rows. It is wrapped.
         legend: Categories, below the caption.
         width: Width of the figure.
 
@@ -86,13 +88,14 @@ def draw_rows(
     """
     columns, lines = legend_size([entry.name for entry in legend], width)
     heights = [_row_height(row, width) for row in rows]
-    total = sum(heights) + LINE * (len(caption) + lines)
+    wrapped = textwrap.wrap(caption, int(width / _CHARACTER))
+    total = sum(heights) + LINE * (len(wrapped) + lines)
     figure, axes = new_figure(width, total), []
     top = total
     for row, height in zip(rows, heights, strict=True):
         axes += _draw_row(figure, row, top)
         top -= height
-    for line in caption:
+    for line in wrapped:
         figure.text(0, (top - LINE / 2) / total, line, fontsize=TEXT, color=INK, va="center", parse_math=False)
         top -= LINE
     if legend:

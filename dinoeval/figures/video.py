@@ -90,7 +90,7 @@ class AttentionVideo:
         for number in np.unique(np.linspace(0, len(self.maps) - 1, _MAX_SHOWN).round().astype(int)).tolist():
             panels.append(Panel(_read_pixels(self.frames, number, self.transform), Path(self.frames.paths[number]).stem))
             panels.append(Panel(self.attention_image(number), "attention", self.limits, COLORMAP))
-        caption = ["All frames have one color scale, up to the 99th percentile."]
+        caption = "All frames have one color scale, up to the 99th percentile."
         return draw_rows(split_rows(panels, 2 * min(2, len(panels) // 2)), caption=caption)[0]
 
     def image_pairs(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:

@@ -142,7 +142,7 @@ def test_notebooks_show_the_figure_and_a_short_text(shown, tmp_path):
 
 
 def test_pca_figure_states_its_color_scale():
-    texts = [text.get_text() for text in feature_maps().figure().texts]
+    texts = " ".join(text.get_text() for text in feature_maps().figure().texts)
     assert "red -1.5 to 2, green 0 to 1, blue -3 to 4.25" in texts
 
 
