@@ -30,14 +30,15 @@ class Progress:
     Args:
         what: What is counted, such as `train images`.
         total: Number of items, or None if it is not known.
-        unit: Name of the items in a rate, such as `images`; `B` counts bytes.
+        unit: Name of the items in a rate, such as `images`; `B` counts bytes. Empty for work that cannot be counted: its lines
+            state how long it has run.
         done: Number of items that an earlier run finished.
     """
 
     _last_line = -SECONDS
     """Time of the last line of any loop, in seconds of the monotonic clock."""
 
-    def __init__(self, what: str, total: int | None, unit: str, *, done: int = 0) -> None:
+    def __init__(self, what: str, total: int | None = None, unit: str = "", *, done: int = 0) -> None:
         self.what, self.total, self.unit, self.done = what, total, unit, done
         self.note = ""
         self._first, self._started = done, time.monotonic()
@@ -48,8 +49,7 @@ class Progress:
         self._started = time.monotonic()
         if distributed.rank() > 0:
             return self
-        notebook = _in_notebook()
-        if notebook or (sys.stderr is not None and sys.stderr.isatty()):
+        if self.unit and (_in_notebook() or _in_terminal()):
             bar_class, options = _bar_class(), {"unit_scale": True} if self.unit == "B" else {}
             self._exit.enter_context(_logging_above_bars())
             bar = bar_class(desc=self.what, total=self.total, initial=self.done, unit=f" {self.unit}", leave=False, **options)
@@ -94,6 +94,8 @@ class Progress:
             >>> progress.line(25.0)
             'train images: 1,200 of 50,000 (2%), 40 images/s, 20 min left'
         """
+        if not self.unit:
+            return f"{self.what}: running for {format_duration(seconds)}"
         scale, suffix = (1e6, " MB") if self.unit == "B" else (1, "")
         count = _number(self.done / scale) if scale > 1 else f"{self.done:,}"
         parts = [count + suffix]
@@ -169,6 +171,14 @@ def _in_notebook() -> bool:
     """Whether the code runs in a kernel of Jupyter, whose output is not a terminal but shows bars."""
     shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
     return "IPKernelApp" in getattr(shell, "config", ())
+
+
+def _in_terminal() -> bool:
+    """Whether a person reads stderr, which some programs replace by other objects, or close."""
+    try:
+        return sys.stderr.isatty()
+    except (AttributeError, ValueError):
+        return False
 
 
 def _bar_class() -> Any:

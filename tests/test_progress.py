@@ -29,6 +29,7 @@ def test_line_counts_what_this_run_did():
     download = Progress("download of x", 50_000_000, "B")
     download.update(5_000_000)
     assert download.line(4.0) == "download of x: 5 of 50 MB (10%), 1.2 MB/s, 36 s left"
+    assert Progress("t-SNE").line(120.0) == "t-SNE: running for 2 min"
     unknown = Progress("download of x", None, "B")
     unknown.update(12_000_000)
     assert unknown.line(1.0) == "download of x: 12 MB, 12 MB/s"

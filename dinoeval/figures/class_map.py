@@ -20,6 +20,7 @@ from dinoeval.errors import ConfigError, DataError
 from dinoeval.figures.names import write_name
 from dinoeval.figures.panels import LINE, LegendEntry, draw_legend, legend_size
 from dinoeval.figures.style import COLORS, COLUMN, INK, TEXT, color, default_settings, new_figure, png_of
+from dinoeval.progress import Progress
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -252,7 +253,8 @@ def tsne(
         "random_state": config.seed,
     }
     machine = TSNE(2, **options)
-    points = machine.fit_transform(reduced)
+    with Progress(f"t-SNE of {count:,} points"):
+        points = machine.fit_transform(reduced)
     divergence = float(machine.kl_divergence_) if machine.kl_divergence_ < np.finfo(float).max else None
     return ClassMap(points, tuple(names), groups, tuple(group_names), kept, perplexity, divergence)
 

@@ -121,6 +121,8 @@ def save(figure: Figure | HasFigure, path: str | Path, *, dpi: int = DPI) -> Non
     from matplotlib.figure import Figure
 
     extension = expand(path).suffix.lower()
+    if not isinstance(figure, Figure) and not callable(getattr(figure, "figure", None)):
+        raise ConfigError(f"a {type(figure).__name__} is not a figure: pass maps.figure() or maps")
     drawn = figure if isinstance(figure, Figure) else figure.figure()
     with default_settings():
         write_whole(path, lambda target: drawn.savefig(target, format=extension[1:], dpi=dpi, metadata=_METADATA[extension]))

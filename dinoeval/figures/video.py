@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
 from dinoeval.data.images import ImageSet
 from dinoeval.data.opening import open_images
@@ -36,6 +36,7 @@ COLORMAP = "inferno"
 FPS = 24.0
 """Frames per second of a folder of frames, as in DAVIS."""
 _MAX_WIDTH = 640  # Pixels: GIF files are large.
+_MIN_SCALE_WIDTH = 160  # Pixels.
 _MAX_SHOWN = 4  # Frames in a figure.
 
 
@@ -115,7 +116,7 @@ class AttentionVideo:
             DinoevalError: If the extension is another, or the file cannot be written.
         """
         check_video(path)
-        pages = (_gif_page(frame, attention) for frame, attention in self.image_pairs())
+        pages = (_gif_page(frame, attention, self.limits) for frame, attention in self.image_pairs())
         first = next(pages)
         options = {"save_all": True, "append_images": pages, "duration": self.milliseconds, "loop": 0}
         write_whole(path, lambda target: first.save(target, "GIF", **options))
@@ -228,11 +229,27 @@ def _read_pixels(frames: ImageSet, number: int, transform: FigureTransform) -> n
         raise DataError(f"frame {frames.paths[number]} cannot be used: {error}") from error
 
 
-def _gif_page(frame: np.ndarray, attention: np.ndarray) -> Image.Image:
+def _gif_page(frame: np.ndarray, attention: np.ndarray, limits: tuple[float, float]) -> Image.Image:
+    """Draw a frame next to its attention, with the color scale below them if there is space for it."""
     page = Image.fromarray(np.concatenate((frame, attention), axis=1))
     if page.width > _MAX_WIDTH:
         page = page.resize((_MAX_WIDTH, max(1, round(page.height * _MAX_WIDTH / page.width))), Image.Resampling.LANCZOS)
+    if page.width >= _MIN_SCALE_WIDTH:
+        page = Image.fromarray(np.concatenate((np.asarray(page), _draw_scale(page.width, limits))))
     return page.quantize(256)
+
+
+def _draw_scale(width: int, limits: tuple[float, float]) -> np.ndarray:
+    """Draw a color bar between its limits, (H, width, 3) uint8."""
+    strip = Image.new("RGB", (width, 18), "white")
+    draw, font = ImageDraw.Draw(strip), ImageFont.load_default(12)
+    left, right = (f"{limit:.3g}" for limit in limits)
+    start, end = (round(draw.textlength(text, font)) + 8 for text in (left, right))
+    draw.text((4, 9), left, "black", font, anchor="lm")
+    draw.text((width - 4, 9), right, "black", font, anchor="rm")
+    bar = apply_colormap(np.linspace(0, 1, width - start - end)[None].repeat(8, 0), COLORMAP, (0.0, 1.0))
+    strip.paste(Image.fromarray(bar), (start, 5))
+    return np.asarray(strip)
 
 
 class _Animation:
