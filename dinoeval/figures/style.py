@@ -65,7 +65,7 @@ def load_matplotlib() -> Any:
         backend = os.environ.pop("MPLBACKEND", None) if "matplotlib" not in sys.modules else None
         try:
             import matplotlib
-        except OSError as error:
+        except (OSError, ValueError) as error:  # No folder is writable, or matplotlibrc is not text.
             raise DinoevalError(f"matplotlib, which draws figures, cannot be imported: {error}") from error
         finally:
             if backend is not None:
