@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import sys
 import threading
 import time
@@ -174,9 +175,11 @@ def _in_notebook() -> bool:
 
 
 def _in_terminal() -> bool:
-    """Whether a person reads stderr, which some programs replace by other objects, or close."""
+    """Whether stderr, which some programs replace or close, is a terminal with space for a bar."""
     try:
-        return sys.stderr.isatty()
+        return sys.stderr.isatty() and os.get_terminal_size(sys.stderr.fileno()).columns > 0
+    except OSError:  # A terminal that does not state its size.
+        return True
     except (AttributeError, ValueError):
         return False
 

@@ -122,7 +122,7 @@ def save(figure: Figure | HasFigure, path: str | Path, *, dpi: int = DPI) -> Non
 
     extension = expand(path).suffix.lower()
     if not isinstance(figure, Figure) and not callable(getattr(figure, "figure", None)):
-        raise ConfigError(f"a {type(figure).__name__} is not a figure: pass maps.figure() or maps")
+        raise ConfigError(f"an object of type {type(figure).__name__} is not a figure: pass maps or maps.figure()")
     drawn = figure if isinstance(figure, Figure) else figure.figure()
     with default_settings():
         write_whole(path, lambda target: drawn.savefig(target, format=extension[1:], dpi=dpi, metadata=_METADATA[extension]))
