@@ -294,7 +294,7 @@ def tsne(
     print(
         f"PCA to {class_map.pca_dims} dimensions; t-SNE with perplexity {class_map.perplexity:.3g}, "
         f"learning rate {config.learning_rate:g}, {config.iterations:,} iterations, seed {config.seed}; "
-        f"KL divergence {'not computed' if class_map.divergence is None else f'{class_map.divergence:.3f}'}"
+        f"KL divergence {f'{class_map.divergence:.3f}' if class_map.divergence < 1e300 else 'not computed'}"
     )
     print(f"written to {out}")
     return 0

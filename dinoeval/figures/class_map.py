@@ -85,8 +85,8 @@ class ClassMap:
     pca_dims: int
     """Number of principal components that were kept."""
     perplexity: float
-    divergence: float | None
-    """Kullback-Leibler divergence that t-SNE reached, in nats. None with 250 iterations, which end before it is computed."""
+    divergence: float
+    """Kullback-Leibler divergence that t-SNE reached, in nats; the largest float with 250 iterations, which do not compute it."""
 
     __repr__ = short_repr
 
@@ -255,8 +255,7 @@ def tsne(
     machine = TSNE(2, **options)
     with Progress(f"t-SNE of {count:,} points"):
         points = machine.fit_transform(reduced)
-    divergence = float(machine.kl_divergence_) if machine.kl_divergence_ < np.finfo(float).max else None
-    return ClassMap(points, tuple(names), groups, tuple(group_names), kept, perplexity, divergence)
+    return ClassMap(points, tuple(names), groups, tuple(group_names), kept, perplexity, float(machine.kl_divergence_))
 
 
 def _draw_names(axis: Axes, points: np.ndarray, names: Sequence[str], *, halo: bool = False) -> None:
