@@ -14,6 +14,7 @@ from dinoeval.data.images import in_memory
 from dinoeval.display import short_repr, shorten
 from dinoeval.features.readout import parse_readout
 from dinoeval.results import Result
+from dinoeval.search.query import Matches
 from dinoeval.session import Session, SessionConfig
 
 
@@ -81,6 +82,12 @@ def test_result_is_a_table_in_notebooks(result):
     assert "&lt;b&gt;mine&lt;/b&gt;" in html
     assert "<b>" not in html
     assert "<li>a &lt; b</li>" in html
+
+
+def test_matches_name_the_nearest_images():
+    matches = Matches("q.jpg", [f"{number}.jpg" for number in range(7)], np.arange(7), np.linspace(1, 0.4, 7, dtype=np.float32))
+    assert repr(matches).startswith("Matches('q.jpg': 0.jpg 1.0000, 1.jpg 0.9000, ")
+    assert repr(matches).endswith("and 2 more)")
 
 
 def test_features_and_tokens_have_short_texts(tiny_weights, tmp_path):

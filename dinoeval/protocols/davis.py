@@ -25,6 +25,7 @@ from dinoeval.data.images import from_files
 from dinoeval.data.masks import read_mask
 from dinoeval.errors import ConfigError, DataError, join_names
 from dinoeval.files import expand
+from dinoeval.progress import track
 from dinoeval.protocols._instances import known, query_scores, resolve_root
 from dinoeval.results import Result, Scores
 from dinoeval.session import SplitRecord
@@ -101,7 +102,9 @@ def run(config: Config, session: Session) -> Result:
         if config.masks is not None and not videos[0].annotated:
             raise DataError(f"{root} has annotations of first frames only, so --masks {config.masks} cannot be scored: remove --masks")
     work = _Scoring(expand(config.masks)) if config.masks is not None else _Propagating(config, session, videos, transform)
-    own = [(number, work.process(videos[number])) for number in distributed.shard(len(videos))]
+    shard = distributed.shard(len(videos))
+    numbers = track(shard, "sequences", len(shard), "sequences") if config.masks is not None else shard
+    own = [(number, work.process(videos[number])) for number in numbers]
     if config.overlay is not None:
         with record.stage("overlay"):
             _draw(expand(config.overlay), [videos[number] for number, _ in own], work.folder)
@@ -196,7 +199,6 @@ class _Propagating:
     def _make(self, video: Video) -> dict[str, Any]:
         from dinoeval.data.frames import read_frame
         from dinoeval.data.mask_folders import write_masks
-        from dinoeval.progress import track
         from dinoeval.video import Propagation
 
         propagation = Propagation(self.session.backbone, video.first_mask, self.transform, self.config)

@@ -11,7 +11,7 @@ from figure_factories import class_map, synthetic_maps
 from PIL import Image
 
 import dinoeval
-from dinoeval.errors import DataError
+from dinoeval.errors import ConfigError, DataError, DinoevalError
 from dinoeval.figures import ClassMap, FeatureMaps
 from dinoeval.figures.class_map import MAX_LOOKS
 from dinoeval.figures.names import write_name
@@ -139,6 +139,13 @@ def test_notebooks_show_the_figure_and_a_short_text(shown, tmp_path):
     assert len(repr(shown)) < 600
     dinoeval.figures.save(shown, tmp_path / "shown.png")
     assert (tmp_path / "shown.png").stat().st_size > 1000
+
+
+def test_save_rejects_what_is_not_a_figure(tmp_path):
+    with pytest.raises(ConfigError, match="ndarray"):
+        dinoeval.figures.save(np.zeros(3), tmp_path / "a.png")
+    with pytest.raises(DinoevalError, match=r"none/a\.png"):
+        dinoeval.figures.save(class_map(4), tmp_path / "none/a.png")
 
 
 def test_pca_figure_states_its_color_scale():
