@@ -1,6 +1,6 @@
 """Change one constant, comparison, sign or order at a time and see whether the tests notice.
 
-    python benchmarks/mutations.py [--count 100] [--jobs 2] [--only maths/ranks]
+    python benchmarks/mutations.py [--count 100] [--jobs 2] [--only maths/ranks] [--again]
 
 For development. Each mutation is made in a copy of the checkout, in which the fast tests of the file run, then those of
 its area, then all fast tests, then the slow ones of the file, until one fails. Without a mutation all of them must pass.
@@ -8,8 +8,8 @@ Mutations are drawn with a fixed seed, in equal numbers from each file, so that 
 the same list. What cannot change a number is not mutated: messages, annotations, decorators, the types of isinstance,
 the strictness of zip.
 
-Writes benchmarks/results/mutations.json: every mutation with the outcome
-`caught` or `survived`; survivors that change nothing observable are explained in benchmarks/mutations_explained.json.
+Writes benchmarks/results/mutations.json: every mutation with the tests that caught it, or `survived`, and why a survivor
+changes no number (benchmarks/mutations_explained.json). After new tests, `--again` repeats the survivors of that file alone.
 """
 
 from __future__ import annotations
@@ -36,6 +36,8 @@ ALL = "tests --ignore=tests/benchmarks --ignore=tests/test_structure.py"
 """All tests of what the code computes."""
 CPU_SECONDS, SECONDS = 900, 3600
 """A test run that takes more processor time or time counts as caught: the mutation made it hang."""
+SURVIVED = "survived"
+EXPLAINED = ROOT / "benchmarks/mutations_explained.json"
 _COMPARISONS = {ast.Lt: "<=", ast.LtE: "<", ast.Gt: ">=", ast.GtE: ">", ast.Eq: "!=", ast.NotEq: "=="}
 _OPERATORS = {ast.Add: ("+", "-"), ast.Sub: ("-", "+"), ast.Mult: ("*", "/"), ast.Div: ("/", "*"), ast.FloorDiv: ("//", "*")}
 _BOOLEANS = {ast.And: ("and", "or"), ast.Or: ("or", "and")}
@@ -65,30 +67,39 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=100)
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--only", default="", help="Mutate only files whose path contains this text.")
+    parser.add_argument("--again", action="store_true", help="Repeat only the mutations that survived according to --out.")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results/mutations.json")
     args = parser.parse_args()
     mutations = choose(args.count, args.only)
+    outcomes: dict[str, str] = json.loads(args.out.read_text())["outcomes"] if args.again else {}
+    if unknown := outcomes.keys() - {mutation.name for mutation in mutations}:
+        raise SystemExit(f"the code has changed since {args.out.name} was written: {len(unknown)} of its mutations are no longer drawn")
+    todo = [mutation for mutation in mutations if outcomes.get(mutation.name, SURVIVED) == SURVIVED]
     started = time.monotonic()
     with tempfile.TemporaryDirectory() as folder, concurrent.futures.ThreadPoolExecutor(args.jobs) as pool:
         copies = [copy_checkout(Path(folder) / str(number)) for number in range(args.jobs)]
         runs = [(copies[0], f"-m not_slow {ALL}"), (copies[-1], f"-m slow {ALL}")]
         for failure in filter(None, pool.map(lambda run: _failure(run[0], run[1].split()), runs)):
             raise SystemExit(f"the tests fail without a mutation:\n{failure}")
-        outcomes = list(pool.map(lambda mutation: run_in(copies, mutation), mutations))
-    survived = [mutation.name for mutation, caught in zip(mutations, outcomes, strict=True) if caught is None]
+        found = list(pool.map(lambda mutation: run_in(copies, mutation), todo))
+    outcomes = {mutation.name: SURVIVED for mutation in mutations} | outcomes
+    outcomes |= {mutation.name: caught or SURVIVED for mutation, caught in zip(todo, found, strict=True)}
+    survived = [name for name, outcome in outcomes.items() if outcome == SURVIVED]
+    explained = json.loads(EXPLAINED.read_text())
     report = {
         "command": f"python benchmarks/mutations.py --count {args.count}",
-        "mutations": len(mutations),
-        "caught": len(mutations) - len(survived),
+        "mutations": len(outcomes),
+        "caught": len(outcomes) - len(survived),
+        "survived": {name: explained.get(name, "not explained: a test is missing") for name in survived},
         "seconds": round(time.monotonic() - started),
-        "outcomes": {mutation.name: caught or "survived" for mutation, caught in zip(mutations, outcomes, strict=True)},
+        "outcomes": outcomes,
     }
     args.out.write_text(json.dumps(report, indent=1) + "\n")
     print(f"{report['caught']} of {len(mutations)} caught ({report['caught'] / max(1, len(mutations)):.0%}) in {report['seconds']} s")
 
 
 def choose(count: int, only: str) -> list[Mutation]:
-    """Draw mutations with a fixed seed, one file after the other, until there are `count`."""
+    """Draw mutations of different names with a fixed seed, one file after the other, until there are `count`."""
     dice = random.Random(0)
     paths = [
         path for target in TARGETS for path in sorted((ROOT / PACKAGE).glob(target if target.endswith(".py") else f"{target}/**/*.py"))
@@ -100,12 +111,13 @@ def choose(count: int, only: str) -> list[Mutation]:
         dice.shuffle(found)
         if found and only in str(path.relative_to(ROOT)):
             waiting.append(found)
-    chosen: list[Mutation] = []
+    chosen: dict[str, Mutation] = {}
     while waiting and len(chosen) < count:
         for found in waiting[: count - len(chosen)]:
-            chosen.append(found.pop())
+            mutation = found.pop()
+            chosen.setdefault(mutation.name, mutation)
         waiting = [found for found in waiting if found]
-    return chosen
+    return list(chosen.values())
 
 
 def mutations_of(path: Path) -> Iterator[Mutation]:

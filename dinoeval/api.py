@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -10,23 +11,33 @@ import numpy as np
 from PIL import Image
 
 from dinoeval import protocols
-from dinoeval.data.images import in_memory
-from dinoeval.data.opening import open_images
+from dinoeval.data.loading import ImageRule
+from dinoeval.data.opening import open_images, open_mixed
+from dinoeval.data.remarks import describe_remarks
 from dinoeval.data.transforms import parse_transform
-from dinoeval.errors import BadImage, ConfigError, DataError, unknown
+from dinoeval.errors import ConfigError, unknown
 from dinoeval.features.cache import FeatureCache
 from dinoeval.features.extract import extract
-from dinoeval.features.forward import forward
+from dinoeval.features.forward import forward_readable
 from dinoeval.features.readout import Readout, parse_readout
 from dinoeval.models.backbone import Backbone
 from dinoeval.results import Result
 from dinoeval.session import Session, SessionConfig
 
+_log = logging.getLogger(__name__)
 Images = str | Path | Image.Image | Iterable[str | Path | Image.Image]
 """A folder, a file, a PIL image, or any iterable of files and PIL images."""
 
 
-def embed(backbone: Backbone, images: Images, *, readout: str | Readout = "cls", transform: str = "auto", cache: bool = True) -> np.ndarray:
+def embed(
+    backbone: Backbone,
+    images: Images,
+    *,
+    readout: str | Readout = "cls",
+    transform: str = "auto",
+    exif_transpose: bool = False,
+    cache: bool = True,
+) -> np.ndarray:
     """Return the features of images, not normalized.
 
     Args:
@@ -34,6 +45,7 @@ def embed(backbone: Backbone, images: Images, *, readout: str | Readout = "cls",
         images: A folder (searched recursively), a path, a PIL image, or any iterable of paths and PIL images.
         readout: `cls` (D dims), `lastN` such as `last4` (4 * D), `clsavg` (2 * D), `gem` (2 * D) or `patches` (a map).
         transform: `auto` (the transform of a timm model, else the one of the paper), `dino`, or `dino:RESIZE/CROP`.
+        exif_transpose: Whether to rotate images by their EXIF orientation. A warning is logged if images have one.
         cache: Whether features of files are read from and written to the feature cache; PIL images are never cached.
 
     Returns:
@@ -55,25 +67,16 @@ def embed(backbone: Backbone, images: Images, *, readout: str | Readout = "cls",
     parsed = parse_transform(transform, backbone.config.image_size, backbone.config.preprocessing)
     if isinstance(images, Image.Image):
         images = [images]
-    if not isinstance(images, (str, Path)):
-        images = list(images)
-        for image in images:
-            if not isinstance(image, (str, Path, Image.Image)):
-                raise DataError(f"images must be paths or PIL images, got {type(image).__name__}: convert arrays with PIL.Image.fromarray")
-        if any(isinstance(image, Image.Image) for image in images):
-            decoded = [image if isinstance(image, Image.Image) else _open(image) for image in images]
-            return forward(backbone, in_memory(decoded), readout, parsed)
-    opened = open_images(images)  # type: ignore[arg-type]
-    if not cache:
-        return forward(backbone, opened, readout, parsed)
-    return extract(backbone, opened, readout, parsed, FeatureCache()).numpy()
-
-
-def _open(path: str | Path) -> Image.Image:
-    try:
-        return open_images(path).open(0)
-    except BadImage as error:
-        raise DataError(f"{path} cannot be read: {error}") from error
+    items = None if isinstance(images, (str, Path)) else list(images)
+    opened = (open_images(images) if items is None else open_mixed(items)).with_rule(ImageRule(exif_transpose))  # type: ignore[arg-type]
+    if not cache or any(isinstance(item, Image.Image) for item in items or ()):
+        features, _, remarks = forward_readable(backbone, opened, readout, parsed)
+    else:
+        extracted = extract(backbone, opened, readout, parsed, FeatureCache())
+        features, remarks = extracted.numpy(), extracted.remarks
+    for note in describe_remarks(remarks, exif_transpose):
+        _log.warning("%s", note)
+    return features
 
 
 def evaluate(protocol: str, backbone: Backbone, *, session: SessionConfig | None = None, **config: object) -> Result:

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
+
+_MAX_NAME = 200  # characters
+_CONTROL = re.compile("[\0-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
 class DinoevalError(Exception):
@@ -57,6 +61,8 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> str:
 def join_names(names: Iterable[str], limit: int = 5) -> str:
     """Join the first names and count the others.
 
+    Names may come from other people's files: long ones are cut, and what a terminal would not print is escaped.
+
     Args:
         names: Names of files, classes or the like.
         limit: How many names to list.
@@ -70,4 +76,9 @@ def join_names(names: Iterable[str], limit: int = 5) -> str:
     """
     names = list(names)
     more = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(names[:limit]) + more
+    return ", ".join(_printable(name[:_MAX_NAME]) for name in names[:limit]) + more
+
+
+def _printable(name: str) -> str:
+    """Escape control characters and lone surrogates."""
+    return name if name.isprintable() else _CONTROL.sub(lambda match: match[0].encode("unicode_escape").decode(), name)

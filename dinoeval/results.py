@@ -68,6 +68,8 @@ class Result(Scores):
     """Versions and hardware."""
     seconds: dict[str, float]
     """Wall-clock time by stage."""
+    image_rule: str = ""
+    """Id of the rule by which image files became pixels, such as `image@1`; empty in Results of earlier versions."""
     details: dict[str, Any] = dataclasses.field(default_factory=dict)
     """Values that the protocol counted or checked, such as the number of images in each block of a dataset."""
     notes: list[str] = dataclasses.field(default_factory=list)

@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import enum
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from dinoeval.data.images import ImageSet
+    from dinoeval.data.loading import ImageRule
     from dinoeval.data.transforms import CenterCrop, Transform
     from dinoeval.features.cache import FeatureCache
     from dinoeval.features.features import Features
@@ -38,10 +39,14 @@ class SessionConfig:
     """File, model name from `dinoeval models`, or `random` (default: the released weights of --arch)."""
     key: Literal["teacher", "student"] = "teacher"
     """Network to load from a full checkpoint."""
+    ema: bool | None = None
+    """Load the moving average of the weights, or the raw weights, of a file that contains both. Required for such a file."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1 or mps."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Forward-pass precision. Published scores are shown only for fp32."""
+    exif_transpose: bool = False
+    """Rotate images by their EXIF orientation. The released code does not, and neither do published scores."""
     transform: str = "auto"
     """dino (the transform of the paper), dino:RESIZE/CROP in pixels such as dino:256/224, or auto (for timm models their own
     preprocessing, else dino)."""
@@ -62,27 +67,29 @@ class SessionConfig:
 
 
 class Session:
-    """A loaded backbone with the cache and the transform it is used with.
+    """A loaded backbone with the cache, the transform and the rule for images that it is used with.
 
     Args:
         config: The options. Without `backbone`, its weights are loaded.
-        backbone: A backbone that is loaded already; `arch`, `weights`, `key`, `device` and `precision` of `config` are then unused.
+        backbone: A backbone that is loaded already; `arch`, `weights`, `key`, `ema`, `device` and `precision` of `config` are then unused.
 
     Raises:
         DinoevalError: If the weights or the options cannot be used.
     """
 
     def __init__(self, config: SessionConfig, backbone: Backbone | None = None) -> None:
+        from dinoeval.data.loading import ImageRule
         from dinoeval.data.transforms import parse_transform
         from dinoeval.features.cache import FeatureCache
         from dinoeval.models.loading import load
 
         self.config = config
         self.backbone: Backbone = backbone or load(
-            config.arch, weights=config.weights, key=config.key, device=config.device, precision=config.precision
+            config.arch, weights=config.weights, key=config.key, ema=config.ema, device=config.device, precision=config.precision
         )
         self.transform: CenterCrop = parse_transform(config.transform, self.backbone.config.image_size, self.backbone.config.preprocessing)
         self.cache: FeatureCache = FeatureCache(config.cache)
+        self.rule: ImageRule = ImageRule(config.exif_transpose)
 
     def features(
         self, images: ImageSet, readout: Readout, rows: np.ndarray | None = None, *, transform: Transform | None = None
@@ -90,7 +97,7 @@ class Session:
         """Return the features of images, from the cache or extracted now.
 
         Args:
-            images: The image set.
+            images: The image set. It is decoded by the rule of the session.
             readout: How tokens become vectors.
             rows: Row numbers (n,) of a part of the images; by default all. A part is taken from the features of the
                 whole set if those are cached; otherwise only the part is extracted.
@@ -104,7 +111,7 @@ class Session:
         """
         from dinoeval.features.extract import ExtractOptions, extract, is_cached
 
-        transform = transform or self.transform
+        transform, images = transform or self.transform, images.with_rule(self.rule)
         if rows is not None:
             cached = distributed.rank() == 0 and is_cached(self.backbone, images, readout, transform, self.cache)
             if not distributed.broadcast(cached):
@@ -162,6 +169,8 @@ class SplitRecord:
 
     images: ImageSet
     bad: list[dict[str, Any]]
+    remarks: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
+    """Names of images by remark."""
 
     def __len__(self) -> int:
         return len(self.images)
@@ -232,7 +241,10 @@ class RunRecord:
         Returns:
             The Result of the run.
         """
+        from dinoeval.data.remarks import describe_remarks, merge_remarks
+
         self.seconds["total"] = time.monotonic() - self.started
+        remarks = merge_remarks(split.remarks for split in self.splits.values())
         data = {"data": self.data_name} if self.data_name else {}
         return Result(
             **{field.name: getattr(scores, field.name) for field in dataclasses.fields(Scores)},
@@ -248,7 +260,8 @@ class RunRecord:
             machine=describe_machine(),
             seconds=dict(self.seconds),
             details=self.details,
-            notes=self.notes,
+            notes=[*self.notes, *describe_remarks(remarks, self.session.config.exif_transpose)],
+            image_rule=self.session.rule.id,
         )
 
 

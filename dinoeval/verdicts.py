@@ -96,7 +96,10 @@ def _difference_of_runs(result: Result, reference: Result) -> str | None:
             return f"the {name} images differ (fingerprints {splits[0].get('fingerprint')} and {splits[1].get('fingerprint')})"
         if splits[0].get("images") != splits[1].get("images"):
             return f"the numbers of {name} images differ: {splits[0].get('images')} and {splits[1].get('images')}"
-    options = [{"transform": run.transform, "precision": run.backbone.get("precision"), **run.config} for run in (result, reference)]
+    options = [
+        {"transform": run.transform, "image_rule": run.image_rule or "image@1", "precision": run.backbone.get("precision"), **run.config}
+        for run in (result, reference)
+    ]
     for name in dict.fromkeys([*options[0], *options[1]]):
         values = [option.get(name) for option in options]
         if name not in IGNORED_OPTIONS and values[0] != values[1]:

@@ -22,12 +22,13 @@ MAX_LINES = 400
 MAX_PARAMETERS = 7
 MAX_FORMAT_SKIPS = 8
 MAX_SUMMARY = 80
-BASE = ("errors", "files", "decoding", "environment", "distributed", "display", "progress", "maths")
+BASE = ("errors", "files", "pickles", "decoding", "environment", "distributed", "display", "progress", "maths")
 # The modules that a module may import, by the beginning of its name; the longest entry applies.
 ALLOWED: dict[str, tuple[str, ...]] = {
     "errors": (),
     "files": ("errors",),
     "decoding": ("errors", "files"),
+    "pickles": ("pickles",),
     "environment": ("errors", "files"),
     "distributed": ("errors",),
     "display": (),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from dinoeval.cli.notes import print_remarks
 from dinoeval.cli.options import CacheFolder
 from dinoeval.errors import ConfigError, join_names
 from dinoeval.files import check_writable, expand, write_whole
@@ -49,6 +50,7 @@ def embed(images: tuple[str, ...], /, *, out: str, readout: str = "cls", session
             np.savez(file, features=features, paths=paths) if target.suffix == ".npz" else np.save(file, features)
 
     write_whole(target, write)
+    print_remarks(extracted.remarks, session.exif_transpose)
     print(f"{' x '.join(map(str, features.shape))} float32, readout {parsed.id}, written to {target}")
     return 0
 

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Literal
 import tyro
 
 from dinoeval.cli import output_folders
+from dinoeval.cli.notes import print_remarks
+from dinoeval.data.remarks import add_remarks, merge_remarks
 from dinoeval.errors import BadImage, ConfigError, DataError
 from dinoeval.figures.attention_maps import MASS, THRESHOLD
 from dinoeval.figures.class_map import MIN_POINTS, TsneConfig
@@ -38,8 +40,6 @@ class FigureOptions:
     the image, cropped to whole patches). (default: 480; native with --video)"""
     format: Literal["png", "pdf", "svg"] = "png"
     """File format of the figures that combine several images."""
-    exif_transpose: bool = True
-    """Rotate images by their EXIF tag. The released code does not. Pillow always rotates TIFF files."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -113,15 +113,16 @@ def attention(
     points = [_parse_point(text) for text in options.points]
     opened, _, targets = _open_images_and_targets(images, figure, figures_of_all=False)
     loaded = Session(session)
-    transform = figure_transform(loaded.backbone, figure.image_size or "480", figure.exif_transpose, session.transform)
+    transform = figure_transform(loaded.backbone, figure.image_size or "480", loaded.rule, session.transform)
     if points:
         _check_points(points, opened, transform)
     _print_session(loaded, transform)
-    drawn = 0
+    drawn, remarks = 0, dict[str, list[str]]()
     for row in distributed.shard(len(opened)):
         path, target = opened.paths[row], targets[row]
         try:
-            maps = compute_attention(loaded.backbone, path, transform.open(opened, row), transform, mass=options.mass, points=points)
+            image = transform.open(opened, row)
+            maps = compute_attention(loaded.backbone, path, image, transform, mass=options.mass, points=points)
         except BadImage as error:
             _raise_or_skip(path, error, session)
             continue
@@ -131,9 +132,11 @@ def attention(
         figures.save(maps.figure(options.heads, options.threshold), target / f"figure.{figure.format}")
         if points:
             figures.save(maps.points_figure(options.heads), target / f"points.{figure.format}")
+        add_remarks(remarks, image, path)
         _, h, w = maps.maps.shape
         print(f"{path}: {maps.num_heads} heads, {h} x {w} patches, written to {target}", flush=True)
         drawn += 1
+    print_remarks(merge_remarks(distributed.all_gather(remarks)), session.exif_transpose)
     if not sum(distributed.all_gather(drawn)):
         raise DataError("none of the images can be used")
     return 0
@@ -165,7 +168,7 @@ def _attention_video(
         source,
         image_size=figure.image_size or "native",
         fps=fps,
-        exif_transpose=figure.exif_transpose,
+        exif_transpose=session.exif_transpose,
         transform=session.transform,
     )
     _print_session(loaded, video.transform)
@@ -177,6 +180,7 @@ def _attention_video(
     with Image.open(folder / "attention.gif") as written:
         size = f"{written.width} x {written.height}"
     print(f"{len(video.maps)} frames of {images[0]}: attention averaged over heads, color scale from {low:.3g} to {high:.3g}")
+    print_remarks(video.remarks, session.exif_transpose)
     print(f"written to {folder}/frames and {folder}/attention.gif ({size} pixels, {video.milliseconds} ms per frame)")
     return 0
 
@@ -208,11 +212,14 @@ def pca(
     loaded = Session(session)
     if distributed.rank() > 0:
         return 0
-    transform = figure_transform(loaded.backbone, figure.image_size or "480", figure.exif_transpose, session.transform)
+    transform = figure_transform(loaded.backbone, figure.image_size or "480", loaded.rule, session.transform)
     pixels: dict[int, np.ndarray] = {}
+    remarks: dict[str, list[str]] = {}
     for row in range(len(opened)):
         try:
-            pixels[row] = transform(transform.open(opened, row))
+            image = transform.open(opened, row)
+            pixels[row] = transform(image)
+            add_remarks(remarks, image, opened.paths[row])
         except BadImage as error:
             _raise_or_skip(opened.paths[row], error, session)
     if not pixels:
@@ -230,6 +237,7 @@ def pca(
     if config.only_foreground:
         patches = f"{sum(int(mask.sum()) for mask in maps.foreground):,} of {patches} in the foreground"
     print(f"{len(pixels):,} images, {patches}; the components explain {variance} of the variance")
+    print_remarks(remarks, session.exif_transpose)
     print(f"written to {folder}; {combined.name} combines the first twelve images")
     return 0
 
@@ -296,6 +304,7 @@ def tsne(
         f"learning rate {config.learning_rate:g}, {config.iterations:,} iterations, seed {config.seed}; "
         f"KL divergence {f'{class_map.divergence:.3f}' if class_map.divergence < 1e300 else 'not computed'}"
     )
+    print_remarks(extracted.remarks, session.exif_transpose)
     print(f"written to {out}")
     return 0
 
@@ -369,4 +378,4 @@ def _raise_or_skip(path: str, error: BadImage, session: SessionConfig) -> None:
 
 def _print_session(session: Session, transform: FigureTransform) -> None:
     backbone = session.backbone
-    print(f"{backbone.arch}, weights {backbone.provenance.name}, {transform.id}, {backbone.precision}", flush=True)
+    print(f"{backbone.arch}, weights {backbone.provenance.name}, {transform.id}, {session.rule.id}, {backbone.precision}", flush=True)

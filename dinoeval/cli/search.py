@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
+from dinoeval.cli.notes import print_remarks
 from dinoeval.cli.options import JsonOutput
+from dinoeval.data.loading import ImageRule
 from dinoeval.errors import ConfigError
 from dinoeval.session import SessionConfig
 
@@ -25,6 +27,7 @@ _MANIFEST_KEYS = (
     "digest",
     "readout",
     "transform",
+    "image",
     "precision",
     "kind",
     "parameters",
@@ -62,17 +65,18 @@ class SearchOutput(JsonOutput):
         """
         self.write({"index": path, **{key: index.manifest[key] for key in _MANIFEST_KEYS}, **content})
 
-    def write_sheet(self, title: str, sections: Sequence[Section]) -> None:
+    def write_sheet(self, title: str, sections: Sequence[Section], index: ImageIndex) -> None:
         """Write --sheet.
 
         Args:
             title: Title of the sheet.
             sections: What to show.
+            index: The index, which determines how images are read.
         """
         if self.sheet:
             from dinoeval.search.sheet import write_sheet
 
-            write_sheet(self.sheet, title, sections)
+            write_sheet(self.sheet, title, sections, ImageRule(index.manifest["session"]["exif_transpose"]))
 
     def print_written(self) -> None:
         """Print which files were written."""
@@ -110,7 +114,9 @@ def build(
         return 0
     spec = built.manifest
     print(f"{out}: {len(built):,} images of {spec['folder']}, {spec['dim']} dimensions")
-    print(f"{spec['session']['arch']}, digest {spec['digest'][:12]}, readout {spec['readout']}, {spec['transform']}, {spec['precision']}")
+    settings = f"readout {spec['readout']}, {spec['transform']}, {spec['image']}, {spec['precision']}"
+    print(f"{spec['session']['arch']}, digest {spec['digest'][:12]}, {settings}")
+    print_remarks(spec["remarks"], spec["session"]["exif_transpose"])
     if recall := spec["recall"]:
         parameters = ", ".join(f"{name} {value}" for name, value in spec["parameters"].items())
         measured = f"recall@{recall['at']} {recall['recall']:.3f} against exact search on {recall['sample']:,} of its images"
@@ -163,7 +169,7 @@ def query(
             print(f"{entry['rank']:>6}{entry['cosine']:>9.5f}  {entry['path']}")
         print()
     folder = opened.manifest["folder"]
-    output.write_sheet(f"Nearest of {len(opened):,} images in {folder}", [_query_section(matches, folder) for matches in results])
+    output.write_sheet(f"Nearest of {len(opened):,} images in {folder}", [_query_section(matches, folder) for matches in results], opened)
     output.print_written()
     return 0
 
@@ -218,7 +224,9 @@ def duplicates(
         )
     folder = opened.manifest["folder"]
     sections = [Section(heading, _tiles(group, folder)) for heading, group in zip(headings, groups, strict=True)]
-    output.write_sheet(f"{len(groups):,} groups of duplicates among {len(opened):,} images in {folder}, cosine >= {cosine:g}", sections)
+    output.write_sheet(
+        f"{len(groups):,} groups of duplicates among {len(opened):,} images in {folder}, cosine >= {cosine:g}", sections, opened
+    )
     output.print_written()
     return 0
 

@@ -11,6 +11,7 @@ import tyro
 
 from dinoeval.cli.options import parse
 from dinoeval.data.images import ImageSet
+from dinoeval.data.loading import ImageRule
 from dinoeval.data.opening import open_images, open_splits
 from dinoeval.data.transforms import parse_transform
 from dinoeval.distributed import world_size
@@ -68,7 +69,7 @@ def _open(options: Options, settings: loop.PretrainSettings) -> tuple[ImageSet, 
     folder = expand(options.data)
     if folder.is_dir() and not any((folder / name).exists() for name in ("train", "val", "test", "train.csv")):
         return open_images(folder), None
-    images, val = open_splits(options.data)
+    images, val = (split.with_rule(ImageRule(settings.exif_transpose)) for split in open_splits(options.data))
     if not settings.knn_every:
         return images, None
     if images.multi_label:

@@ -9,6 +9,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dinoeval.cli.notes import print_remarks
+from dinoeval.data.loading import ImageRule
+from dinoeval.data.remarks import SEVERAL_FRAMES
 from dinoeval.distributed import world_size
 from dinoeval.errors import ConfigError, DataError, join_names
 from dinoeval.files import expand
@@ -40,7 +43,7 @@ def propagate(frames: str, first_mask: str, /, *, out: str, overlay: str | None 
 
     if world_size() > 1:
         raise ConfigError("propagate uses a single process: run it without torchrun")
-    folder, source = expand(out), _Source(expand(frames), expand(first_mask))
+    folder, source = expand(out), _Source(expand(frames), expand(first_mask), ImageRule(session.exif_transpose))
     names, mask = source.frame_names(), source.read_mask()
     if overlay is not None:
         source.prepare_overlay(expand(overlay))
@@ -52,6 +55,7 @@ def propagate(frames: str, first_mask: str, /, *, out: str, overlay: str | None 
         "network": dataclasses.asdict(loaded.backbone.config),
         "precision": loaded.backbone.precision,
         "transform": transform.id,
+        "image": loaded.rule.id,
         **video.propagation_options(),
         "frames": source.fingerprint(names),
         "first mask": hashlib.sha256(mask.tobytes()).hexdigest()[:16],
@@ -66,6 +70,7 @@ def propagate(frames: str, first_mask: str, /, *, out: str, overlay: str | None 
         record = write_masks(folder, spec, masks, lambda: {"lost": propagation.lost, "constant": propagation.constant})
         print(f"{len(names)} masks of {objects} objects written to {folder}")
     _print_notes(record, video.edge_cases)
+    print_remarks(source.remarks(), session.exif_transpose)
     if overlay is not None:
         source.draw(expand(overlay), folder)
     return 0
@@ -78,6 +83,7 @@ class _Source:
     frames: Path
     """A folder, or an animated image."""
     first_mask: Path
+    rule: ImageRule
 
     @property
     def name(self) -> str:
@@ -88,10 +94,20 @@ class _Source:
         """Return the names of the frames; log a warning if their numbers have gaps."""
         from dinoeval.data.frames import list_frames, missing_frames, read_frames
 
-        names, _ = read_frames(self.frames)
+        names, _ = read_frames(self.frames, self.rule)
         if self.frames.is_dir() and (missing := missing_frames(list_frames(self.frames))):
             _log.warning("the frame numbers have gaps; labels are propagated across them. Missing: %s", join_names(missing))
         return names
+
+    def remarks(self) -> dict[str, list[str]]:
+        """Return the names of frames by remark. All frames of an animated image are used, and they share its EXIF data."""
+        from dinoeval.data.frames import frame_header, list_frames
+
+        paths, found = list_frames(self.frames) if self.frames.is_dir() else [self.frames], {}
+        for path in paths:
+            for remark in frame_header(path, self.rule)[1] - ({SEVERAL_FRAMES} if path == self.frames else set()):
+                found.setdefault(remark, []).append(path.name)
+        return found
 
     def read_mask(self) -> np.ndarray:
         """Read the first mask, (H, W) uint8, with void as background."""
@@ -117,11 +133,11 @@ class _Source:
 
     def fingerprint(self, names: list[str]) -> str:
         """Hash the names and the contents of all frames."""
-        from dinoeval.data.frames import list_frames
+        from dinoeval.data.frames import list_frames, read_frame_file
 
         digest = hashlib.sha256("\0".join(names).encode(errors="surrogateescape"))
         for path in list_frames(self.frames) if self.frames.is_dir() else [self.frames]:
-            digest.update(hashlib.sha256(path.read_bytes()).digest())
+            digest.update(hashlib.sha256(read_frame_file(path)).digest())
         return digest.hexdigest()[:16]
 
     def propagate(self, propagation: Propagation) -> Iterator[np.ndarray]:
@@ -129,7 +145,7 @@ class _Source:
         from dinoeval.data.frames import read_frames
         from dinoeval.progress import track
 
-        names, images = read_frames(self.frames)
+        names, images = read_frames(self.frames, self.rule)
         return propagation.masks(names, track(images, "frames", len(names), "frames"))
 
     def draw(self, overlay: Path, masks: Path) -> None:
@@ -138,7 +154,7 @@ class _Source:
         from dinoeval.data.masks import read_mask
         from dinoeval.figures.overlay import draw_video
 
-        names, images = read_frames(self.frames)
+        names, images = read_frames(self.frames, self.rule)
         written = draw_video(overlay, self.name, names, images, lambda: (read_mask(masks / f"{name}.png") for name in names))
         print(f"written to {' and '.join(map(str, written))}")
 

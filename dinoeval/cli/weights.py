@@ -50,7 +50,9 @@ def fetch(name: str, /) -> int:
     return 0
 
 
-def convert(source: str, target: str, /, *, arch: str | None = None, key: Literal["teacher", "student"] = "teacher") -> int:
+def convert(
+    source: str, target: str, /, *, arch: str | None = None, key: Literal["teacher", "student"] = "teacher", ema: bool | None = None
+) -> int:
     """Convert a checkpoint of any layout to a safetensors file of the backbone.
 
     Args:
@@ -58,6 +60,7 @@ def convert(source: str, target: str, /, *, arch: str | None = None, key: Litera
         target: Output file, F.safetensors.
         arch: Architecture (default: the one that the file names).
         key: Network to load from a full checkpoint.
+        ema: Load the moving average of the weights, or the raw weights, of a file that contains both. Required for such a file.
 
     Raises:
         DinoevalError: If the checkpoint cannot be loaded or the file cannot be written.
@@ -70,7 +73,7 @@ def convert(source: str, target: str, /, *, arch: str | None = None, key: Litera
         raise ConfigError(f"TARGET must end in .safetensors, got {target}")
     if source == RANDOM:
         raise ConfigError("random weights cannot be converted: the file would not show that they are untrained")
-    backbone = load(arch, weights=source, key=key, device="cpu")
+    backbone = load(arch, weights=source, key=key, ema=ema, device="cpu")
     save_backbone(expand(target), backbone.network.state_dict(), arch=backbone.arch)
     print(f"{backbone.arch}, loaded as {backbone.provenance.layout}\ntensor digest {backbone.digest}\nwritten to {target}")
     return 0

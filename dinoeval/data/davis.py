@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from dinoeval.data.folders import list_entries
-from dinoeval.data.frames import frame_size, list_frames, missing_frames
+from dinoeval.data.frames import frame_header, list_frames, missing_frames, read_frame_file
+from dinoeval.data.loading import DEFAULT_RULE, ImageRule
 from dinoeval.data.masks import VOID, is_binary_mask, read_mask
 from dinoeval.display import short_repr
 from dinoeval.errors import DataError, join_names, unknown
@@ -41,6 +42,8 @@ class Video:
     """T masks; or the mask of the first frame only, and then the sequence cannot be scored."""
     first_mask: np.ndarray
     """The first mask, (H, W) uint8: 0 background, which includes void, 1 and up objects."""
+    remarks: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
+    """Names of frames by remark, as `sequence/NNNNN.jpg`."""
     binary: bool = False
     """Whether the first mask is binary. Then 255 is the object in all annotations, otherwise it is void."""
 
@@ -84,7 +87,7 @@ class Video:
         digest = hashlib.sha256()
         for path in self.frames:
             digest.update(f"{path.stem}\0".encode())
-            digest.update(hashlib.sha256(_read_bytes(path)).digest())
+            digest.update(hashlib.sha256(read_frame_file(path)).digest())
         digest.update(self.first_mask.tobytes())
         return digest.hexdigest()[:16]
 
@@ -116,12 +119,13 @@ def void_to_background(mask: np.ndarray) -> np.ndarray:
     return np.where(mask == VOID, 0, mask).astype(np.uint8)
 
 
-def open_davis(data: str | Path, sequences: Sequence[str] = ()) -> list[Video]:
+def open_davis(data: str | Path, sequences: Sequence[str] = (), rule: ImageRule = DEFAULT_RULE) -> list[Video]:
     """Open sequences of DAVIS.
 
     Args:
         data: The folder that contains JPEGImages/ and Annotations/.
         sequences: Names of sequences, or one text file that lists them. By default the first of LISTS that exists.
+        rule: The rule by which frames are decoded.
 
     Returns:
         The sequences in the order of their names, without repetitions.
@@ -134,7 +138,7 @@ def open_davis(data: str | Path, sequences: Sequence[str] = ()) -> list[Video]:
     if absent := [folder for folder in (FRAMES, ANNOTATIONS) if not (root / folder).is_dir()]:
         expected = "expected JPEGImages/, Annotations/ and ImageSets/"
         raise DataError(f"{root} has no folder {' and no '.join(absent)}: {expected}, found {list_entries(root)}")
-    videos = [_open_video(root, name) for name in _resolve_sequences(root, sequences)]
+    videos = [_open_video(root, name, rule) for name in _resolve_sequences(root, sequences)]
     partial = [video.name for video in videos if not video.annotated]
     if partial and len(partial) < len(videos):
         raise DataError(
@@ -173,7 +177,7 @@ def _read_sequence_list(path: Path) -> list[str]:
     return [Path(line).parent.name if "/" in line else line for line in lines]
 
 
-def _open_video(root: Path, name: str) -> Video:
+def _open_video(root: Path, name: str, rule: ImageRule) -> Video:
     frames = list_frames(root / FRAMES / name)
     folder = root / ANNOTATIONS / name
     present = {path.stem for path in folder.glob("*.png") if not path.name.startswith(".")} if folder.is_dir() else set()
@@ -183,7 +187,7 @@ def _open_video(root: Path, name: str) -> Video:
             f"{root / FRAMES / name} lacks frames: {join_names(missing)}. All frames are needed, because masks are propagated from "
             "frame to frame."
         )
-    size = _common_size(frames)
+    size, remarks = _common_size(frames, rule)
     annotations = [folder / f"{path.stem}.png" for path in frames]
     missing = [path.name for path in annotations if path.stem not in present]
     if len(missing) == len(frames) - 1 and annotations[0].stem in present:
@@ -197,28 +201,33 @@ def _open_video(root: Path, name: str) -> Video:
         raise DataError(f"first mask {annotations[0]} has no object to propagate")
     for _ in masks:  # Read the other masks to check them.
         pass
-    return Video(name=name, frames=tuple(frames), size=size, annotations=tuple(annotations), first_mask=first_mask, binary=binary)
+    return Video(
+        name=name,
+        frames=tuple(frames),
+        size=size,
+        annotations=tuple(annotations),
+        first_mask=first_mask,
+        binary=binary,
+        remarks=remarks,
+    )
 
 
-def _common_size(frames: Sequence[Path]) -> tuple[int, int]:
-    """Return the width and height of the frames, which must be equal."""
-    width, height = frame_size(frames[0])
+def _common_size(frames: Sequence[Path], rule: ImageRule) -> tuple[tuple[int, int], dict[str, list[str]]]:
+    """Return the width and height of the frames, which must be equal, and the names of frames by remark."""
+    remarks: dict[str, list[str]] = {}
+    (width, height), _ = frame_header(frames[0], rule)
     for path in frames:
-        if (own := frame_size(path)) != (width, height):
+        own, found = frame_header(path, rule)
+        for remark in found:
+            remarks.setdefault(remark, []).append(f"{path.parent.name}/{path.name}")
+        if own != (width, height):
             raise DataError(f"frames differ in size: {path} has {own[0]} x {own[1]} pixels, {frames[0].name} has {width} x {height}")
-    return width, height
+    return (width, height), remarks
 
 
 def _read_mask_of_size(path: Path, size: tuple[int, int], frame: Path, white_is_object: bool) -> np.ndarray:
     mask = read_mask(path, white_is_object=white_is_object)
     if (own := mask.shape[::-1]) != size:
-        rotated = " (rotated by its EXIF orientation)" if own == size[::-1] else ""
+        rotated = " (see --exif-transpose)" if own == size[::-1] else ""
         raise DataError(f"mask {path} has {own[0]} x {own[1]} pixels, its frames, such as {frame}, {size[0]} x {size[1]}{rotated}")
     return mask
-
-
-def _read_bytes(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror}") from error

@@ -1,66 +1,115 @@
-"""Read the frames of a video: image files in a folder, or an animated image such as a GIF.
-
-Unlike images of other datasets, frames are rotated by their EXIF orientation, as OpenCV does.
-"""
+"""Read the frames of a video: image files in a folder, or an animated image such as a GIF. N frames."""
 
 from __future__ import annotations
 
+import io
 import itertools
 import re
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
-from dinoeval.data.loading import EXTENSIONS
-from dinoeval.errors import DataError
+from dinoeval.data.loading import DEFAULT_RULE, EXTENSIONS, ImageRule, read_file
+from dinoeval.data.pillow import open_image, without_warnings
+from dinoeval.errors import BadImage, DataError
 
 _VIDEO_EXTENSIONS = (".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v")
-_EXIF_ORIENTATION = 0x0112
-_EXIF_SIDEWAYS = (5, 6, 7, 8)  # orientations that exchange width and height
 _MAX_MISSING = 100  # A number far from the others may be a date, so the list of missing frames is capped.
-_DECODING_ERRORS = (OSError, SyntaxError, TypeError, ValueError, EOFError)
 
 
-def frame_size(path: Path) -> tuple[int, int]:
-    """Read the size of a frame without decoding it.
+class Animation:
+    """The frames of an animated image, decoded one at a time; fastest in their order.
+
+    Args:
+        content: The content of an image file.
+        rule: The rule by which frames are decoded.
+
+    Raises:
+        BadImage: If the content is not an image.
+    """
+
+    def __init__(self, content: bytes, rule: ImageRule = DEFAULT_RULE) -> None:
+        self.rule = rule
+        try:
+            with without_warnings():
+                self._image = open_image(io.BytesIO(content))
+                self._count = int(getattr(self._image, "n_frames", 1))
+        except (BadImage, MemoryError):
+            raise
+        except Exception as error:  # Pillow raises many types of exceptions for corrupted files.
+            raise BadImage(str(error).strip() or type(error).__name__) from error
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __call__(self, number: int) -> Image.Image:
+        """Decode a frame.
+
+        Args:
+            number: Number of the frame, 0 <= number < N.
+
+        Returns:
+            The RGB image.
+
+        Raises:
+            BadImage: If the frame cannot be decoded.
+        """
+        return self.rule.render(self._image, number)
+
+    @property
+    def milliseconds(self) -> float | None:
+        """Duration of the frame that was decoded last; None if the file does not state it."""
+        return self._image.info.get("duration")
+
+
+def frame_header(path: Path, rule: ImageRule = DEFAULT_RULE) -> tuple[tuple[int, int], set[str]]:
+    """Read the size of a frame and the remarks about it.
+
+    The frame is decoded only if its format requires that.
 
     Args:
         path: An image file.
+        rule: The rule by which it will be decoded.
 
     Returns:
-        Width and height in pixels, after applying the EXIF orientation.
+        Width and height in pixels, and the remarks.
 
     Raises:
         DataError: If the file is not an image.
     """
-    with _open(path) as image:
-        sideways = image.getexif().get(_EXIF_ORIENTATION) in _EXIF_SIDEWAYS
-        return (image.height, image.width) if sideways else image.size
+    content = read_frame_file(path)
+    try:
+        return rule.size(content), rule.remarks(content)
+    except BadImage as error:
+        raise _unreadable(path, error) from error
 
 
-def read_frame(path: Path) -> Image.Image:
+def read_frame(path: Path, rule: ImageRule = DEFAULT_RULE) -> Image.Image:
     """Read a frame.
 
     Args:
         path: An image file.
+        rule: The rule by which it is decoded.
 
     Returns:
-        The RGB image, rotated by its EXIF orientation.
+        The RGB image.
 
     Raises:
         DataError: If the file cannot be decoded.
     """
-    with _open(path) as image:
-        return _decode(image, str(path))
+    try:
+        return rule.decode(read_frame_file(path))
+    except BadImage as error:
+        raise _unreadable(path, error) from error
 
 
-def read_frames(where: Path) -> tuple[list[str], Iterator[Image.Image]]:
+def read_frames(where: Path, rule: ImageRule = DEFAULT_RULE) -> tuple[list[str], Iterator[Image.Image]]:
     """Read the frames of a video.
 
     Args:
         where: A folder of frames, or an animated image.
+        rule: The rule by which frames are decoded.
 
     Returns:
         The names of the frames without endings, and an iterator that decodes one frame at a time, in the same order.
@@ -70,13 +119,12 @@ def read_frames(where: Path) -> tuple[list[str], Iterator[Image.Image]]:
     """
     if where.is_dir():
         paths = list_frames(where)
-        return [path.stem for path in paths], map(read_frame, paths)
-    with _open(where) as image:
-        try:
-            count = getattr(image, "n_frames", 1)
-        except _DECODING_ERRORS as error:
-            raise DataError(f"{where} cannot be decoded: {error}") from error
-    return [f"{number:05d}" for number in range(count)], _read_animation(where)
+        return [path.stem for path in paths], (read_frame(path, rule) for path in paths)
+    try:
+        animation = Animation(read_frame_file(where), rule)
+    except BadImage as error:
+        raise _unreadable(where, error) from error
+    return [f"{number:05d}" for number in range(len(animation))], _read_animation(where, animation)
 
 
 def list_frames(folder: Path) -> list[Path]:
@@ -130,33 +178,35 @@ def _natural_order(path: Path) -> list[tuple[int, str]]:
     return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", path.stem)]
 
 
-def _read_animation(path: Path) -> Iterator[Image.Image]:
-    with _open(path) as image:
-        for number in range(getattr(image, "n_frames", 1)):
-            try:
-                image.seek(number)
-            except _DECODING_ERRORS as error:
-                raise DataError(f"frame {number} of {path} cannot be decoded: {error}") from error
-            yield _decode(image, f"frame {number} of {path}")
+def _read_animation(path: Path, animation: Animation) -> Iterator[Image.Image]:
+    for number in range(len(animation)):
+        try:
+            yield animation(number)
+        except BadImage as error:
+            raise DataError(f"frame {number} of {path} cannot be decoded: {error}") from error
 
 
-def _open(path: Path) -> Image.Image:
+def read_frame_file(path: Path) -> bytes:
+    """Read the content of the file of a frame.
+
+    Args:
+        path: An image file.
+
+    Returns:
+        Its content.
+
+    Raises:
+        DataError: If it cannot be read, or is not an image file.
+    """
     try:
-        return Image.open(path)
-    except Image.UnidentifiedImageError as error:
-        video = path.suffix.lower() in _VIDEO_EXTENSIONS
-        advice = ". Extract the frames of a video with: ffmpeg -i VIDEO -start_number 0 -q:v 2 FRAMES/%05d.jpg" if video else ""
-        raise DataError(f"{path} is an unsupported or corrupted image file{advice}") from error
-    except (OSError, Image.DecompressionBombError) as error:
-        raise DataError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from error
+        return read_file(path)
+    except BadImage as error:
+        raise _unreadable(path, error) from error
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}") from error
 
 
-def _decode(image: Image.Image, name: str) -> Image.Image:
-    try:
-        rotated = ImageOps.exif_transpose(image)
-        assert rotated is not None
-        if rotated.mode.startswith("I"):  # 16-bit gray: PIL would clip values above 255 instead of scaling them.
-            rotated = Image.fromarray((np.asarray(rotated) >> 8).clip(0, 255).astype(np.uint8))
-        return rotated.convert("RGB")
-    except _DECODING_ERRORS as error:
-        raise DataError(f"{name} cannot be decoded: {error}") from error
+def _unreadable(path: Path, error: BadImage) -> DataError:
+    video = path.suffix.lower() in _VIDEO_EXTENSIONS
+    advice = ". Extract the frames of a video with: ffmpeg -i VIDEO -start_number 0 -q:v 2 FRAMES/%05d.jpg" if video else ""
+    return DataError(f"{path} cannot be decoded: {error}{advice}")

@@ -6,6 +6,7 @@ N images, C classes.
 
 from __future__ import annotations
 
+import concurrent.futures
 import dataclasses
 import hashlib
 import os
@@ -16,9 +17,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from dinoeval.data.loading import ImageReader, load_image
+from dinoeval import distributed
+from dinoeval.data.loading import DEFAULT_RULE, ImageReader, ImageRule, load_image, read_file
+from dinoeval.data.remarks import REMARKS
 from dinoeval.display import short_repr
-from dinoeval.errors import DataError, join_names
+from dinoeval.errors import BadImage, DataError, join_names
 
 TRAIN = "train"
 """Name of the training split."""
@@ -48,6 +51,8 @@ class ImageSet:
     pixels."""
     reader: ImageReader
     """Returns the content of an image by its row. It can be pickled if the images are files or arrays."""
+    rule: ImageRule = DEFAULT_RULE
+    """The rule by which the images are decoded."""
 
     __repr__ = short_repr
 
@@ -68,19 +73,51 @@ class ImageSet:
         return len(self) < 2000 and int(self.sizes.sum()) < 50_000_000
 
     def open(self, row: int) -> Image.Image:
-        """Decode an image to RGB, without applying its EXIF orientation.
+        """Decode an image to RGB by the rule of the set.
 
         Args:
             row: Number of the image, 0 <= row < N.
 
         Returns:
-            The RGB image.
+            The RGB image. `info` holds the remarks about it.
 
         Raises:
             BadImage: If the image cannot be decoded.
             DataError: If the disk fails.
         """
-        return load_image(self.reader, row, self.paths[row])
+        return load_image(self.reader, row, self.paths[row], self.rule)
+
+    def with_rule(self, rule: ImageRule) -> ImageSet:
+        """Return the same images, decoded by another rule.
+
+        Args:
+            rule: The rule.
+
+        Returns:
+            An image set with equal names and labels.
+        """
+        return self if rule == self.rule else dataclasses.replace(self, rule=rule)
+
+    def remarks(self) -> dict[str, list[str]]:
+        """Find the remarks about all images.
+
+        Files are read, but decoded only if their format requires it. The processes of a run share the work.
+
+        Returns:
+            Names of images by remark. Unreadable images have none.
+        """
+        with concurrent.futures.ThreadPoolExecutor(8) as pool:
+            rows = list(distributed.shard(len(self)))
+            own = [(row, found) for row, found in zip(rows, pool.map(self._remarks_of, rows), strict=True) if found]
+        found = sorted((row, found) for part in distributed.all_gather(own) for row, found in part)
+        named = {remark: [self.paths[row] for row, of_image in found if remark in of_image] for remark in REMARKS}
+        return {remark: names for remark, names in named.items() if names}
+
+    def _remarks_of(self, row: int) -> set[str]:
+        try:
+            return self.rule.remarks(self.reader(row))
+        except (BadImage, OSError):
+            return set()
 
     def fingerprint(self) -> str:
         """Hash the ordered names, sizes, labels and class names.
@@ -137,11 +174,11 @@ def from_files(
         The image set, in the order of `names`.
 
     Raises:
-        DataError: If a file does not exist.
+        DataError: If a file does not exist. A broken link is an unreadable image.
     """
     full = tuple(os.path.join(root, entry) for entry in names)  # noqa: PTH118  A million Path objects take long.
     try:
-        stats = [os.stat(path) for path in full]  # noqa: PTH116
+        stats = [_stat(path) for path in full]
     except OSError as error:
         raise DataError(f"{name} lists image {error.filename}, which cannot be read: {error.strerror}") from error
     except ValueError as error:
@@ -158,6 +195,15 @@ def from_files(
         stamp=hashlib.sha256(os.fsencode(root.resolve()) + times.tobytes()).hexdigest()[:16],
         reader=_FileReader(full),
     )
+
+
+def _stat(path: str) -> os.stat_result:
+    try:
+        return os.stat(path)  # noqa: PTH116
+    except OSError:
+        if Path(path).is_symlink():  # Opening it will fail, and reports it as an unreadable image.
+            return os.lstat(path)
+        raise
 
 
 def from_pixels(name: str, split: str, pixels: np.ndarray, labels: np.ndarray, classes: Sequence[str]) -> ImageSet:
@@ -190,18 +236,39 @@ def from_pixels(name: str, split: str, pixels: np.ndarray, labels: np.ndarray, c
     )
 
 
-def in_memory(images: Sequence[Image.Image]) -> ImageSet:
+def in_memory(images: Sequence[Image.Image], first: int = 0) -> ImageSet:
     """Make an image set without labels from open images.
 
     Args:
         images: N images of any mode.
+        first: Number in the name of the first image.
 
     Returns:
         The image set. Its stamp is random, so no two such sets share cached features.
     """
-    names = tuple(f"{row:05d}" for row in range(len(images)))
+    names = tuple(f"{first + row:05d}" for row in range(len(images)))
     sizes, reader = np.zeros(len(names), np.int64), tuple(images).__getitem__
     return ImageSet(name="memory", split="all", paths=names, sizes=sizes, stamp=secrets.token_hex(), reader=reader)
+
+
+def join_images(sets: Sequence[ImageSet]) -> ImageSet:
+    """Join image sets, of files or of open images, to one set without labels.
+
+    Args:
+        sets: Image sets.
+
+    Returns:
+        Their images in order. The stamp is random, so no two such sets share cached features.
+    """
+    names = [name for one in sets for name in one.paths]
+    return ImageSet(
+        name="memory",
+        split="all",
+        paths=tuple(names),
+        sizes=np.concatenate([one.sizes for one in sets]) if names else np.zeros(0, np.int64),
+        stamp=secrets.token_hex(),
+        reader=_JoinedReader(tuple((one.reader, row) for one in sets for row in range(len(one)))),
+    )
 
 
 def require_classes(images: ImageSet, at_least: int = 2) -> None:
@@ -228,7 +295,7 @@ class _FileReader:
     paths: tuple[str, ...]
 
     def __call__(self, row: int) -> bytes:
-        return Path(self.paths[row]).read_bytes()
+        return read_file(self.paths[row])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -237,6 +304,15 @@ class _PixelReader:
 
     def __call__(self, row: int) -> Image.Image:
         return Image.fromarray(self.pixels[row])
+
+
+@dataclasses.dataclass(frozen=True)
+class _JoinedReader:
+    parts: tuple[tuple[ImageReader, int], ...]
+
+    def __call__(self, row: int) -> bytes | Image.Image:
+        reader, own_row = self.parts[row]
+        return reader(own_row)
 
 
 @dataclasses.dataclass(frozen=True)

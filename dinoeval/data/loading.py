@@ -1,70 +1,315 @@
-"""How an image file becomes RGB pixels: the one rule that every protocol, search and training run uses.
+"""How an image file becomes RGB pixels: the one rule of every command, for files and for images that a program passes.
 
-The EXIF orientation is ignored, as in the released code.
+Formats are those of `dinoeval.data.pillow`, and a file must be a regular one. The first image of a file counts, in full: a
+truncated file is rejected. The EXIF orientation is ignored, as in the released code, unless `exif_transpose` is set. 16-bit
+values are scaled to 8 bits. Types without a defined white (32-bit integers, floats, signed integers) are rejected. Transparent
+pixels are laid on white. Color profiles are ignored, as in torchvision.
 """
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import io
-from collections.abc import Callable
+import os
+import stat
+from collections.abc import Callable, Iterator
+from typing import Any
 
-from PIL import Image
+import numpy as np
+from PIL import Image, ImageCms
 
+from dinoeval.data.pillow import EXTENSIONS, check_size, is_known, load_pixels, open_image, without_warnings
+from dinoeval.data.remarks import ORIENTED, SEVERAL_FRAMES, remarks_of
 from dinoeval.errors import BadImage, DataError
 
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
-"""Endings of image files, the list of torchvision's ImageFolder."""
+__all__ = ["DEFAULT_RULE", "EXTENSIONS", "MAX_BYTES", "ImageReader", "ImageRule", "load_image", "read_file"]
+
+VERSION = 1
+"""Version of the rule in its id. It is raised when the same file would give other pixels."""
+MAX_BYTES = 2 << 30
+"""Largest image file that is read, in bytes."""
+_ORIENTATION = 0x0112  # tag of EXIF
+_TRANSPOSE = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_INVERSE = {Image.Transpose.ROTATE_270: Image.Transpose.ROTATE_90, Image.Transpose.ROTATE_90: Image.Transpose.ROTATE_270}
+_SIDEWAYS = (5, 6, 7, 8)  # orientations that exchange width and height
+_BITS_PER_SAMPLE, _PHOTOMETRIC = 258, 262  # tags of TIFF
+_ANIMATED = ("GIF", "PNG", "WEBP", "AVIF", "HEIF", "TIFF")  # An MPO holds one photograph; its other images are previews.
+_LOW_DEPTH = {"1": 255, "L;2": 85, "L;4": 17}  # factor from the gray values of a PNG to 8 bits
+_WHITE = (255, 255, 255)
 
 ImageReader = Callable[[int], bytes | Image.Image]
 """Returns the file content of an image, or the opened image, by its row."""
 
 
-def load_image(reader: ImageReader, row: int, name: str) -> Image.Image:
+@dataclasses.dataclass(frozen=True)
+class ImageRule:
+    """The rule by which images are read; its id is part of cache keys and Results."""
+
+    exif_transpose: bool = False
+    """Rotate images by their EXIF orientation. The released code does not."""
+
+    @property
+    def id(self) -> str:
+        """Name of the rule, such as `image@1` or `image@1+exif`."""
+        return f"image@{VERSION}{'+exif' * self.exif_transpose}"
+
+    def decode(self, content: bytes | Image.Image, draft: int | None = None) -> Image.Image:
+        """Decode an image to RGB.
+
+        Args:
+            content: The content of an image file, or an image opened by PIL. Of an image that shows a later frame, that frame.
+            draft: A JPEG may be decoded at a fraction of its size, with sides of at least so many pixels, which is faster.
+
+        Returns:
+            The RGB image. `info` holds its remarks: the keys ORIENTED and SEVERAL_FRAMES if they apply.
+
+        Raises:
+            BadImage: If the content cannot be decoded, is larger than the limits, or its pixels have no defined white.
+
+        Examples:
+            >>> ImageRule().decode(Image.new("LA", (4, 2), (7, 255))).getpixel((0, 0))
+            (7, 7, 7)
+        """
+        with _pillow_errors():
+            image = open_image(io.BytesIO(content)) if isinstance(content, bytes) else content
+            if draft:
+                image.draft(None, (draft, draft))  # type: ignore[arg-type]
+            rgb = self.render(image)
+            if isinstance(content, bytes) and _has_several_frames(image):
+                rgb.info[SEVERAL_FRAMES] = True
+            return rgb
+
+    def render(self, image: Image.Image, frame: int | None = None) -> Image.Image:
+        """Decode a frame of an opened image to RGB.
+
+        Args:
+            image: An image opened by PIL.
+            frame: Number of the frame (default: the current one).
+
+        Returns:
+            The RGB image, with the remark ORIENTED in `info` if it applies.
+
+        Raises:
+            BadImage: As for `decode`.
+        """
+        with _pillow_errors():
+            if frame is not None:
+                image.seek(frame)
+            check_size(image.size)
+            # Pillow rotates TIFF files while it decodes them, and drops the tag.
+            rotated = _orientation(image) if image.format == "TIFF" and getattr(image, "tile", None) else 1
+            rawmode = _rawmode(image)
+            load_pixels(image)
+            orientation = rotated if image.format == "TIFF" else _orientation(image)
+            remarks: dict[Any, Any] = dict.fromkeys(remarks_of(image), True) | ({ORIENTED: True} if orientation > 1 else {})
+            rgb = _to_rgb(image, rawmode)
+            if rotated > 1 and not self.exif_transpose:
+                turn = _TRANSPOSE[rotated]
+                rgb = rgb.transpose(_INVERSE.get(turn, turn))
+            elif orientation > 1 and rotated == 1 and self.exif_transpose:
+                rgb = rgb.transpose(_TRANSPOSE[orientation])
+            rgb.info = remarks
+            return rgb
+
+    def size(self, content: bytes) -> tuple[int, int]:
+        """Read the size of an image, without decoding its pixels if the format allows it.
+
+        Args:
+            content: The content of an image file.
+
+        Returns:
+            Width and height of the decoded image, in pixels.
+
+        Raises:
+            BadImage: If the content is not an image, or is larger than the limits.
+        """
+        with _pillow_errors():
+            image = open_image(io.BytesIO(content))
+            orientation = _orientation(image, content)
+            stored_sideways = image.format == "TIFF" and image.size != image._tile_size  # type: ignore[attr-defined]
+            exchanged = (orientation in _SIDEWAYS and self.exif_transpose) != stored_sideways
+            return (image.height, image.width) if exchanged else image.size
+
+    def remarks(self, content: bytes | Image.Image) -> set[str]:
+        """Find the remarks about an image.
+
+        Its pixels are decoded only if the format requires it.
+
+        Args:
+            content: The content of an image file, or an image opened by PIL.
+
+        Returns:
+            Any of ORIENTED and SEVERAL_FRAMES; none for content that is not an image.
+        """
+        try:
+            with _pillow_errors():
+                image = open_image(io.BytesIO(content)) if isinstance(content, bytes) else content
+                found = {ORIENTED} if _orientation(image, content) > 1 else set()
+                return found | ({SEVERAL_FRAMES} if isinstance(content, bytes) and _has_several_frames(image) else set())
+        except BadImage:
+            return set()
+
+
+DEFAULT_RULE = ImageRule()
+"""The rule of the paper."""
+
+
+def load_image(reader: ImageReader, row: int, name: str, rule: ImageRule) -> Image.Image:
     """Read an image and decode it to RGB.
 
     Args:
         reader: Returns the content of the image.
         row: Number of the image, passed to `reader`.
         name: Name of the image for error messages.
+        rule: The rule by which it is decoded.
 
     Returns:
-        The RGB image, not rotated by its EXIF orientation.
+        The RGB image, with its remarks in `info`.
 
     Raises:
         BadImage: If the file does not exist, is not readable or cannot be decoded.
-        DataError: If the disk fails.
+        DataError: If the disk fails, or the memory does not suffice.
     """
     try:
         content = reader(row)
-    except (FileNotFoundError, PermissionError, IsADirectoryError) as error:
+        return rule.decode(content)
+    except (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError) as error:
         raise BadImage(error.strerror) from error
     except OSError as error:  # An I/O error does not mean that the image is corrupted.
         raise DataError(f"{name} cannot be read: {error.strerror}. Rerun the command to resume.") from error
-    return decode_image(content)
+    except MemoryError as error:
+        raise DataError(f"not enough memory to decode {name}: use fewer --workers, or a smaller image") from error
 
 
-def decode_image(content: bytes | Image.Image) -> Image.Image:
-    """Decode an image to RGB.
+def read_file(path: str | os.PathLike[str]) -> bytes:
+    """Read an image file, if it is a regular file that begins like an image.
 
     Args:
-        content: The content of an image file, or an image opened by PIL.
+        path: The file.
 
     Returns:
-        The RGB image, not rotated by its EXIF orientation.
+        Its content.
 
     Raises:
-        BadImage: If the content cannot be decoded.
+        BadImage: If it is a device, a pipe, a folder or the like, if it is empty or larger than MAX_BYTES, or if its first bytes
+            belong to no format that is read.
+        OSError: If it cannot be read.
+    """
+    _check_regular(os.stat(path))  # noqa: PTH116  before it is opened, because opening some devices has effects
+    # A pipe that took the place of the file meanwhile must not block.
+    with os.fdopen(os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)), "rb") as file:
+        size = _check_regular(os.fstat(file.fileno()))
+        if not is_known(prefix := file.read(16)):
+            raise BadImage("unsupported or corrupted image file")
+        return prefix + file.read(size - len(prefix))
 
-    Examples:
-        >>> decode_image(Image.new("L", (4, 2), 7)).getpixel((0, 0))
-        (7, 7, 7)
+
+def _check_regular(status: os.stat_result) -> int:
+    """Return the size of a file in bytes; raise BadImage if it cannot be an image. Files of /proc have size 0."""
+    if not stat.S_ISREG(status.st_mode):
+        raise BadImage("not a regular file")
+    if not status.st_size:
+        raise BadImage("the file is empty")
+    if status.st_size > MAX_BYTES:
+        raise BadImage(f"{status.st_size:,} bytes exceed the limit of {MAX_BYTES:,} bytes")
+    return status.st_size
+
+
+@contextlib.contextmanager
+def _pillow_errors() -> Iterator[None]:
+    """Turn what Pillow raises for a corrupted image, which can be any exception, into BadImage."""
+    with without_warnings():
+        try:
+            yield
+        except (BadImage, MemoryError):
+            raise
+        except Exception as error:
+            raise BadImage(" ".join(str(error).split()) or type(error).__name__) from error
+
+
+def _orientation(image: Image.Image, content: bytes | Image.Image | None = None) -> int:
+    """Return the EXIF orientation, 1 to 8; 1 if there is none or the EXIF data are corrupted.
+
+    Args:
+        image: An opened image. It is not decoded, unless it is a PNG whose metadata may follow the pixels.
+        content: Its file.
     """
     try:
-        image = content if isinstance(content, Image.Image) else Image.open(io.BytesIO(content))
-        return image.convert("RGB")
-    except Image.UnidentifiedImageError as error:
-        raise BadImage("unsupported or corrupted image file") from error
+        if image.format == "PNG" and isinstance(content, bytes):
+            tail = content[content.rfind(b"IDAT") :]
+            if any(chunk in tail for chunk in (b"eXIf", b"tEXt", b"zTXt", b"iTXt")):
+                load_pixels(image)
+        value = Image.Image.getexif(image).get(_ORIENTATION)
+        return value if value in _TRANSPOSE else 1
     except MemoryError:
         raise
-    except Exception as error:  # A corrupted file can make Pillow raise any exception.
-        raise BadImage(str(error).strip() or type(error).__name__) from error
+    except Exception:  # noqa: BLE001  Pillow raises many types of exceptions for corrupted EXIF data.
+        return 1
+
+
+def _has_several_frames(image: Image.Image) -> bool:
+    try:
+        return image.format in _ANIMATED and bool(getattr(image, "is_animated", False))
+    except MemoryError:
+        raise
+    except Exception:  # noqa: BLE001  The next frame of a GIF is corrupted.
+        return True
+
+
+def _rawmode(image: Image.Image) -> str:
+    """Return how the pixels of an opened PNG are stored, such as `RGB;16B`; empty after decoding."""
+    tile = getattr(image, "tile", None)
+    return str(tile[0][3]) if image.format == "PNG" and tile else ""
+
+
+def _to_rgb(image: Image.Image, rawmode: str) -> Image.Image:
+    """Convert decoded pixels of any mode to RGB."""
+    mode = image.mode
+    if mode.startswith("I;16") or (mode == "I" and image.format in ("PNG", "PPM")):  # Pillow opens some 16-bit files as mode I.
+        return _from_16_bits(image)
+    if mode in ("I", "F"):
+        kind = "floating-point" if mode == "F" else "signed or 32-bit integer"
+        raise BadImage(f"{kind} pixels, which have no defined white: save the image with 8 or 16 bits per channel")
+    if mode == "LAB":
+        return _from_lab(image)
+    if not image.has_transparency_data:
+        return image.convert("RGB")
+    if mode == "RGB" and ";16" in rawmode:
+        raise BadImage("a transparent color of 16 bits per channel: save the image with 8 bits, or with an alpha channel")
+    if rawmode in _LOW_DEPTH and isinstance(image.info.get("transparency"), int):
+        image.info["transparency"] *= _LOW_DEPTH[rawmode]  # Pillow scales the pixels to 8 bits, but not this value.
+    if mode == "La":
+        image = image.convert("LA")
+    transparent = image.convert("RGBA")
+    opaque = Image.new("RGB", image.size, _WHITE)
+    opaque.paste(transparent, mask=transparent)
+    return opaque
+
+
+def _from_16_bits(image: Image.Image) -> Image.Image:
+    """Scale unsigned gray values of up to 16 bits to 8 bits, rounded: 65535 becomes 255."""
+    values = np.asarray(image)
+    tags: Any = getattr(image, "tag_v2", {})
+    bits = tags.get(_BITS_PER_SAMPLE, 16)
+    largest = (1 << (bits[0] if isinstance(bits, tuple) else bits)) - 1
+    scaled = ((np.arange(65536) * 255 + largest // 2) // largest).clip(max=255).astype(np.uint8)[values.astype(np.uint16)]
+    if tags.get(_PHOTOMETRIC) == 0:  # 0 is white. Pillow inverts such values of 8 bits only.
+        scaled = 255 - scaled
+    if isinstance(transparent := image.info.get("transparency"), int):
+        scaled[values == transparent] = 255
+    return Image.fromarray(scaled).convert("RGB")
+
+
+def _from_lab(image: Image.Image) -> Image.Image:
+    converted = ImageCms.profileToProfile(image, ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB"), outputMode="RGB")
+    assert converted is not None
+    return converted

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from PIL import Image
+
 from dinoeval.data.folders import list_images, open_split_folder
-from dinoeval.data.images import ImageSet, Splits, from_files
+from dinoeval.data.images import ImageSet, Splits, from_files, in_memory, join_images
 from dinoeval.data.loading import EXTENSIONS
 from dinoeval.data.sources import NAMES, open_named
 from dinoeval.data.tables import TABLE_EXTENSIONS, open_split_table, read_table
@@ -85,6 +87,27 @@ def open_images(where: str | Path | Iterable[str | Path]) -> ImageSet:
     if not names:
         raise DataError("no images found: pass a folder, a CSV table or image files")
     return from_files("images", "all", Path(), names)
+
+
+def open_mixed(items: Sequence[str | Path | Image.Image]) -> ImageSet:
+    """Open a list of files, folders and open images, without labels.
+
+    Args:
+        items: Paths as for `open_images`, and PIL images.
+
+    Returns:
+        The image set, in the order of `items`.
+
+    Raises:
+        DataError: If an item is neither, nothing is found, or a path does not exist.
+    """
+    if others := [type(item).__name__ for item in items if not isinstance(item, (str, Path, Image.Image))]:
+        raise DataError(f"images must be paths or PIL images, got {others[0]}: convert arrays with PIL.Image.fromarray")
+    if not any(isinstance(item, Image.Image) for item in items):
+        return open_images(items)  # type: ignore[arg-type]
+    return join_images(
+        [in_memory([item], number) if isinstance(item, Image.Image) else open_images(item) for number, item in enumerate(items)]
+    )
 
 
 def _check_splits(train: ImageSet, val: ImageSet) -> None:

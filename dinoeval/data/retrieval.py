@@ -16,7 +16,7 @@ from PIL import Image
 
 from dinoeval.data.images import ImageSet, from_files
 from dinoeval.data.pickles import open_pickle
-from dinoeval.data.transforms import MAX_PIXELS
+from dinoeval.data.transforms import MAX_PIXELS, crop_box
 from dinoeval.display import short_repr
 from dinoeval.errors import BadImage, DataError, join_names
 from dinoeval.files import expand
@@ -33,6 +33,7 @@ LEVELS: dict[Level, tuple[tuple[str, ...], tuple[str, ...]]] = {
 }
 """For each level, the lists of correct images and the lists that are removed from the ranking (example_evaluate.py of
 revisitop)."""
+_MAX_NAME_BYTES = 250  # of a file, without .jpg
 _LISTS = ("easy", "hard", "junk")
 _ORIGINAL = (
     "The revisited dataset has other labels and queries than the original one, so scores cannot be compared: download "
@@ -146,7 +147,9 @@ class _CroppedReader:
             raise BadImage(f"the box {_format_box(box)} is outside the image of {image.width} x {image.height} pixels")
         if (right - left) * (bottom - top) > MAX_PIXELS:
             raise BadImage(f"the box {_format_box(box)} has more than {MAX_PIXELS:,} pixels")
-        return image.crop((left, top, right, bottom))
+        part = crop_box(image, (left, top, right, bottom))
+        part.info = image.info
+        return part
 
 
 def _format_box(box: tuple[float, ...]) -> str:
@@ -173,12 +176,19 @@ def _parse_names(path: Path, content: Any, key: str) -> list[str]:
         found = f"a dict with {join_names(map(str, content))}" if isinstance(content, dict) else f"a {type(content).__name__}"
         raise DataError(f"invalid ground-truth file {path}: expected a dict with imlist, qimlist and gnd, got {found}")
     names = content[key]
-    if not isinstance(names, (list, tuple, np.ndarray)) or not len(names):
+    names = list(names) if isinstance(names, np.ndarray) and names.ndim else names
+    if not isinstance(names, (list, tuple)) or not len(names):
         raise DataError(f"{path}: {key} must be a list of at least one name")
-    invalid = [entry for entry in names if not isinstance(entry, str) or not entry or "\0" in entry or ".." in Path(entry).parts]
+    invalid = [entry for entry in names if not isinstance(entry, str) or not _can_be_path(entry)]
     if invalid or any(Path(entry).is_absolute() for entry in names):
         raise DataError(f"{path}: {key} has names that cannot be images in jpg/: {join_names(map(repr, invalid or names))}")
     return [str(entry) for entry in names]
+
+
+def _can_be_path(name: str) -> bool:
+    parts = Path(name).parts
+    too_long = any(len(part.encode(errors="surrogatepass")) > _MAX_NAME_BYTES for part in parts)
+    return bool(parts) and "\0" not in name and ".." not in parts and not too_long
 
 
 def _parse_ground_truth(path: Path, content: dict, database: int, queries: int) -> tuple[Query, ...]:

@@ -1,33 +1,34 @@
 """Images with one mask each: PASCAL VOC 2012 segmentation, or a folder with images/ and masks/ of equal names.
 
-Labels of masks: 0 is background, 255 is void (in VOC, borders and difficult regions), other values are objects. The EXIF
-orientation is applied neither to images nor to masks; Pillow rotates TIFF files by itself.
+Labels of masks: 0 is background, 255 is void (in VOC, borders and difficult regions), other values are objects.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import io
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from PIL import Image
 
 from dinoeval.data.folders import list_entries
 from dinoeval.data.images import ImageSet, from_files
+from dinoeval.data.loading import DEFAULT_RULE, ImageRule
 from dinoeval.data.masks import VOID, is_binary_mask, read_mask
 from dinoeval.data.opening import open_images
+from dinoeval.data.remarks import ORIENTED, add_remarks, remarks_of
 from dinoeval.display import short_repr
 from dinoeval.errors import BadImage, DataError, join_names
 from dinoeval.files import expand
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 Objects = Literal["instance", "class"]
 _VOC_LIST = "ImageSets/Segmentation/val.txt"
 _VOC_FOLDERS = ("", "VOC2012", "VOCdevkit/VOC2012")
 _VOC_MASKS: dict[Objects, str] = {"instance": "SegmentationObject", "class": "SegmentationClass"}
-_EXIF_ORIENTATION = 0x0112
-_EXIF_SIDEWAYS = (5, 6, 7, 8)  # orientations that exchange width and height
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -51,6 +52,8 @@ class MaskedImages:
     """Images that are left out because they cannot be used: `path` and `reason` of each."""
     unmatched_masks: tuple[str, ...] = ()
     """Masks without an image."""
+    remarks: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
+    """Names of images by remark."""
 
     __repr__ = short_repr
 
@@ -66,7 +69,9 @@ class MaskedImages:
         return read_mask(self.mask_folder / self.masks.paths[row])
 
 
-def open_segmentation(data: str | Path, objects: Objects = "instance", *, min_side: int = 1, skip_bad: bool = False) -> MaskedImages:
+def open_segmentation(
+    data: str | Path, objects: Objects = "instance", *, min_side: int = 1, skip_bad: bool = False, rule: ImageRule = DEFAULT_RULE
+) -> MaskedImages:
     """Open a segmentation dataset and check all its images and masks.
 
     Args:
@@ -74,6 +79,7 @@ def open_segmentation(data: str | Path, objects: Objects = "instance", *, min_si
         objects: Which masks of VOC to use; other folders have one kind.
         min_side: Smallest usable side of an image in pixels.
         skip_bad: Whether to leave out unusable images instead of raising an error.
+        rule: The rule by which images are decoded.
 
     Returns:
         The images that can be used and have an object.
@@ -85,18 +91,23 @@ def open_segmentation(data: str | Path, objects: Objects = "instance", *, min_si
     root = expand(data)
     voc = next((root / folder for folder in _VOC_FOLDERS if (root / folder / _VOC_LIST).is_file()), None)
     opened = _open_voc(voc, objects) if voc else _open_folder(root)
+    opened = dataclasses.replace(opened, images=opened.images.with_rule(rule))
     kept, empty, bad = [], [], []
+    remarks: dict[str, list[str]] = {}
     binary, indexed = [], []
     for row, path in enumerate(opened.images.paths):
         try:
-            size = opened.images.open(row).size
+            image = opened.images.open(row)
+            size = image.size
             if min(size) < min_side:
                 raise BadImage(f"{size[0]} x {size[1]} pixels, the smallest usable side is {min_side}")
         except BadImage as error:
             bad.append({"path": path, "reason": str(error)})
             continue
-        mask = _read_mask_of_size(opened, row, size)
+        mask = _read_mask_of_size(opened, row, image)
         (kept if len(object_labels(mask)) else empty).append(row)
+        if row in kept[-1:]:
+            add_remarks(remarks, image, path)
         if mask.max() > 1:
             indexed.append(opened.masks.paths[row])
         elif mask.any() and is_binary_mask(opened.mask_folder / opened.masks.paths[row]):
@@ -119,6 +130,7 @@ def open_segmentation(data: str | Path, objects: Objects = "instance", *, min_si
         masks=opened.masks.subset(kept),
         empty=tuple(opened.images.paths[row] for row in empty),
         bad=tuple(bad),
+        remarks=remarks,
     )
 
 
@@ -176,21 +188,17 @@ def _names_by_stem(folder: Path) -> dict[str, str]:
     return found
 
 
-def _read_mask_of_size(opened: MaskedImages, row: int, size: tuple[int, int]) -> np.ndarray:
-    """Read the mask of an image and check its size (width, height)."""
-    mask = opened.read_mask(row)
+def _read_mask_of_size(opened: MaskedImages, row: int, image: Image.Image) -> np.ndarray:
+    """Read the mask of an image and check its size."""
+    mask, size = opened.read_mask(row), image.size
     height, width = mask.shape
     if (width, height) != size:
         message = (
             f"mask {opened.masks.paths[row]} has {width} x {height} pixels, its image {opened.images.paths[row]} {size[0]} x {size[1]}"
         )
-        if (height, width) == size and _has_sideways_exif(opened.images, row):
-            message += " before its EXIF orientation, which is not applied: rotate the pixels of the image itself"
+        if (height, width) == size and ORIENTED in remarks_of(image):
+            applied = opened.images.rule.exif_transpose
+            message += " after applying" if applied else " without applying"
+            message += f" its EXIF orientation: pass --{'no-' * applied}exif-transpose"
         raise DataError(message)
     return mask
-
-
-def _has_sideways_exif(images: ImageSet, row: int) -> bool:
-    content = images.reader(row)
-    assert isinstance(content, bytes)
-    return Image.open(io.BytesIO(content)).getexif().get(_EXIF_ORIENTATION) in _EXIF_SIDEWAYS

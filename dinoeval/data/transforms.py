@@ -30,7 +30,7 @@ MULTISCALE = (1.0, 2**-0.5, 0.5)
 VERSION = 1
 """Version of the transforms in their ids."""
 MAX_PIXELS = 178_956_970
-"""Largest number of pixels of an image, the limit at which Pillow raises an error."""
+"""Largest number of pixels of a resized image."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,7 +96,7 @@ class CenterCrop:
             raise BadImage(f"{width} x {height} pixels would be resized to {new_width} x {new_height}")
         # The whole image is resized before the crop: PIL can resample the cropped box alone, but gives other pixels.
         resized = image.resize((new_width, new_height), Image.Resampling[self.interpolation.upper()])
-        return _to_tensor(resized.crop((left, top, left + self.crop, top + self.crop)))
+        return _to_tensor(crop_box(resized, (left, top, left + self.crop, top + self.crop)))
 
 
 DINO_TRANSFORM = CenterCrop()
@@ -174,11 +174,31 @@ class RandomResizedCrop:
             torch.default_generator.manual_seed(seed)
             top, left, height, width = transforms.RandomResizedCrop.get_params(image, [0.08, 1.0], [3 / 4, 4 / 3])  # type: ignore[arg-type]
             flip = bool(torch.rand(1) < 0.5)
-        part = image.crop((left, top, left + width, top + height))
+        part = crop_box(image, (left, top, left + width, top + height))
         pixels = part.resize((self.crop, self.crop), Image.Resampling.BILINEAR)
         if flip:
             pixels = pixels.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         return _to_tensor(pixels)
+
+
+def crop_box(image: Image.Image, box: tuple[int, int, int, int]) -> Image.Image:
+    """Crop an image as `Image.crop` does.
+
+    `Image.crop` itself obeys `PIL.Image.MAX_IMAGE_PIXELS`, which belongs to the calling program.
+
+    Args:
+        image: An image.
+        box: Left, top, right and bottom in pixels. Pixels outside the image are black.
+
+    Returns:
+        The part.
+
+    Examples:
+        >>> crop_box(Image.new("RGB", (4, 4), "white"), (3, 0, 5, 1)).tobytes().hex()
+        'ffffff000000'
+    """
+    left, top, right, bottom = box
+    return image.transform((right - left, bottom - top), Image.Transform.EXTENT, box, Image.Resampling.NEAREST)
 
 
 def normalize_images(batch: Tensor, mean: Sequence[float] = MEAN, std: Sequence[float] = STD) -> Tensor:

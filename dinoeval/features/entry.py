@@ -34,7 +34,8 @@ class Entry:
 
     folder: Path
     manifest: dict[str, Any]
-    """Content of the manifest: `recipe` (the spec), `rows`, `row_shape`, checksums, `bad`, `about`, `created`."""
+    """Content of the manifest: `recipe` (the spec), `rows`, `row_shape`, checksums, `bad`, `remarks`, `about`,
+    `created`."""
 
     __repr__ = short_repr
 
@@ -57,6 +58,11 @@ class Entry:
     def bad(self) -> list[dict[str, Any]]:
         """The unreadable images: `row`, `path`, `reason`. Their features are zeros."""
         return self.manifest["bad"]
+
+    @property
+    def remarks(self) -> dict[str, list[int]]:
+        """Rows of images by remark."""
+        return self.manifest.get("remarks", {})
 
     @property
     def num_bytes(self) -> int:

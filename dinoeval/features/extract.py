@@ -179,5 +179,5 @@ def _fill(partial: Partial, extractor: Extractor, workers: int | None) -> None:
                 _log.warning("%s cannot be read; continuing, to list all such images", chunk.unreadable[0])
             features = extractor.compute(chunk, len(span), batch_size)
             extractor.backbone.check_finite(torch.from_numpy(features), [images.paths[row] for row in span])
-            partial.write(number, features, [dataclasses.asdict(image) for image in chunk.unreadable])
+            partial.write(number, features, [dataclasses.asdict(image) for image in chunk.unreadable], chunk.remarks)
             progress.update(len(span))

@@ -37,6 +37,12 @@ class Features:
     def __len__(self) -> int:
         return len(self.rows)
 
+    @property
+    def remarks(self) -> dict[str, list[str]]:
+        """Names of images by remark."""
+        named = {remark: np.isin(self.rows, rows) for remark, rows in self.entry.remarks.items()}
+        return {remark: [self.images.paths[place] for place in np.flatnonzero(found)] for remark, found in named.items() if found.any()}
+
     def pick(self, rows: np.ndarray) -> Features:
         """Select images by their rows in the entry.
 

@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader
 
 from dinoeval.data.dataset import ImageDataset, Unreadable
 from dinoeval.data.images import ImageSet
+from dinoeval.data.remarks import remarks_of
 from dinoeval.data.transforms import Transform, normalize_images
 from dinoeval.errors import BadImage, ConfigError, DataError, join_names
 from dinoeval.features.readout import Readout
@@ -45,6 +46,8 @@ class DecodedChunk(NamedTuple):
     """The images of the chunk that cannot be used."""
     error: DataError | None
     """An error that ends the extraction, such as a failing disk."""
+    remarks: dict[str, list[int]]
+    """Rows of images by remark."""
 
     def batches(self, limit: int) -> Iterator[tuple[list[int], Tensor]]:
         """Yield batches of images of equal size.
@@ -104,7 +107,7 @@ class Extractor:
 
     @property
     def dataset(self) -> ImageDataset:
-        """The images as uint8 tensors (3, H, W), or what is wrong with them."""
+        """The images as uint8 tensors with their remarks, or what is wrong with them."""
         smallest = math.ceil((self.backbone.patch_size or 1) / min(self.transform.scales))
         return ImageDataset(self.images, _MinimumSize(self.transform, smallest))
 
@@ -185,24 +188,35 @@ class _MinimumSize:
     transform: Transform
     smallest: int  # pixels
 
-    def __call__(self, image: Image.Image, row: int) -> Tensor:
+    def __call__(self, image: Image.Image, row: int) -> _Prepared:
         pixels = self.transform(image)
         height, width = pixels.shape[1:]
         if not self.transform.one_size and min(height, width) < self.smallest:
             raise BadImage(f"{width} x {height} pixels after resizing; each side must be at least {self.smallest}")
-        return pixels
+        return _Prepared(pixels, row, remarks_of(image))
 
 
-def _collate(items: list[Tensor | Unreadable | DataError]) -> DecodedChunk:
+class _Prepared(NamedTuple):
+    """An image of a chunk."""
+
+    pixels: Tensor  # uint8, (3, H, W)
+    row: int
+    remarks: list[str]
+
+
+def _collate(items: list[_Prepared | Unreadable | DataError]) -> DecodedChunk:
     error = next((item for item in items if isinstance(item, DataError)), None)
     unreadable = [item for item in items if isinstance(item, Unreadable)]
     by_size: dict[torch.Size, list[int]] = {}
+    remarks: dict[str, list[int]] = {}
     for position, item in enumerate(items):
-        if isinstance(item, Tensor):
-            by_size.setdefault(item.shape, []).append(position)
-    pixels = [items[position].flatten() for positions in by_size.values() for position in positions]  # type: ignore[union-attr]
+        if isinstance(item, _Prepared):
+            by_size.setdefault(item.pixels.shape, []).append(position)
+            for remark in item.remarks:
+                remarks.setdefault(remark, []).append(item.row)
+    pixels = [items[position].pixels.flatten() for positions in by_size.values() for position in positions]  # type: ignore[union-attr]
     groups = [(positions, tuple(shape)) for shape, positions in by_size.items()]
-    return DecodedChunk(torch.cat(pixels) if pixels else torch.empty(0, dtype=torch.uint8), groups, unreadable, error)
+    return DecodedChunk(torch.cat(pixels) if pixels else torch.empty(0, dtype=torch.uint8), groups, unreadable, error, remarks)
 
 
 def drop_unreadable(images: ImageSet, rows: np.ndarray, bad: list[dict[str, Any]], bad_images: BadImages, advice: str = "") -> np.ndarray:
@@ -272,7 +286,7 @@ def forward_readable(
     *,
     bad_images: BadImages = "error",
     batch_size: int | None = None,
-) -> tuple[np.ndarray, ImageSet]:
+) -> tuple[np.ndarray, ImageSet, dict[str, list[str]]]:
     """Compute the features of the readable images without the cache.
 
     Args:
@@ -284,7 +298,7 @@ def forward_readable(
         batch_size: Images per forward pass; by default as many as are fast on the device.
 
     Returns:
-        The features, (N, *feature_shape) float32, and the N images that can be read.
+        The features, (N, *feature_shape) float32, the N images that can be read, and names of images by remark.
 
     Raises:
         ConfigError: If the network does not offer the readout or the image size.
@@ -296,10 +310,13 @@ def forward_readable(
     chunk_rows = extractor.chunk_rows(batch_size)
     chunks = [range(start, min(start + chunk_rows, len(images))) for start in range(0, len(images), chunk_rows)]
     bad: list[dict[str, Any]] = []
+    remarks: dict[str, list[str]] = {}
     for span, chunk in zip(chunks, extractor.decode(chunks), strict=True):
         bad += [dataclasses.asdict(image) for image in chunk.unreadable]
+        for remark, of_chunk in chunk.remarks.items():
+            remarks.setdefault(remark, []).extend(images.paths[row] for row in of_chunk)
         computed = extractor.compute(chunk, len(span), chunk_rows // extractor.passes_per_chunk)
         features[span.start : span.stop] = computed.reshape(len(span), *extractor.feature_shape)
     kept = drop_unreadable(images, np.arange(len(images)), bad, bad_images)
     backbone.check_finite(torch.from_numpy(features), images.paths)
-    return (features, images) if len(kept) == len(images) else (features[kept], images.subset(kept))
+    return (features, images, remarks) if len(kept) == len(images) else (features[kept], images.subset(kept), remarks)

@@ -9,6 +9,7 @@ import time
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NoReturn
 
 import numpy as np
@@ -156,13 +157,16 @@ class Partial:
             or words[chunk] != _DONE + crc32_of(self.index, self._start(chunk), 4 * self.dim * len(self.rows_of(chunk)))
         ]
 
-    def write(self, chunk: int, features: np.ndarray, bad: list[dict[str, Any]]) -> None:
+    def write(
+        self, chunk: int, features: np.ndarray, bad: list[dict[str, Any]], remarks: Mapping[str, list[int]] = MappingProxyType({})
+    ) -> None:
         """Write the features of a chunk, then note in the journal that it is done.
 
         Args:
             chunk: Number of the chunk.
             features: (n, D) float32.
             bad: Its unreadable images: `row`, `path`, `reason`.
+            remarks: Rows of its images by remark.
 
         Raises:
             CacheError: If they cannot be written. The incomplete entry is then removed.
@@ -171,11 +175,12 @@ class Partial:
         content = features.tobytes()
         try:
             _write_at(self.index, self._start(chunk), content)
-            note = self.folder / f"bad.{chunk}"
-            if bad:
-                note.write_text(json.dumps(bad))
-            else:
-                note.unlink(missing_ok=True)
+            for kind, content_of_note in (("bad", bad), ("remarks", remarks)):
+                note = self.folder / f"{kind}.{chunk}"
+                if content_of_note:
+                    note.write_text(json.dumps(content_of_note))
+                else:
+                    note.unlink(missing_ok=True)
             _write_at(self.folder / JOURNAL, 8 * chunk, (_DONE + zlib.crc32(content)).to_bytes(8, "little"))
         except OSError as error:
             self._abandon(error)
@@ -188,6 +193,18 @@ class Partial:
         """
         images = [image for note in self.folder.glob("bad.*") for image in json.loads(note.read_text())]
         return sorted(images, key=lambda image: image["row"])
+
+    def remarks(self) -> dict[str, list[int]]:
+        """Read the remarks about images of all chunks.
+
+        Returns:
+            Rows by remark, in order.
+        """
+        rows: dict[str, list[int]] = {}
+        for note in self.folder.glob("remarks.*"):
+            for remark, of_chunk in json.loads(note.read_text()).items():
+                rows[remark] = sorted([*rows.get(remark, []), *of_chunk])
+        return rows
 
     def finish(self, about: Mapping[str, Any]) -> Entry:
         """Complete the entry: write the manifest, then rename its folder.
@@ -209,6 +226,7 @@ class Partial:
             "header_crc32": crc32_of(self.index, 0, self._header_bytes),
             "crc32": [int(word - _DONE) for word in words],
             "bad": self.bad(),
+            "remarks": self.remarks(),
             "about": dict(about),
             "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         }

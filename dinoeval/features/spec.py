@@ -38,6 +38,7 @@ def feature_spec(backbone: Backbone, images: ImageSet, readout: Readout, transfo
         "precision": backbone.precision,
         "readout": readout.id,
         "transform": transform.id,
+        "image": images.rule.id,
         "images": dataclasses.replace(images, labels=None, classes=()).fingerprint(),
         "stamp": images.stamp,
     }

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
+from dinoeval.data.loading import ImageRule
 from dinoeval.display import short_repr
 from dinoeval.errors import BadImage, ConfigError, DataError
 from dinoeval.figures.panels import Panel, Row, draw_rows, split_rows
@@ -244,7 +245,7 @@ def attention(
     image_size: int | str = 480,
     mass: float = MASS,
     points: Sequence[tuple[float, float]] = (),
-    exif_transpose: bool = True,
+    exif_transpose: bool = False,
     transform: str = "auto",
 ) -> AttentionMaps:
     """Compute the attention of the last block for an image.
@@ -255,8 +256,8 @@ def attention(
         image_size: Side in pixels of the square that the image is resized to without keeping its aspect ratio, as released;
             `640x480` (width x height); or `native` (the size of the image).
         mass: Fraction of the attention that a mask keeps, above 0 and at most 1.
-        points: Points (x, y) whose attention is computed, in pixels of the image after its EXIF rotation.
-        exif_transpose: Whether to rotate the image by its EXIF tag.
+        points: Points (x, y) whose attention is computed, in pixels of the image, rotated if `exif_transpose`.
+        exif_transpose: Whether to rotate the image by its EXIF orientation.
         transform: `auto` or `dino`: selects the mean and standard deviation.
 
     Returns:
@@ -278,7 +279,7 @@ def attention(
     images = open_figure_images(image)
     if len(images) != 1:
         raise DataError(f"{image} contains {len(images)} images: pass one of them")
-    loaded = figure_transform(backbone, image_size, exif_transpose, transform)
+    loaded = figure_transform(backbone, image_size, ImageRule(exif_transpose), transform)
     try:
         return compute_attention(backbone, images.paths[0], loaded.open(images, 0), loaded, mass=mass, points=points)
     except BadImage as error:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from dinoeval.data.loading import ImageRule
 from dinoeval.display import short_repr
 from dinoeval.errors import BadImage, ConfigError, DataError
 from dinoeval.figures.panels import Panel, draw_rows, split_rows
@@ -135,7 +136,7 @@ def pca(
     config: PcaConfig = PcaConfig(),
     *,
     image_size: int | str = 480,
-    exif_transpose: bool = True,
+    exif_transpose: bool = False,
     transform: str = "auto",
     batch_size: int | None = None,
 ) -> FeatureMaps:
@@ -150,7 +151,7 @@ def pca(
         images: A folder, a file, an open image, or several of them.
         config: Options.
         image_size: As for `attention`.
-        exif_transpose: Whether to rotate the images by their EXIF tag.
+        exif_transpose: Whether to rotate the images by their EXIF orientation.
         transform: `auto` or `dino`: selects the mean and standard deviation.
         batch_size: Images per forward pass (default: chosen for the device).
 
@@ -170,7 +171,7 @@ def pca(
         ((8, 8, 3), (3, 96))
     """
     opened = open_figure_images(images)
-    loaded = figure_transform(backbone, image_size, exif_transpose, transform)
+    loaded = figure_transform(backbone, image_size, ImageRule(exif_transpose), transform)
     pixels = []
     for row in range(len(opened)):
         try:

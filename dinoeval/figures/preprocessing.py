@@ -1,4 +1,4 @@
-"""How figures read images: any file, with its EXIF rotation and 8 bits per channel, in the size of the network input.
+"""How figures prepare images: in the size of the network input.
 
 H x W pixels.
 """
@@ -6,19 +6,19 @@ H x W pixels.
 from __future__ import annotations
 
 import dataclasses
-import io
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
-from dinoeval.data.images import ImageSet, in_memory
-from dinoeval.data.opening import open_images
+from dinoeval.data.images import ImageSet
+from dinoeval.data.loading import DEFAULT_RULE, ImageRule
+from dinoeval.data.opening import open_images, open_mixed
 from dinoeval.data.transforms import MAX_PIXELS, MEAN, STD, normalize_images, parse_transform
-from dinoeval.errors import BadImage, ConfigError, DataError
+from dinoeval.errors import BadImage, ConfigError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -43,8 +43,8 @@ class FigureTransform:
     """Width and height in pixels, without keeping the aspect ratio; None keeps the size of each image."""
     patch: int
     """Pixels."""
-    exif_transpose: bool = True
-    """Rotate images by their EXIF tag. The released code does not. Pillow always rotates TIFF files."""
+    rule: ImageRule = DEFAULT_RULE
+    """The rule by which images are decoded."""
     mean: tuple[float, ...] = MEAN
     std: tuple[float, ...] = STD
 
@@ -54,7 +54,7 @@ class FigureTransform:
         size = "native" if self.size is None else f"{self.size[0]}x{self.size[1]}:bilinear"
         numbers = ["/".join(f"{value:g}" for value in values) for values in (self.mean, self.std)]
         statistics = "" if (self.mean, self.std) == (MEAN, STD) else f":{':'.join(numbers)}"
-        return f"figure@{VERSION}:{size}{'' if self.exif_transpose else ':as-stored'}{statistics}"
+        return f"figure@{VERSION}:{size}{'' if self.rule.exif_transpose else ':as-stored'}{statistics}"
 
     def open(self, images: ImageSet, row: int) -> Image.Image:
         """Open an image of a set, before it is resized.
@@ -69,8 +69,7 @@ class FigureTransform:
         Raises:
             BadImage: If it cannot be decoded.
         """
-        image = dataclasses.replace(images, reader=_EightBitReader(images.reader)).open(row)
-        return ImageOps.exif_transpose(image) if self.exif_transpose else image
+        return images.with_rule(self.rule).open(row)
 
     def __call__(self, image: Image.Image) -> np.ndarray:
         """Resize and crop an image.
@@ -104,13 +103,13 @@ class FigureTransform:
         return normalize_images(torch.from_numpy(np.array(pixels)).permute(2, 0, 1)[None], self.mean, self.std)
 
 
-def figure_transform(backbone: Backbone, image_size: int | str, exif_transpose: bool, transform: str = "auto") -> FigureTransform:
+def figure_transform(backbone: Backbone, image_size: int | str, rule: ImageRule, transform: str = "auto") -> FigureTransform:
     """Return the transform of figures for a network.
 
     Args:
         backbone: A network with patches.
         image_size: Side in pixels, `WIDTHxHEIGHT`, or `native`.
-        exif_transpose: Whether to rotate images by their EXIF tag.
+        rule: The rule by which images are decoded.
         transform: `auto` or `dino`: selects the mean and standard deviation, as the option --transform does.
 
     Returns:
@@ -127,7 +126,7 @@ def figure_transform(backbone: Backbone, image_size: int | str, exif_transpose: 
     size = parse_size(image_size)
     if size and min(size) < backbone.patch_size:
         raise ConfigError(f"--image-size must be at least the patch size, {backbone.patch_size}, got {image_size}")
-    return FigureTransform(size=size, patch=backbone.patch_size, exif_transpose=exif_transpose, mean=statistics.mean, std=statistics.std)
+    return FigureTransform(size=size, patch=backbone.patch_size, rule=rule, mean=statistics.mean, std=statistics.std)
 
 
 def parse_size(image_size: int | str) -> tuple[int, int] | None:
@@ -171,21 +170,7 @@ def open_figure_images(images: ImageSource | Iterable[ImageSource]) -> ImageSet:
     """
     if isinstance(images, Image.Image):
         images = [images]
-    if isinstance(images, (str, Path)):
-        return open_images(images)
-    images = list(images)
-    if others := [type(image).__name__ for image in images if not isinstance(image, (str, Path, Image.Image))]:
-        raise DataError(f"figures accept paths and PIL images, got {others[0]}: convert an array with PIL.Image.fromarray")
-    if not any(isinstance(image, Image.Image) for image in images):
-        return open_images(images)  # type: ignore[arg-type]
-    return in_memory([image if isinstance(image, Image.Image) else _open_file(image) for image in images])
-
-
-def _open_file(path: str | Path) -> Image.Image:
-    try:
-        return open_images(path).open(0)
-    except BadImage as error:
-        raise DataError(f"{path} cannot be used: {error}") from error
+    return open_images(images) if isinstance(images, (str, Path)) else open_mixed(list(images))
 
 
 def folder_names(paths: Sequence[str]) -> list[str]:
@@ -213,21 +198,3 @@ def folder_names(paths: Sequence[str]) -> list[str]:
         taken.add(name.casefold())
         names.append(name)
     return names
-
-
-@dataclasses.dataclass(frozen=True)
-class _EightBitReader:
-    """A reader that scales 16-bit images to 8 bits. The conversion of PIL turns all but the darkest pixels white."""
-
-    reader: Callable[[int], bytes | Image.Image]
-
-    def __call__(self, row: int) -> bytes | Image.Image:
-        content = self.reader(row)
-        try:
-            image = content if isinstance(content, Image.Image) else Image.open(io.BytesIO(content))
-            if not image.mode.startswith("I"):
-                return content
-            values = np.asarray(image, np.float64)
-        except Exception:  # noqa: BLE001  ImageSet.open meets the same error and reports it
-            return content
-        return Image.fromarray(np.rint(values.clip(0, 65535) / 257).astype(np.uint8))

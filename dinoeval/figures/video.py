@@ -7,17 +7,19 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import io
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from dinoeval.data.frames import Animation
 from dinoeval.data.images import ImageSet
+from dinoeval.data.loading import DEFAULT_RULE, ImageRule, read_file
 from dinoeval.data.opening import open_images
+from dinoeval.data.remarks import add_remarks
 from dinoeval.display import short_repr
 from dinoeval.errors import BadImage, ConfigError, DataError
 from dinoeval.figures.panels import Panel, draw_rows, split_rows
@@ -50,6 +52,8 @@ class AttentionVideo:
     seconds: float
     """Duration of a frame."""
     transform: FigureTransform
+    remarks: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
+    """Names of frames by remark."""
 
     __repr__ = short_repr
     _repr_png_ = png_of
@@ -89,7 +93,7 @@ class AttentionVideo:
         """
         panels: list[Panel] = []
         for number in np.unique(np.linspace(0, len(self.maps) - 1, _MAX_SHOWN).round().astype(int)).tolist():
-            panels.append(Panel(_read_pixels(self.frames, number, self.transform), Path(self.frames.paths[number]).stem))
+            panels.append(Panel(_read_pixels(self.frames, number, self.transform)[0], Path(self.frames.paths[number]).stem))
             panels.append(Panel(self.attention_image(number), "attention", self.limits, COLORMAP))
         caption = "All frames have one color scale, up to the 99th percentile."
         return draw_rows(split_rows(panels, 2 * min(2, len(panels) // 2)), caption=caption)[0]
@@ -104,7 +108,7 @@ class AttentionVideo:
             DataError: If a frame cannot be decoded.
         """
         for number in range(len(self.maps)):
-            yield _read_pixels(self.frames, number, self.transform), self.attention_image(number)
+            yield _read_pixels(self.frames, number, self.transform)[0], self.attention_image(number)
 
     def save(self, path: str | Path) -> None:
         """Write frames next to their attention as an animated GIF.
@@ -142,7 +146,7 @@ def attention_video(
     *,
     image_size: int | str = NATIVE,
     fps: float | None = None,
-    exif_transpose: bool = True,
+    exif_transpose: bool = False,
     transform: str = "auto",
 ) -> AttentionVideo:
     """Compute the attention of the last block for all frames of a video.
@@ -152,7 +156,7 @@ def attention_video(
         frames: A folder of frames, which are ordered by the numbers in their names, or an animated image.
         image_size: As for `attention`; `native` keeps the size of the frames.
         fps: Frames per second (default: those of the animated image, 24 for a folder).
-        exif_transpose: Whether to rotate the frames by their EXIF tag.
+        exif_transpose: Whether to rotate the frames by their EXIF orientation.
         transform: `auto` or `dino`: selects the mean and standard deviation.
 
     Returns:
@@ -162,29 +166,32 @@ def attention_video(
         ConfigError: If an option is out of range.
         DataError: If a frame cannot be used, frames differ in size, or the attention is NaN or infinite.
     """
-    opened, seconds = open_frame_set(frames)
+    opened, seconds = open_frame_set(frames, ImageRule(exif_transpose))
     if fps is not None and not 0 < fps < float("inf"):
         raise ConfigError(f"--fps must be a finite number above 0, got {fps:g}")
-    loaded = figure_transform(backbone, image_size, exif_transpose, transform)
+    loaded = figure_transform(backbone, image_size, ImageRule(exif_transpose), transform)
     maps: list[np.ndarray] = []
+    remarks: dict[str, list[str]] = {}
     for number in track(range(len(opened)), "frames", len(opened), "frames"):
-        rows = attention_rows(backbone, opened.paths[number], _read_pixels(opened, number, loaded), loaded, [0])  # (A, 1, h, w)
+        pixels, image = _read_pixels(opened, number, loaded)
+        add_remarks(remarks, image, opened.paths[number])
+        rows = attention_rows(backbone, opened.paths[number], pixels, loaded, [0])  # (A, 1, h, w)
         maps.append(rows.mean((0, 1)))
         if maps[-1].shape != maps[0].shape:
             sizes = " and ".join(f"{w} x {h}" for h, w in (maps[0].shape, maps[-1].shape))
             names = f"{opened.paths[0]} and {opened.paths[number]}"
             raise DataError(f"frames differ in size: {names} have {sizes} patches. Resize all frames with --image-size, such as 480")
-    return AttentionVideo(opened, np.stack(maps), 1 / fps if fps else seconds, loaded)
+    return AttentionVideo(opened, np.stack(maps), 1 / fps if fps else seconds, loaded, remarks)
 
 
-def open_frame_set(source: str | Path) -> tuple[ImageSet, float]:
+def open_frame_set(source: str | Path, rule: ImageRule = DEFAULT_RULE) -> tuple[ImageSet, float]:
     """Open a folder of frames or an animated image as an image set.
 
-    Figures need random access to the frames, and choose per command whether EXIF tags are applied. Label propagation reads
-    each frame once, with its EXIF rotation, by `dinoeval.data.frames.read_frames`.
+    Figures need random access to the frames. Label propagation reads each frame once, by `dinoeval.data.frames.read_frames`.
 
     Args:
         source: A folder, whose frames are ordered by the numbers in their names, or an animated image.
+        rule: The rule by which frames are decoded.
 
     Returns:
         The frames, and the duration of a frame in seconds.
@@ -196,24 +203,21 @@ def open_frame_set(source: str | Path) -> tuple[ImageSet, float]:
     if path.is_dir():
         images = open_images(path)
         order = sorted(range(len(images)), key=lambda row: _numeric_key(images.paths[row]))
-        return images.subset(order), 1 / FPS
+        return images.subset(order).with_rule(rule), 1 / FPS
     try:
-        animation = _Animation(path.read_bytes())
-        count = getattr(animation.image, "n_frames", 1)
-    except MemoryError:
-        raise
-    except Exception as error:  # As in _Animation.
-        reason = "unsupported or corrupted image file" if path.exists() else "no such file"
+        animation = Animation(read_file(path), rule)
+    except (BadImage, OSError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
         advice = f"pass a folder of frames or an animated GIF; `ffmpeg -i {path.name} frames/%05d.png` extracts the frames of a video"
         raise DataError(f"{path}: {reason}; {advice}") from error
-    if count < 2:
+    if (count := len(animation)) < 2:
         raise DataError(f"{path} is a single image, not an animation: remove --video")
     names, sizes = tuple(f"{number:05d}" for number in range(count)), np.zeros(count, np.int64)
     try:
         animation(0)  # Pillow reads the frame duration of a WebP only when it decodes the frame.
     except BadImage as error:
         raise DataError(f"frame {names[0]} of {path} cannot be used: {error}") from error
-    seconds = float(animation.image.info.get("duration") or 100) / 1000
+    seconds = float(animation.milliseconds or 100) / 1000
     return ImageSet(name=str(path), split="all", paths=names, sizes=sizes, stamp="", reader=animation), seconds
 
 
@@ -222,9 +226,11 @@ def _numeric_key(name: str) -> list[str | int]:
     return [int(part) if place % 2 else part for place, part in enumerate(re.split(r"([0-9]+)", name))]
 
 
-def _read_pixels(frames: ImageSet, number: int, transform: FigureTransform) -> np.ndarray:
+def _read_pixels(frames: ImageSet, number: int, transform: FigureTransform) -> tuple[np.ndarray, Image.Image]:
+    """Return the resized and cropped pixels of a frame, and the frame."""
     try:
-        return transform(transform.open(frames, number))
+        image = transform.open(frames, number)
+        return transform(image), image
     except BadImage as error:
         raise DataError(f"frame {frames.paths[number]} cannot be used: {error}") from error
 
@@ -250,19 +256,3 @@ def _draw_scale(width: int, limits: tuple[float, float]) -> np.ndarray:
     bar = apply_colormap(np.linspace(0, 1, width - start - end)[None].repeat(8, 0), COLORMAP, (0.0, 1.0))
     strip.paste(Image.fromarray(bar), (start, 5))
     return np.asarray(strip)
-
-
-class _Animation:
-    """A reader of the frames of an animated image, which is fastest in their order."""
-
-    def __init__(self, content: bytes) -> None:
-        self.image = Image.open(io.BytesIO(content))
-
-    def __call__(self, row: int) -> Image.Image:
-        try:
-            self.image.seek(row)
-            return self.image.convert("RGB")
-        except MemoryError:
-            raise
-        except Exception as error:  # Pillow raises many types of exceptions for corrupted files.
-            raise BadImage(str(error).strip() or type(error).__name__) from error

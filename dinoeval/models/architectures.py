@@ -51,7 +51,7 @@ _SIZES = {
     "b": {"dim": 768, "depth": 12, "num_heads": 12},
 }
 NAMED_ARCHITECTURES = ("vit_ti16", "vit_s16", "vit_s8", "vit_s5", "vit_b16", "vit_b8", "vit_xs8_16")
-_ARCHITECTURE = re.compile(r"vit_(xs|ti|s|b)([1-9]\d*)(?:_([1-9]\d*))?(?:_h([1-9]\d*))?")
+_ARCHITECTURE = re.compile(r"vit_(xs|ti|s|b)([1-9]\d{0,3})(?:_([1-9]\d{0,3}))?(?:_h([1-9]\d{0,3}))?", re.ASCII)
 
 
 def parse_architecture(name: str) -> VitConfig:

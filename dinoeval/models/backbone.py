@@ -27,6 +27,7 @@ RANDOM = "random"
 """Name of weights that are drawn, not trained."""
 # Tokens per forward pass; 6,400 are 32 images of 197 tokens.
 _CPU_TOKENS, _GPU_TOKENS, _TRAINING_TOKENS = 6_400, 65_536, 25_600
+_LARGEST_FEATURE = 1e17  # The norm of larger features would overflow in float32.
 _LARGE_ATTENTION_BYTES = 2**30
 _CONVNET_STRIDE = 16  # a network without patches gets the batch size of a ViT with patches of this size
 _log = logging.getLogger(__name__)
@@ -56,6 +57,8 @@ class Provenance:
     """Description of the layout of the file."""
     key: str | None = None
     """`teacher` or `student`, if the file contains both."""
+    ema: bool | None = None
+    """Whether the weights are a moving average, if the file contains it and the raw weights."""
 
     @property
     def random(self) -> bool:
@@ -151,7 +154,7 @@ class Backbone:
         return (height // self.patch_size, width // self.patch_size) if self.patch_size else (0, 0)
 
     def check_finite(self, features: Tensor, paths: Sequence[str]) -> None:
-        """Check that features contain neither NaN nor infinite values.
+        """Check that features contain no NaN, infinite or extremely large values.
 
         Args:
             features: (N, ...) float.
@@ -160,11 +163,13 @@ class Backbone:
         Raises:
             DataError: If they do. The message names the first such image.
         """
-        finite = torch.isfinite(features).flatten(1).all(1)
+        finite = (features.abs() < _LARGEST_FEATURE).flatten(1).all(1)
         if not finite.all():
             first = paths[int(finite.logical_not().nonzero()[0])]
             advice = "pass --precision fp32" if self.precision == "fp16" else f"check the weights {self.provenance.name}"
-            raise DataError(f"the features of {first} by {self.arch} contain NaN or infinite values: {advice}")
+            raise DataError(
+                f"the features of {first} by {self.arch} contain NaN or infinite values, or values too large for a norm: {advice}"
+            )
 
     def fast_batch(self, size: int, training: bool = False) -> int:
         """Return a fast number of images per forward pass.

@@ -41,6 +41,30 @@ def build_network(arch: str, *, drop_path: float = 0.0) -> nn.Module:
         raise ConfigError(f"{error} Also available: {', '.join(external.RELEASED)}, and timm/NAME for any timm model.") from error
 
 
+def is_architecture(name: object) -> bool:
+    """Return whether a value is the name of an architecture.
+
+    Args:
+        name: Any value, such as what a file states about itself.
+
+    Returns:
+        True if `build_network` builds it; False for names of places that timm would load from.
+
+    Examples:
+        >>> is_architecture("vit_s16"), is_architecture("timm/hf-hub:user/model"), is_architecture(5)
+        (True, False, False)
+    """
+    if not isinstance(name, str):
+        return False
+    if external.is_external(name):
+        return external.is_known(name)
+    try:
+        parse_architecture(name)
+    except ConfigError:
+        return False
+    return True
+
+
 def readouts_of(arch: str) -> tuple[str, ...]:
     """Return the readouts of a released architecture without building it.
 

@@ -10,6 +10,7 @@ import dataclasses
 import difflib
 import logging
 import math
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,6 +22,7 @@ from dinoeval.errors import CheckpointError, ConfigError
 
 TIMM = "timm/"
 """Prefix of the architectures that timm builds by name."""
+_PLAIN_NAME = re.compile(r"\w+(\.\w+)?", re.ASCII)  # with a tag of published weights after the dot
 _log = logging.getLogger(__name__)
 # The released code takes these from torch.hub's facebookresearch/xcit; timm has them as <name>_224.
 _XCIT = ("xcit_small_12_p16", "xcit_small_12_p8", "xcit_medium_24_p16", "xcit_medium_24_p8")
@@ -81,6 +83,24 @@ def is_external(arch: str) -> bool:
     return arch in RELEASED or arch.startswith(TIMM)
 
 
+def is_known(arch: str) -> bool:
+    """Return whether torchvision or timm has a model of a name.
+
+    timm also takes names such as `hf-hub:user/model` and `local-dir:folder`, for which it would contact a server or read
+    that folder. These are not names of architectures.
+
+    Args:
+        arch: Name of an architecture.
+
+    Returns:
+        True for a released architecture, and for the name of a model in timm's own list, with or without a tag.
+    """
+    import timm
+
+    name = arch.removeprefix(TIMM)
+    return arch in RELEASED or (arch.startswith(TIMM) and _PLAIN_NAME.fullmatch(name) is not None and timm.is_model(name))
+
+
 def build(arch: str, *, drop_path: float = 0.0) -> nn.Module:
     """Build an untrained torchvision or timm model.
 
@@ -100,6 +120,11 @@ def build(arch: str, *, drop_path: float = 0.0) -> nn.Module:
     from timm.data.config import resolve_model_data_config
 
     name = f"{arch}_224" if arch in _XCIT else arch.removeprefix(TIMM)
+    if not _PLAIN_NAME.fullmatch(name):
+        raise ConfigError(
+            f"'{arch}' is not an architecture: timm/NAME takes a name of timm's list, not a place. Download the weights, and pass "
+            "the file with --weights and the name with --arch, such as timm/vit_small_patch16_224."
+        )
     network: Any
     options: dict[str, Any] = {"num_classes": 0} | ({"drop_path_rate": drop_path} if drop_path else {})
     try:

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from torch import Tensor
 
+from dinoeval.decoding import convert, decode
 from dinoeval.display import short_repr
-from dinoeval.errors import CheckpointError, join_names
+from dinoeval.errors import CheckpointError, DinoevalError, join_names
 from dinoeval.files import expand, write_whole
 from dinoeval.models.checkpoints import read_file
 from dinoeval.models.download import ensure_weights
@@ -52,25 +52,50 @@ def open_head(name: str) -> LinearHead:
         heads = ", ".join(entry.name for entry in ZOO.values() if entry.kind == "linear head")
         raise CheckpointError(f"'{name}' is not a linear head. Available: {heads}.")
     path = ensure_weights(entry) if entry else expand(name)
-    if not path.is_file():
-        raise CheckpointError(f"--head {path} does not exist: pass a file in the released layout, or a model name such as vit_b16_linear")
-    content, _, header = read_file(path)
+    try:
+        content, _, header = read_file(path)
+    except CheckpointError as error:
+        raise CheckpointError(f"--head cannot be used: {error}") from error
     content = content if isinstance(content, Mapping) else {}
     state = content.get("state_dict", content)
     state = state if isinstance(state, Mapping) else {}
     plain = {str(key).removeprefix("module.").removeprefix("linear."): value for key, value in state.items()}
     weight, bias = plain.get("weight"), plain.get("bias")
-    if not isinstance(weight, Tensor) or not isinstance(bias, Tensor) or weight.ndim != 2 or bias.shape != weight.shape[:1]:
-        found = join_names(map(str, state)) or "nothing"
-        raise CheckpointError(f"{path} is not a linear head: expected linear.weight (C, D) and linear.bias (C,), found {found}")
-    if not (torch.isfinite(weight).all() and torch.isfinite(bias).all()):
+    wrong = CheckpointError(
+        f"{path} is not a linear head: expected linear.weight (C, D) and linear.bias (C,), found {join_names(map(str, state)) or 'nothing'}"
+    )
+    if not isinstance(weight, Tensor) or not isinstance(bias, Tensor) or not weight.numel():
+        raise wrong
+    if weight.ndim != 2 or bias.shape != weight.shape[:1] or not (weight.is_floating_point() and bias.is_floating_point()):
+        raise wrong
+    if not (torch.isfinite(weight.float()).all() and torch.isfinite(bias.float()).all()):
         raise CheckpointError(f"{path} contains NaN or infinite values: choose another head")
+    try:
+        metadata = _read_metadata(content, header, len(weight))
+    except DinoevalError as error:
+        raise CheckpointError(f"{path} has invalid metadata: {error}") from error
+    return LinearHead(weight.float(), bias.float(), entry.name if entry else str(path), metadata)
+
+
+class _Metadata(TypedDict, total=False):
+    """The metadata that decides whether a head fits; a head may have more."""
+
+    readout: str
+    arch: str
+    backbone: str | None
+    classes: list[str]
+
+
+def _read_metadata(content: Mapping[Any, Any], header: Mapping[str, Any], num_classes: int) -> dict[str, Any]:
+    """Return what a file of dinoeval records about its head, with the types that it must have."""
     metadata = content.get("dinoeval", {})
     if "classes" in header:  # written by finetune, whose head is on [CLS]
-        metadata = {"readout": "cls", "backbone": header.get("backbone"), "classes": json.loads(header["classes"])}
-    if not isinstance(metadata, dict) or not isinstance(metadata.get("readout", ""), str):
-        raise CheckpointError(f"{path} has invalid metadata: {metadata!r:.100}")
-    return LinearHead(weight.float(), bias.float(), entry.name if entry else str(path), metadata)
+        classes = decode(header["classes"].encode(), list[str], "the list of classes")
+        metadata = {"readout": "cls", "backbone": header.get("backbone"), "classes": classes}
+    convert(metadata, _Metadata, "the record of the head")
+    if len(metadata.get("classes", range(num_classes))) != num_classes:
+        raise DinoevalError(f"the head has {num_classes} classes, but {len(metadata['classes'])} are named")
+    return metadata
 
 
 def save_head(path: Path, head: Mapping[str, Any], metadata: dict[str, Any]) -> None:

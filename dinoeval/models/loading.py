@@ -10,14 +10,16 @@ from typing import Literal
 import torch
 from torch import nn
 
-from dinoeval.errors import CheckpointError, ConfigError
+from dinoeval.errors import CheckpointError, ConfigError, join_names
 from dinoeval.files import expand
 from dinoeval.models import external
 from dinoeval.models.architectures import parse_architecture
 from dinoeval.models.backbone import DTYPES, RANDOM, Backbone, Precision, Provenance
-from dinoeval.models.build import build_network, same_architecture
-from dinoeval.models.checkpoints import match_state_dict, open_checkpoint
+from dinoeval.models.build import build_network, is_architecture, same_architecture
+from dinoeval.models.checkpoints import Choice, match_state_dict, open_checkpoint
 from dinoeval.models.download import ensure_weights
+from dinoeval.models.positions import match_positions
+from dinoeval.models.vit import VisionTransformer
 from dinoeval.models.zoo import BUNDLED, ZOO, Weights, get_weights
 
 Key = Literal["teacher", "student"]
@@ -30,6 +32,7 @@ def load(
     *,
     weights: str | Path | None = None,
     key: Key = "teacher",
+    ema: bool | None = None,
     device: str = "auto",
     precision: Precision = "fp32",
 ) -> Backbone:
@@ -40,6 +43,7 @@ def load(
         weights: A file, a model name, or `random`. By default the released weights of `arch`, or the bundled
             demonstration weights if `arch` is not given either.
         key: The network to load from a full checkpoint.
+        ema: Whether to load the moving average of the weights, from a file that contains it and the raw weights.
         device: `auto`, `cpu`, `cuda`, `cuda:1` or `mps`.
         precision: `fp32`, `bf16` or `fp16`, of the forward pass.
 
@@ -63,7 +67,7 @@ def load(
     chosen, reason = choose_device(device)
     arch, source = _resolve(arch, weights)
     if not isinstance(source, str):
-        arch, network, provenance = _load_file(arch, source, key)
+        arch, network, provenance = _load_file(arch, source, Choice(key, ema))
     else:
         assert arch is not None
         network, provenance = _build_random(arch), Provenance(RANDOM, "drawn with seed 0, untrained")
@@ -154,27 +158,38 @@ def _file_name(path: Path) -> str:
     return f"./{name}" if name in ZOO or name == RANDOM or name.startswith(external.TIMM) else name
 
 
-def _load_file(arch: str | None, source: Weights | Path, key: Key) -> tuple[str, nn.Module, Provenance]:
+def _load_file(arch: str | None, source: Weights | Path, choice: Choice) -> tuple[str, nn.Module, Provenance]:
     """Load the network of a file; its architecture is `arch`, or the one that the zoo or the file names."""
     if isinstance(source, Weights):
-        path, name, stated = ensure_weights(source), source.name, source.arch
-        checkpoint = open_checkpoint(path, key)
+        path, name = ensure_weights(source), source.name
+        checkpoint = open_checkpoint(path, choice.key, choice.ema)
+        stated: str | None = source.arch
     else:
         path, name = source, _file_name(source)
-        checkpoint = open_checkpoint(path, key)
-        stated = checkpoint.arch
+        checkpoint = open_checkpoint(path, choice.key, choice.ema)
+        stated = checkpoint.arch if is_architecture(checkpoint.arch) else None
     if stated is not None and arch is not None and not same_architecture(stated, arch):
         raise ConfigError(f"{name} contains a {stated}, but --arch is {arch}: leave --arch out")
+    if arch is None and stated is None:
+        other = f" It names {join_names([checkpoint.arch])}, which is not an architecture." if isinstance(checkpoint.arch, str) else ""
+        raise ConfigError(f"{path} does not name its architecture: pass --arch.{other}")
     arch = arch or stated
-    if arch is None:
-        raise ConfigError(f"{path} does not name its architecture: pass --arch")
-    if external.is_external(arch):
-        network = _build_random(arch)
-        state = external.to_external_names(network, checkpoint.state)
-    else:
-        with torch.device("meta"):  # saves the time to draw weights that are replaced at once
+    assert arch is not None
+    try:
+        with torch.device("meta"):  # Nothing is drawn that is replaced at once, and a file cannot ask for a large network.
             network = build_network(arch)
-        state = checkpoint.state
+    except (ConfigError, RuntimeError, NotImplementedError):  # a model of timm that computes with its initial weights
+        network = _build_random(arch)
+    layout = [checkpoint.layout]
+    state = external.to_external_names(network, checkpoint.state) if external.is_external(arch) else checkpoint.state
+    state, resampled = match_positions(state, network)
+    if resampled:
+        _log.warning("%s: %s for %s", name, resampled, arch)
+        layout.append(resampled)
+    if stated is None and isinstance(network, VisionTransformer):  # The tensors are the same for any number of heads.
+        layout.append(f"{network.config.num_heads} heads of {arch}")
     state = match_state_dict(state, checkpoint.ignored, network.state_dict(), arch=arch, source=name)
+    if external.is_external(arch):  # It may have buffers that are not in files.
+        network = _build_random(arch)
     network.load_state_dict(state, strict=True, assign=True)
-    return arch, network, Provenance(name, checkpoint.layout, checkpoint.key)
+    return arch, network, Provenance(name, ", ".join(layout), checkpoint.key, checkpoint.ema)

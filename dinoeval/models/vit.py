@@ -211,9 +211,7 @@ class VisionTransformer(nn.Module):
     def position_table(self, height: int, width: int) -> Tensor:
         """Compute the position embeddings for an image size.
 
-        The stored table is used unchanged only for square images with as many patches as it has. Otherwise the grid is
-        resampled by the scale FACTOR (cells + 0.1) / side, bicubic and not antialiased; the [CLS] entry never is.
-        Resizing to a size instead of by a factor samples other points. Source: vision_transformer.py.
+        The stored table is used unchanged only for square images with as many patches as it has. Otherwise it is resampled.
 
         Args:
             height: Height of the image, in pixels.
@@ -226,14 +224,7 @@ class VisionTransformer(nn.Module):
         rows, columns = height // patch, width // patch
         if rows * columns == side * side and height == width:
             return self.pos_embed
-        grid = self.pos_embed[:, 1:].float().reshape(1, side, side, -1).permute(0, 3, 1, 2)
-        device = grid.device
-        if device.type == "mps":  # Bicubic resampling is missing or wrong there.
-            grid = grid.cpu()
-        factors = ((rows + POSITION_OFFSET) / math.sqrt(side * side), (columns + POSITION_OFFSET) / math.sqrt(side * side))
-        grid = F.interpolate(grid, scale_factor=factors, mode="bicubic").to(device)
-        assert grid.shape[-2:] == (rows, columns)
-        return torch.cat((self.pos_embed[:, :1], grid.permute(0, 2, 3, 1).reshape(1, rows * columns, -1)), dim=1)
+        return resample_positions(self.pos_embed, side, (rows, columns))
 
     def _embed(self, images: Tensor) -> Tensor:
         patches = self.patch_embed(images)
@@ -294,6 +285,32 @@ class VisionTransformer(nn.Module):
             q = q[:, :, list(queries)]  # (N, A, Q, d)
         logits = (q @ k.transpose(-2, -1)) * q.shape[-1] ** -0.5
         return logits.float().softmax(dim=-1)
+
+
+def resample_positions(table: Tensor, side: int, grid: tuple[int, int], prefix: int = 1) -> Tensor:
+    """Resample position embeddings to another grid, as the released code does.
+
+    The grid is resampled by the scale FACTOR (cells + 0.1) / side, bicubic and not antialiased; the [CLS] entry never is.
+    Resizing to a size instead of by a factor samples other points. Source: interpolate_pos_encoding, vision_transformer.py.
+
+    Args:
+        table: Position embeddings, (1, prefix + side**2, D).
+        side: Rows, and columns, of the table.
+        grid: Rows and columns of the new table.
+        prefix: Number of entries that belong to no patch, such as [CLS].
+
+    Returns:
+        (1, prefix + rows * columns, D).
+    """
+    rows, columns = grid
+    cells = table[:, prefix:].float().reshape(1, side, side, -1).permute(0, 3, 1, 2)
+    device = cells.device
+    if device.type == "mps":  # Bicubic resampling is missing or wrong there.
+        cells = cells.cpu()
+    factors = ((rows + POSITION_OFFSET) / math.sqrt(side * side), (columns + POSITION_OFFSET) / math.sqrt(side * side))
+    cells = F.interpolate(cells, scale_factor=factors, mode="bicubic").to(device)
+    assert cells.shape[-2:] == grid
+    return torch.cat((table[:, :prefix], cells.permute(0, 2, 3, 1).reshape(1, rows * columns, -1)), dim=1)
 
 
 def init_linear(module: nn.Module) -> None:

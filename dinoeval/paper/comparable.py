@@ -20,6 +20,7 @@ COMMON = (
     Requirement("backbone.precision", ("fp32",)),
     Requirement("backbone.key", ("teacher", None)),
     Requirement("bad_images", (0,)),
+    Requirement("image_rule", ("image@1", None)),
 )
 """Requirements of every row that does not name another value of the field."""
 SELECTORS = ("config.dataset", "config.preset", "config.head")
@@ -28,6 +29,7 @@ LABELS = {
     "backbone.precision": "precision",
     "backbone.key": "network of the checkpoint",
     "bad_images": "images left out because they cannot be read",
+    "image_rule": "how images are read",
 }
 
 
@@ -135,7 +137,11 @@ def fields_of(result: Result) -> dict[str, Any]:
         Values by path, such as `config.temperature`; lists become tuples. `bad_images` is the number of images that were
         left out of any split.
     """
-    fields: dict[str, Any] = {"transform": result.transform, "version": result.version}
+    fields: dict[str, Any] = {
+        "transform": result.transform,
+        "image_rule": result.image_rule or None,
+        "version": result.version,
+    }
     parts = {
         "config": result.config,
         "backbone": result.backbone,

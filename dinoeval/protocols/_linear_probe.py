@@ -208,7 +208,7 @@ def describe_input(session: Session) -> dict[str, Any]:
         session: The backbone and the transform that the head was trained with.
 
     Returns:
-        Digest and configuration of the network, precision and transform.
+        Digest and configuration of the network, precision, transform and the rule for images.
     """
     backbone = session.backbone
     return {
@@ -216,6 +216,7 @@ def describe_input(session: Session) -> dict[str, Any]:
         "network": dataclasses.asdict(backbone.config),
         "precision": backbone.precision,
         "transform": session.transform.id,
+        "image": session.rule.id,
     }
 
 

@@ -23,6 +23,7 @@ from dinoeval import distributed
 from dinoeval.data.davis import Video, open_davis
 from dinoeval.data.images import from_files
 from dinoeval.data.masks import read_mask
+from dinoeval.data.remarks import merge_remarks
 from dinoeval.errors import ConfigError, DataError, join_names
 from dinoeval.files import expand
 from dinoeval.progress import track
@@ -33,6 +34,7 @@ from dinoeval.video_config import VideoConfig
 
 if TYPE_CHECKING:
     from dinoeval.data.frame_transforms import FrameTransform
+    from dinoeval.data.loading import ImageRule
     from dinoeval.session import RunRecord, Session
 
 VERSION = 1
@@ -98,7 +100,7 @@ def run(config: Config, session: Session) -> Result:
             from dinoeval.figures.overlay import make_folder
 
             make_folder(expand(config.overlay))
-        videos = open_davis(root, config.sequences)
+        videos = open_davis(root, config.sequences, session.rule)
         if config.masks is not None and not videos[0].annotated:
             raise DataError(f"{root} has annotations of first frames only, so --masks {config.masks} cannot be scored: remove --masks")
     work = _Scoring(expand(config.masks)) if config.masks is not None else _Propagating(config, session, videos, transform)
@@ -107,7 +109,7 @@ def run(config: Config, session: Session) -> Result:
     own = [(number, work.process(videos[number])) for number in numbers]
     if config.overlay is not None:
         with record.stage("overlay"):
-            _draw(expand(config.overlay), [videos[number] for number, _ in own], work.folder)
+            _draw(expand(config.overlay), [videos[number] for number, _ in own], work.folder, session.rule)
     outcomes = [outcome for _, outcome in sorted(pair for part in distributed.all_gather(own) for pair in part)]
     for outcome in outcomes:
         for stage, seconds in outcome.seconds.items():
@@ -172,6 +174,7 @@ class _Propagating:
             "network": dataclasses.asdict(session.backbone.config),
             "precision": session.backbone.precision,
             "transform": transform.id,
+            "image": session.rule.id,
             **config.propagation_options(),
         }
         self.settings = {name: {**common, "frames and first mask": fingerprint} for name, fingerprint in fingerprints.items()}
@@ -203,7 +206,8 @@ class _Propagating:
 
         propagation = Propagation(self.session.backbone, video.first_mask, self.transform, self.config)
         names = [path.stem for path in video.frames]
-        frames = track(map(read_frame, video.frames), f"frames of {video.name}", len(names), "frames")
+        images = (read_frame(path, self.session.rule) for path in video.frames)
+        frames = track(images, f"frames of {video.name}", len(names), "frames")
         masks = zip((f"{name}.png" for name in names), propagation.masks(names, frames), strict=True)
         return write_masks(
             self.folder / video.name,
@@ -254,7 +258,7 @@ def _predicted(video: Video, path: Path) -> np.ndarray:
     return mask
 
 
-def _draw(folder: Path, videos: list[Video], masks: Path) -> None:
+def _draw(folder: Path, videos: list[Video], masks: Path, rule: ImageRule) -> None:
     """Draw the frames that have a mask. Masks of --masks may lack the first and the last frame."""
     from dinoeval.data.frames import read_frame
     from dinoeval.figures.overlay import draw_video
@@ -263,13 +267,9 @@ def _draw(folder: Path, videos: list[Video], masks: Path) -> None:
         found = {path: masks / video.name / video.mask_name(number) for number, path in enumerate(video.frames)}
         found = {path: mask for path, mask in found.items() if mask.exists()}
         if found:
-            draw_video(
-                folder,
-                video.name,
-                [path.stem for path in found],
-                map(read_frame, found),
-                lambda found=found: map(read_mask, found.values()),
-            )
+            frames = (read_frame(path, rule) for path in found)
+            titles = [path.stem for path in found]
+            draw_video(folder, video.name, titles, frames, lambda found=found: map(read_mask, found.values()))
 
 
 def _describe_run(record: RunRecord, root: Path, videos: list[Video], outcomes: list[_Outcome]) -> None:
@@ -311,8 +311,11 @@ def _splits(root: Path, videos: list[Video]) -> dict[str, SplitRecord]:
         "frames": [path for video in videos for path in video.frames],
         "annotations": [path for video in videos for path in video.annotations],
     }
+    remarks = {"frames": merge_remarks(video.remarks for video in videos)}
     return {
-        name: SplitRecord(from_files(str(root), name, root, [path.relative_to(root).as_posix() for path in paths]), [])
+        name: SplitRecord(
+            from_files(str(root), name, root, [path.relative_to(root).as_posix() for path in paths]), [], remarks.get(name, {})
+        )
         for name, paths in files.items()
     }
 

@@ -83,9 +83,9 @@ def run(config: Config, session: Session) -> Result:
     with record.stage("open"):
         data, notes = resolve_dataset(config.data, session.backbone.arch)
         _check(config, session)
-        train, val = open_splits(data)
+        train, val = (images.with_rule(session.rule) for images in open_splits(data))
         preset, recipe = _recipe(config, data)
-    record.use_data(data, train=SplitRecord(train, []), val=SplitRecord(val, []))
+        record.use_data(data, train=SplitRecord(train, [], train.remarks()), val=SplitRecord(val, [], val.remarks()))
     with record.stage("train and score"):
         outcome = _train(config, session, recipe, train, val)
     record.resolved |= {**recipe.record(), "preset": preset, "out": None, "save_every": None}

@@ -90,7 +90,7 @@ def run(config: Config, session: Session) -> Result:
     _check(config)
     name, notes = resolve_dataset(config.data, session.backbone.arch)
     record.notes += notes
-    train, val = open_labeled(name)
+    train, val = (images.with_rule(session.rule) for images in open_labeled(name))
     if train.multi_label:
         raise DataError(f"{name} is a multi-label dataset, which linear does not support: use knn or logistic")
     readouts = {readout.id: readout for readout in _readouts(config, session.backbone.arch)}
@@ -103,7 +103,8 @@ def run(config: Config, session: Session) -> Result:
     evaluated = next(iter(val_features.values()))
     probe = LinearProbe(config, VERSION, session, train, readouts, val_features)
     runs = [probe.train(rows, seed) for seed, rows in enumerate(subsets)]
-    record.use_data(name, train=SplitRecord(train.subset(subsets[0]) if config.train_subset else train, runs[0].bad), val=evaluated)
+    trained = train.subset(subsets[0]) if config.train_subset else train
+    record.use_data(name, train=SplitRecord(trained, runs[0].bad, trained.remarks()), val=evaluated)
     record.details["train_images_total"] = len(train)
     record.resolved |= {"readouts": tuple(readouts), "out": None}
     several = len(runs) > 1

@@ -82,6 +82,7 @@ def run(config: Config, session: Session) -> Result:
         transform = Thumbnail(size, scales, *session.normalization())
         root = resolve_root(config.data, "", f"the folder with {config.dataset}/")
         opened = open_retrieval(root, config.dataset)
+        opened = dataclasses.replace(opened, queries=opened.queries.with_rule(session.rule))  # crops are cut from decoded images
         query_images = opened.cropped() if config.query_crop else opened.queries
         distractors = open_image_folder(config.distractors, "distractors")
         whitening = open_image_folder(config.whitening, "whitening")

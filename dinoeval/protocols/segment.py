@@ -78,10 +78,11 @@ def run(config: Config, session: Session) -> Result:
     with record.stage("open"):
         if not 0 < config.mass <= 1:
             raise ConfigError(f"--mass must be above 0 and at most 1, got {config.mass}")
-        transform = figure_transform(session.backbone, config.image_size, exif_transpose=False, transform=session.config.transform)
+        transform = figure_transform(session.backbone, config.image_size, session.rule, session.config.transform)
         root = resolve_root(config.data, "VOCdevkit", "the folder with VOCdevkit/, or one with images/ and masks/")
         least = 1 if transform.size else transform.patch
-        opened = open_segmentation(root, config.objects, min_side=least, skip_bad=session.config.bad_images == "skip")
+        skip_bad = session.config.bad_images == "skip"
+        opened = open_segmentation(root, config.objects, min_side=least, skip_bad=skip_bad, rule=session.rule)
     with record.stage("scores"):
         parts = distributed.all_gather(dict(_score_images(config, session, opened, transform)))
     found = {row: scores for part in parts for row, (scores, _) in part.items()}
@@ -90,7 +91,7 @@ def run(config: Config, session: Session) -> Result:
     if not rows:
         raise DataError(f"no object of {root} is left in the masks after resizing by {transform.id}: pass a larger --image-size")
     images, masks = opened.images.subset(rows), opened.masks.subset(rows)
-    record.use_data(str(root), images=SplitRecord(images, list(opened.bad)), masks=SplitRecord(masks, []))
+    record.use_data(str(root), images=SplitRecord(images, list(opened.bad), opened.remarks), masks=SplitRecord(masks, []))
     record.transform = transform.id
     record.resolved["objects"] = config.objects if opened.voc else "masks/"
     record.details |= {"voc": opened.voc, "images": len(opened.images) + len(opened.empty)}

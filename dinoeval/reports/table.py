@@ -35,7 +35,9 @@ def format_result(result: Result) -> str:
     backbone = result.backbone
     lines = [
         f"{result.protocol}@{result.version} on {name}" + (f" ({', '.join(sizes)})" if sizes else ""),
-        f"{backbone.get('arch')}, weights {backbone.get('weights')}, {result.transform}, {backbone.get('precision')}",
+        f"{backbone.get('arch')}, weights {backbone.get('weights')}, {result.transform}, "
+        + (f"{result.image_rule}, " if result.image_rule else "")
+        + str(backbone.get("precision")),
         "",
         *_metrics(result, found),
         "",

@@ -18,6 +18,7 @@ import numpy as np
 from dinoeval import distributed
 from dinoeval.data.images import ImageSet
 from dinoeval.data.opening import open_images
+from dinoeval.data.remarks import merge_remarks
 from dinoeval.errors import BadImage, ConfigError, DataError, join_names, unknown
 from dinoeval.features.features import Features
 from dinoeval.features.readout import Readout, parse_readout
@@ -199,6 +200,7 @@ def _update(
             "fingerprint": names.hexdigest()[:16],
             "dim": dim,
             **index_spec(session, readout.id),
+            "remarks": _merge_remarks(stored, changes, features),
             "kind": kind,
             **neighbors,
             "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
@@ -218,7 +220,7 @@ def _extract(session: Session, images: ImageSet, readout: Readout, added: np.nda
 
 def _is_unreadable(images: ImageSet, row: int, session: Session) -> bool:
     try:
-        session.transform(images.open(row))
+        session.transform(images.with_rule(session.rule).open(row))
     except BadImage:
         return True
     return False
@@ -258,6 +260,14 @@ def _positions(images: ImageSet, features: Features) -> list[int]:
     """Positions in the folder of the images that have features; unreadable ones have none."""
     position = {name: row for row, name in enumerate(images.paths)}
     return [position[name] for name in features.images.paths]
+
+
+def _merge_remarks(stored: StoredIndex | None, changes: _Changes, features: Features | None) -> dict[str, list[str]]:
+    """Return the names of images by remark, those of kept images from the existing index."""
+    kept = {stored.records[row].name for row in changes.kept} if stored else set()
+    earlier = stored.manifest["remarks"] if stored else {}
+    of_kept = {remark: [name for name in names if name in kept] for remark, names in earlier.items()}
+    return merge_remarks([of_kept, features.remarks if features else {}])
 
 
 def _vector_blocks(stored: StoredIndex | None, changes: _Changes, features: Features | None) -> Iterator[np.ndarray]:

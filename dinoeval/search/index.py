@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from dinoeval.data.remarks import describe_remarks
 from dinoeval.errors import CheckpointError, ConfigError, DataError, join_names
 from dinoeval.features.readout import parse_readout
 from dinoeval.maths.neighbors import l2_normalize, nearest
@@ -130,7 +131,9 @@ class ImageIndex:
         """
         if k < 1:
             raise ConfigError(f"--k must be at least 1, got {k}")
-        sources, features = embed_queries(self.session, parse_readout(self.manifest["readout"]), images)
+        sources, features, remarks = embed_queries(self.session, parse_readout(self.manifest["readout"]), images)
+        for note in describe_remarks(remarks, self.session.config.exif_transpose):
+            _log.warning("%s", note)
         cosines, rows = self.nearest(features, k + 1)
         results = [self._without_self(*one, k) for one in zip(sources, features, cosines, rows, strict=True)]
         found = {(path, row) for matches in results for path, row in zip(matches.paths, matches.rows, strict=True)}

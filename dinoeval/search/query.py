@@ -12,7 +12,7 @@ from PIL import Image
 from dinoeval.data.images import in_memory
 from dinoeval.data.opening import open_images
 from dinoeval.errors import DataError, join_names
-from dinoeval.features.forward import forward, forward_readable
+from dinoeval.features.forward import forward_readable
 from dinoeval.features.readout import Readout
 from dinoeval.search.store import resolve
 from dinoeval.session import Session
@@ -39,7 +39,7 @@ class Matches:
         return f"Matches({self.query!r}: {join_names(found)})"
 
 
-def embed_queries(session: Session, readout: Readout, images: QueryImages) -> tuple[list[str], np.ndarray]:
+def embed_queries(session: Session, readout: Readout, images: QueryImages) -> tuple[list[str], np.ndarray, dict[str, list[str]]]:
     """Extract the features of query images.
 
     Args:
@@ -48,7 +48,7 @@ def embed_queries(session: Session, readout: Readout, images: QueryImages) -> tu
         images: A folder, a file, a CSV table or a PIL image; or several paths or PIL images.
 
     Returns:
-        Path of each readable image, empty for PIL images; and features, (Q, D) float32.
+        Path of each readable image, empty for PIL images; features, (Q, D) float32; and names of images by remark.
 
     Raises:
         DataError: If an image is missing or unreadable, or paths and PIL images are mixed.
@@ -58,20 +58,22 @@ def embed_queries(session: Session, readout: Readout, images: QueryImages) -> tu
         if opened := [item for item in items if isinstance(item, Image.Image)]:
             if len(opened) < len(items):
                 raise DataError("a query takes either paths or PIL images, got both")
-            return [""] * len(opened), forward(session.backbone, in_memory(opened), readout, session.transform)
+            in_order = in_memory(opened).with_rule(session.rule)
+            features, _, remarks = forward_readable(session.backbone, in_order, readout, session.transform)
+            return [""] * len(opened), features, remarks
         images = items  # type: ignore[assignment]
-    image_set = open_images(images)  # type: ignore[arg-type]
+    image_set = open_images(images).with_rule(session.rule)  # type: ignore[arg-type]
     if len(image_set) > _MAX_UNCACHED:
         cached = session.features(image_set, readout)
-        features, image_set = cached.numpy(), cached.images
+        features, image_set, remarks = cached.numpy(), cached.images, cached.remarks
     else:
         session.backbone.check_unchanged()
         config = session.config
-        features, image_set = forward_readable(
+        features, image_set, remarks = forward_readable(
             session.backbone, image_set, readout, session.transform, bad_images=config.bad_images, batch_size=config.batch_size
         )
     base = _base_folder(images) if isinstance(images, (str, Path)) else Path()
-    return [str(base / path) for path in image_set.paths], features
+    return [str(base / path) for path in image_set.paths], features, remarks
 
 
 def _base_folder(path: str | Path) -> Path:

@@ -9,9 +9,10 @@ import io
 from collections.abc import Sequence
 from pathlib import Path
 
-from PIL import Image, ImageDraw, ImageFont, ImageOps
+from PIL import Image, ImageDraw, ImageFont
 
-from dinoeval.errors import ConfigError
+from dinoeval.data.loading import DEFAULT_RULE, ImageRule, read_file
+from dinoeval.errors import BadImage, ConfigError
 from dinoeval.files import check_writable, expand, write_whole
 
 _THUMBNAIL, _GAP, _LINE = 160, 12, 18  # pixels: side of a thumbnail, space between tiles, height of a text line
@@ -58,7 +59,7 @@ def check_sheet(path: str | Path) -> None:
     check_writable(path)
 
 
-def write_sheet(path: str | Path, title: str, sections: Sequence[Section]) -> None:
+def write_sheet(path: str | Path, title: str, sections: Sequence[Section], rule: ImageRule = DEFAULT_RULE) -> None:
     """Write thumbnails to a self-contained .html page or a .png image.
 
     The first 5,000 (.html) or 600 (.png) images are shown. The sheet states if some are left out.
@@ -67,6 +68,7 @@ def write_sheet(path: str | Path, title: str, sections: Sequence[Section]) -> No
         path: File to write.
         title: Title of the sheet.
         sections: What to show.
+        rule: The rule by which images are decoded, that of their features.
 
     Raises:
         DinoevalError: If the file cannot be written.
@@ -82,25 +84,18 @@ def write_sheet(path: str | Path, title: str, sections: Sequence[Section]) -> No
     is_cut = sum(len(section.tiles) for section in shown) < sum(len(section.tiles) for section in sections)
     note = f"Only the first {_MAX_TILES[suffix]:,} images are shown." if is_cut else ""
     if suffix == ".html":
-        page = _render_page(title, note, shown)
+        page = _render_page(title, note, shown, rule)
         write_whole(path, lambda target: target.write_text(page, encoding="utf-8", errors="backslashreplace"))
     else:
-        image = _draw_sheet(title, note, shown)
+        image = _draw_sheet(title, note, shown, rule)
         write_whole(path, lambda target: image.save(target, "PNG"))
 
 
-def _read_thumbnail(path: str) -> Image.Image | None:
+def _read_thumbnail(path: str, rule: ImageRule) -> Image.Image | None:
     """Scale an image to fit the thumbnail; small ones by a whole factor. None if it is unreadable."""
     try:
-        with Image.open(path) as file:
-            file.draft("RGB", (2 * _THUMBNAIL, 2 * _THUMBNAIL))
-            image = ImageOps.exif_transpose(file)
-            assert image is not None
-            if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-                paper = Image.new("RGBA", image.size, "white")
-                image = Image.alpha_composite(paper, image.convert("RGBA"))
-            image = image.convert("RGB")
-    except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError):
+        image = rule.decode(read_file(path), draft=2 * _THUMBNAIL)
+    except (BadImage, OSError):
         return None
     factor = _THUMBNAIL // max(image.size)
     if factor > 1:
@@ -124,10 +119,10 @@ li small {{ display: block; overflow-wrap: anywhere; opacity: .75; }}
 """
 
 
-def _render_page(title: str, note: str, sections: Sequence[Section]) -> str:
+def _render_page(title: str, note: str, sections: Sequence[Section], rule: ImageRule) -> str:
     parts = []
     for section in sections:
-        tiles = "\n".join(_render_tile(tile) for tile in section.tiles)
+        tiles = "\n".join(_render_tile(tile, rule) for tile in section.tiles)
         parts.append(f"<section>\n<h2>{html.escape(section.heading)}</h2>\n<ul>\n{tiles}\n</ul>\n</section>")
     head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{html.escape(title)}</title>'
     head += f"<style>{_STYLE}</style>"
@@ -137,8 +132,8 @@ def _render_page(title: str, note: str, sections: Sequence[Section]) -> str:
     return f'<!doctype html>\n<html lang="en"><head>{head}</head>\n<body>{body}</body></html>\n'
 
 
-def _render_tile(tile: Tile) -> str:
-    thumbnail = _read_thumbnail(tile.path)
+def _render_tile(tile: Tile, rule: ImageRule) -> str:
+    thumbnail = _read_thumbnail(tile.path, rule)
     name = html.escape(tile.name)
     if thumbnail is None:
         content = '<span class="none">unreadable</span>'
@@ -151,7 +146,7 @@ def _render_tile(tile: Tile) -> str:
     return f"<li>{content}<strong>{html.escape(tile.caption)}</strong><small>{name}</small></li>"
 
 
-def _draw_sheet(title: str, note: str, sections: Sequence[Section]) -> Image.Image:
+def _draw_sheet(title: str, note: str, sections: Sequence[Section], rule: ImageRule) -> Image.Image:
     """Draw sections next to each other if they fit; each is a heading over lines of up to _COLUMNS tiles."""
     font, title_font = ImageFont.load_default(12), ImageFont.load_default(15)
     places, lines = _lay_out(sections)
@@ -167,7 +162,7 @@ def _draw_sheet(title: str, note: str, sections: Sequence[Section]) -> Image.Ima
         draw.text((left, top + _LINE // 2), _fit_text(section.heading, font, width), _TEXT_COLOR, font)
         for position, tile in enumerate(section.tiles):
             corner = left + position % _COLUMNS * cell, top + 2 * _LINE + position // _COLUMNS * line_height
-            _draw_tile(sheet, draw, tile, corner, font)
+            _draw_tile(sheet, tile, _read_thumbnail(tile.path, rule), corner, font)
     draw.text((_GAP, tops[-1] + _LINE // 2), note, _FAINT_TEXT_COLOR, font)
     return sheet
 
@@ -191,9 +186,8 @@ def _lay_out(sections: Sequence[Section]) -> tuple[list[tuple[int, int]], list[i
     return places, lines
 
 
-def _draw_tile(sheet: Image.Image, draw: ImageDraw.ImageDraw, tile: Tile, corner: tuple[int, int], font) -> None:
-    left, top = corner
-    thumbnail = _read_thumbnail(tile.path)
+def _draw_tile(sheet: Image.Image, tile: Tile, thumbnail: Image.Image | None, corner: tuple[int, int], font) -> None:
+    draw, (left, top) = ImageDraw.Draw(sheet), corner
     draw.rectangle((left, top, left + _THUMBNAIL - 1, top + _THUMBNAIL - 1), _MAT_COLOR)
     if thumbnail is None:
         draw.text((left + 8, top + _THUMBNAIL // 2 - 8), "unreadable", _FAINT_TEXT_COLOR, font)

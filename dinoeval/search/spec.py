@@ -22,8 +22,8 @@ def index_spec(session: Session, readout_id: str) -> dict[str, Any]:
         readout_id: Id of the readout.
 
     Returns:
-        Readout, transform, precision, digest and network, which must be equal for features to be comparable; and the options
-        `session` that load the backbone again.
+        Readout, transform, rule for images, precision, digest and network, which must be equal for features to be comparable;
+        and the options `session` that load the backbone again.
     """
     backbone, source = session.backbone, session.backbone.provenance
     weights: str | None = source.name
@@ -34,6 +34,7 @@ def index_spec(session: Session, readout_id: str) -> dict[str, Any]:
     return {
         "readout": readout_id,
         "transform": session.transform.id,
+        "image": session.rule.id,
         "precision": backbone.precision,
         "digest": backbone.digest,
         "network": json.loads(json.dumps(dataclasses.asdict(backbone.config))),
@@ -41,8 +42,10 @@ def index_spec(session: Session, readout_id: str) -> dict[str, Any]:
             "arch": backbone.arch,
             "weights": weights,
             "key": source.key or "teacher",
+            **({"ema": source.ema} if source.ema is not None else {}),
             "precision": backbone.precision,
             "transform": session.config.transform,
+            "exif_transpose": session.config.exif_transpose,
         },
     }
 
@@ -58,8 +61,9 @@ def complete_config(config: SessionConfig, manifest: dict[str, Any]) -> SessionC
         Options with the weights, precision and transform of the index, if `config` does not set them.
     """
     default, recorded = SessionConfig(), manifest["session"]
-    names = ["precision", "transform"] + (["arch", "weights", "key"] if config.arch is None and config.weights is None else [])
-    missing = {name: recorded[name] for name in names if getattr(config, name) == getattr(default, name)}
+    names = ["precision", "transform", "exif_transpose"]
+    names += ["arch", "weights", "key", "ema"] if config.arch is None and config.weights is None else []
+    missing = {name: recorded[name] for name in names if name in recorded and getattr(config, name) == getattr(default, name)}
     return dataclasses.replace(config, **missing)
 
 
@@ -88,13 +92,18 @@ def check_session(stored: StoredIndex, session: Session) -> None:
         session: Backbone and transform.
 
     Raises:
-        ConfigError: If weights, precision or transform differ.
+        ConfigError: If weights, the rule for images, precision or transform differ.
     """
     expected, found = stored.manifest, index_spec(session, stored.manifest["readout"])
     if (expected["digest"], expected["network"]) != (found["digest"], found["network"]):
         raise ConfigError(
             f"the weights do not match the index {stored.folder}: expected {_describe_weights(expected)}, "
             f"got {_describe_weights(found)}. Omit --weights and --arch, or build another index"
+        )
+    if (rule := expected.get("image", "an earlier rule")) != found["image"]:
+        raise ConfigError(
+            f"--exif-transpose does not match the index {stored.folder}: its images were read by {rule}, not by {found['image']}. "
+            "Change --exif-transpose, or build another index"
         )
     for name in ("precision", "transform"):
         if expected[name] != found[name]:

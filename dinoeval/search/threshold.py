@@ -14,7 +14,9 @@ import numpy as np
 from PIL import Image
 
 from dinoeval.data.images import in_memory
+from dinoeval.data.loading import DEFAULT_RULE
 from dinoeval.data.opening import open_images
+from dinoeval.data.transforms import crop_box
 from dinoeval.errors import BadImage, DataError, join_names
 from dinoeval.features.forward import forward
 from dinoeval.features.readout import parse_readout
@@ -60,10 +62,10 @@ def make_copies(image: Image.Image) -> list[Image.Image]:
     for quality in _QUALITIES:
         stream = io.BytesIO()
         image.save(stream, "JPEG", quality=quality)
-        copies.append(Image.open(stream).convert("RGB"))
+        copies.append(DEFAULT_RULE.decode(stream.getvalue()))
     half_size = (max(1, image.width // 2), max(1, image.height // 2))
     left, top = round(image.width * _CROP / 2), round(image.height * _CROP / 2)
-    cropped = image.crop((left, top, image.width - left, image.height - top))
+    cropped = crop_box(image, (left, top, image.width - left, image.height - top))
     return [*copies, image.resize(half_size, Image.Resampling.LANCZOS), cropped]
 
 
@@ -115,7 +117,7 @@ def measure_threshold(stored: StoredIndex, session: Session) -> Threshold:
     chosen = sample(count, min(_COPIED, max(8, count // 10)))
     readout = parse_readout(stored.manifest["readout"])
     try:
-        images = open_images([stored.paths[row] for row in chosen])
+        images = open_images([stored.paths[row] for row in chosen]).with_rule(session.rule)
         if changed := [stored.paths[row] for row in chosen if stored.is_changed(row)]:
             raise DataError(f"{len(changed)} of {len(chosen)} images changed since the index was built: {join_names(changed)}")
         parts = []

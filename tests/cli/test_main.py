@@ -152,7 +152,7 @@ def test_interrupt_message_mentions_resume_if_supported(call, tiny_weights, imag
     def interrupt(*_args, **_options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("PIL.Image.open", interrupt)
+    monkeypatch.setattr("PIL.Image.Image.convert", interrupt)
     image = next((image_folder / "val/class1").iterdir())
     code, _, err = call("embed", image, "--weights", tiny_weights, "--out", tmp_path / "f.npy")
     last = err.splitlines()[-1]

@@ -6,6 +6,7 @@ from PIL import Image
 from video_factories import davis_tree, synthetic_video
 
 from dinoeval.data.davis import ANNOTATIONS, FRAMES, open_davis
+from dinoeval.data.loading import ImageRule
 from dinoeval.data.masks import write_mask
 from dinoeval.errors import DataError
 
@@ -101,10 +102,6 @@ def break_dataset(root, kind) -> None:
             (frames / "00003.jpg").unlink()
         case "frame of another size":
             Image.new("RGB", (100, 64)).save(frames / "00002.jpg")
-        case "rotated frame":
-            exif = Image.Exif()
-            exif[0x0112] = 6
-            Image.new("RGB", (128, 64)).save(frames / "00002.jpg", exif=exif)
         case "frame without image":
             (frames / "00002.jpg").write_bytes(b"text")
         case "mask of another size":
@@ -128,8 +125,7 @@ def break_dataset(root, kind) -> None:
         ("middle frame", "cat lacks frames: 00002"),
         ("last frame", "cat lacks frames: 00003"),
         ("frame of another size", r"00002\.jpg has 100 x 64 pixels, 00000\.jpg has 128 x 64"),
-        ("rotated frame", r"00002\.jpg has 64 x 128"),
-        ("frame without image", r"00002\.jpg is an unsupported"),
+        ("frame without image", r"00002\.jpg .*unsupported"),
         ("mask of another size", r"00002\.png has 128 x 60 pixels.*128 x 64"),
         ("missing mask", r"annotations: 00002\.png"),
         ("no objects", r"00000\.png has no object"),
@@ -150,3 +146,12 @@ def test_open_davis_raises_for_other_folders(tmp_path):
         open_davis(tmp_path)
     with pytest.raises(DataError, match=r"absent.*nothing"):
         open_davis(tmp_path / "absent")
+
+
+def test_exif_orientation_of_frames_counts_if_the_rule_says_so(root):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (128, 64)).save(root / FRAMES / "cat/00002.jpg", exif=exif)
+    assert open_davis(root, ["cat"])[0].remarks == {"oriented": ["cat/00002.jpg"]}
+    with pytest.raises(DataError, match=r"00002\.jpg has 64 x 128"):
+        open_davis(root, ["cat"], ImageRule(exif_transpose=True))

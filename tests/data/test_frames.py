@@ -5,7 +5,8 @@ import pytest
 from factories import synthetic_images
 from PIL import Image
 
-from dinoeval.data.frames import frame_size, list_frames, missing_frames, read_frame, read_frames
+from dinoeval.data.frames import frame_header, list_frames, missing_frames, read_frame, read_frames
+from dinoeval.data.loading import ImageRule
 from dinoeval.errors import DataError
 
 
@@ -16,32 +17,13 @@ def save_rotated(pixels: np.ndarray, path) -> None:
     Image.fromarray(pixels).save(path, exif=exif)
 
 
-def test_frames_are_rotated_by_their_exif_orientation(tmp_path):
-    pixels = np.zeros((40, 20, 3), np.uint8)
-    pixels[:20] = 255
-    save_rotated(pixels, tmp_path / "rotated.jpg")
-    assert frame_size(tmp_path / "rotated.jpg") == (40, 20)
-    frame = np.asarray(read_frame(tmp_path / "rotated.jpg"))
-    assert frame.shape == (20, 40, 3)
-    assert frame[:, 30:].mean() > 240 > 20 > frame[:, :10].mean()
-
-
-def test_16_bit_frames_are_rotated_and_scaled(tmp_path):
-    pixels = np.arange(6, dtype=np.uint16).reshape(2, 3) * 256
+def test_frames_are_rotated_by_exif_if_the_rule_says_so(tmp_path):
+    pixels = np.arange(6, dtype=np.uint16).reshape(2, 3) * 257
     save_rotated(pixels, tmp_path / "gray.png")
-    frame = read_frame(tmp_path / "gray.png")
-    assert frame.size == frame_size(tmp_path / "gray.png") == (2, 3)
-    assert np.asarray(frame)[..., 0].tolist() == np.rot90(pixels >> 8, -1).tolist()
-
-
-def test_gray_16_bit_and_cmyk_frames_become_rgb(tmp_path):
-    ramp = np.arange(256, dtype=np.uint16).repeat(4).reshape(16, 64)
-    kinds = {"gray.png": ramp.astype(np.uint8), "16bit.png": ramp * 256 + 255}
-    for name, pixels in kinds.items():
-        Image.fromarray(pixels).save(tmp_path / name)
-        assert (np.asarray(read_frame(tmp_path / name)) == ramp[..., None]).all()
-    Image.new("CMYK", (8, 8), (0, 255, 255, 0)).save(tmp_path / "cmyk.jpg")
-    assert np.asarray(read_frame(tmp_path / "cmyk.jpg"))[0, 0].tolist() == pytest.approx([255, 0, 0], abs=3)
+    for rule, expected in ((ImageRule(), pixels), (ImageRule(exif_transpose=True), np.rot90(pixels, -1))):
+        frame = read_frame(tmp_path / "gray.png", rule)
+        assert frame_header(tmp_path / "gray.png", rule) == (frame.size, {"oriented"})
+        assert np.asarray(frame)[..., 0].tolist() == (expected // 257).tolist()
 
 
 def test_list_frames_sorts_by_number_and_ignores_other_files(tmp_path):
@@ -77,6 +59,13 @@ def test_read_frames_reads_an_animated_image(tmp_path):
     names, images = read_frames(tmp_path / "video.gif")
     assert names == ["00000", "00001", "00002", "00003"]
     assert [int(np.asarray(image)[0, 0, 0]) for image in images] == [0, 50, 100, 150]
+
+
+def test_read_frames_ignores_the_limit_of_the_calling_program(tmp_path, monkeypatch):
+    frames = synthetic_images(3, (32, 32))
+    frames[0].save(tmp_path / "video.gif", save_all=True, append_images=frames[1:])
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
+    assert [image.size for image in read_frames(tmp_path / "video.gif")[1]] == [(32, 32)] * 3
 
 
 def test_read_frames_names_ffmpeg_when_given_a_video_file(tmp_path):

@@ -7,7 +7,6 @@ import pytest
 from factories import synthetic_images
 
 from dinoeval.data.images import ImageSet, in_memory, require_classes
-from dinoeval.data.loading import decode_image
 from dinoeval.data.opening import open_images
 from dinoeval.errors import BadImage, DataError
 
@@ -46,14 +45,6 @@ def test_disk_errors_are_not_bad_images():
     images = dataclasses.replace(in_memory(synthetic_images(1)), reader=reader)
     with pytest.raises(DataError, match=r"00000 .*Input/output error"):
         images.open(0)
-
-
-def test_exif_orientation_is_not_applied(tmp_path):
-    image = synthetic_images(1, (20, 30))[0]
-    exif = image.getexif()
-    exif[0x0112] = 6
-    image.save(tmp_path / "x.jpg", exif=exif)
-    assert decode_image((tmp_path / "x.jpg").read_bytes()).size == (20, 30)
 
 
 def test_fingerprint_depends_on_every_multi_label():

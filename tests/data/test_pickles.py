@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 
 from dinoeval.data.pickles import open_pickle
 from dinoeval.errors import DataError
+from dinoeval.pickles import program
 
 CONTENT = {
     "plain": [1, 2.5, "name", b"bytes", b"", None, True, (1, {3, 4})],
@@ -96,11 +98,77 @@ def test_pickles_cannot_change_the_classes_that_read_them(tmp_path):
     assert open_pickle(path) == {"a": b"bytes"}
 
 
-def test_shared_lists_stay_shared(tmp_path):
-    shared = [1]
-    for _ in range(60):
-        shared = [shared, shared]
+def test_shared_lists_stay_shared_unless_they_expand_without_end(tmp_path):
     path = tmp_path / "set.pkl"
-    path.write_bytes(pickle.dumps({"a": shared}))
-    opened = open_pickle(path)["a"]
-    assert opened[0] is opened[1]
+    for depth in (10, 60):
+        shared = [1]
+        for _ in range(depth):
+            shared = [shared, shared]
+        path.write_bytes(pickle.dumps({"a": shared}))
+        if depth == 10:
+            opened = open_pickle(path)["a"]
+            assert opened[0] is opened[1]
+        else:  # 2**60 values, if one walks through them
+            with pytest.raises(DataError, match=r"set\.pkl.*expand"):
+                open_pickle(path)
+
+
+def text(word: str) -> bytes:
+    return b"X" + len(word).to_bytes(4, "little") + word.encode()
+
+
+def numbered(number: int) -> bytes:
+    return b"\x8a\x08" + number.to_bytes(8, "little")
+
+
+HASH_BOMB = b"K\x01\x85q\x00" + b"".join(b"h" + bytes([n]) + b"h" + bytes([n]) + b"\x86q" + bytes([n + 1]) for n in range(40))
+DOUBLED = b"".join(b"c_codecs\nencode\nh" + bytes([n]) + text("hex" if n else "latin1") + b"\x86Rq" + bytes([n + 1]) for n in range(27))
+ENCODED = b"".join(b"c_codecs\nencode\nh\x00\x85R" for _ in range(3000))
+REBUILD = b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\nK\x00\x85C\x01btR"
+BYTE = b"cnumpy\ndtype\n" + text("b") + b"\x85R"
+HOSTILE = {
+    "hash bomb": b"\x80\x02}(" + HASH_BOMB + b"tNs.",
+    "deep tuple as key": b"\x80\x02}N" + b"\x85" * 200_000 + b"Ns.",
+    "deep list": b"]" * 200_000 + b"a" * 199_999 + b".",
+    "list in itself": b"]q\x00h\x00a.",
+    "dict in itself": b"}q\x00K\x01h\x00s.",
+    "memo slot": b"\x80\x02}r\xff\xff\xff\x0f0c__builtin__\neval\n.",
+    "doubling codec": b"\x80\x02}K\x01(" + text("A" * 16) + b"q\x00" + DOUBLED + b"ts.",
+    "repeated encoding": b"(" + text("A" * 100_000) + b"q\x00" + ENCODED + b"t.",
+    "bytearray of a size": b"cbuiltins\nbytearray\n" + numbered(10**11) + b"\x85R.",
+    "array whose content is a number": REBUILD + b"(K\x01" + numbered(10**9) + b"\x85" + BYTE + b"\x89" + numbered(10**9) + b"tb.",
+    "array of a huge shape": REBUILD + b"(K\x01" + numbered(10**12) + b"\x85" + BYTE + b"\x89C\x01atb.",
+    "integer of 100,000 bits": b"\x8b" + (12_500).to_bytes(4, "little") + b"\x7f" * 12_500 + b".",
+    "text without end": b"\x8d" + b"\xff" * 7 + b"\x7fabc.",
+    "lone surrogate": b"X\x03\x00\x00\x00\xed\xa0\x80.",
+    "attribute of a function": b"c_codecs\nencode\n}" + text("x") + b"K\x01sb.",
+    "unfinished array": b"]" + REBUILD + b"a.",
+    "nothing on the stack": b"\x87.",
+    "extension": b"\x82\x01.",
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_hostile_pickles_are_refused_in_little_memory(tmp_path, name):
+    path = tmp_path / "bad.pkl"
+    path.write_bytes(HOSTILE[name])
+    tracemalloc.start()
+    with pytest.raises(DataError, match=r"bad\.pkl"):
+        open_pickle(path)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 200e6
+
+
+def test_a_distant_memo_slot_takes_no_memory(tmp_path):
+    path = tmp_path / "slot.pkl"
+    path.write_bytes(b"\x80\x02}r\xff\xff\xff\x0f.")  # slot 268,435,455
+    assert open_pickle(path) == {}
+
+
+def test_too_many_operations_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(program, "MAX_OPCODES", 1000)
+    path = tmp_path / "long.pkl"
+    path.write_bytes(b"(" + b"]" * 1100 + b"t.")
+    with pytest.raises(DataError, match="1,000 operations"):
+        open_pickle(path)

@@ -102,6 +102,8 @@ def test_original_oxford_and_paris_are_rejected(root, tmp_path):
         ({"gnd": [{"easy": [0.5], "hard": [], "junk": []}] * 2}, "from 0 to 17"),
         ({"imlist": []}, "imlist must be a list"),
         ({"qimlist": ["../../../etc/x", "b"]}, "qimlist has names"),
+        ({"qimlist": ["a" * 300, "b"]}, "qimlist has names"),
+        ({"qimlist": np.array("a")}, "qimlist must be a list"),
         ({"qimlist": ["/etc/x", "b"]}, "qimlist has names"),
     ],
 )

@@ -121,7 +121,7 @@ def ambiguous_name(folder):
 
 
 ERRORS = {
-    rotated_exif: r"mask 0\.png has 50 x 75 pixels, its image 0\.jpg 75 x 50 before its EXIF orientation",
+    rotated_exif: r"mask 0\.png has 50 x 75 pixels, its image 0\.jpg 75 x 50 without applying its EXIF orientation",
     other_size: r"mask 1\.png has 40 x 40 pixels, its image 1\.jpg 50 x 66$",
     photo_as_mask: r"2\.png has \d+ colors",
     sixteen_bits: r"2\.png has labels from 0 to 25500",

@@ -112,7 +112,7 @@ def test_images_smaller_than_a_patch_are_unreadable(folder, backbone):
     kept = extract(backbone, images, Cls(), Thumbnail(80, MULTISCALE), FeatureCache(), options=ExtractOptions(bad_images="skip"))
     assert kept.cached  # the first run stored what it computed
     assert "flat.png" not in kept.images.paths
-    found, seen = forward_readable(backbone, images, Cls(), Thumbnail(80, MULTISCALE), bad_images="skip")
+    found, seen, _ = forward_readable(backbone, images, Cls(), Thumbnail(80, MULTISCALE), bad_images="skip")
     np.testing.assert_array_equal(found, kept.numpy())
     assert seen.paths == kept.images.paths
     with pytest.raises(DataError, match="80 x 5"):
@@ -124,7 +124,7 @@ def test_worker_processes_give_identical_features(folder, backbone, tmp_path, wo
     """Chunks contain several sizes and an unreadable image."""
     (folder / "3b.png").write_text("text")
     images, transform = open_images(folder), Thumbnail(80)
-    expected, seen = forward_readable(backbone, images, Cls(), transform, bad_images="skip", batch_size=1)
+    expected, seen, _ = forward_readable(backbone, images, Cls(), transform, bad_images="skip", batch_size=1)
     options = ExtractOptions(bad_images="skip", batch_size=1, workers=workers)
     found = extract(backbone, images, Cls(), transform, FeatureCache(tmp_path / "cache"), options=options)
     np.testing.assert_array_equal(found.numpy(), expected)

@@ -21,6 +21,7 @@ def test_feature_spec_lists_everything_that_determines_features(tiny_weights, im
         "precision": "bf16",
         "readout": "last4",
         "transform": "dino@1:256/224",
+        "image": "image@1",
         "images": images.fingerprint(),
         "stamp": "stamp",
     }

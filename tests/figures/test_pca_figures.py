@@ -114,7 +114,7 @@ def test_pca_reports_invalid_input(backbone, tmp_path):
         dinoeval.figures.pca(backbone, synthetic_images(1, (4, 4)), image_size="native")
     with pytest.raises(ConfigError, match=r"--percentiles .*got 99 1"):
         PcaConfig(percentiles=(99, 1))
-    with pytest.raises(DataError, match="paths and PIL images, got ndarray"):
+    with pytest.raises(DataError, match="paths or PIL images, got ndarray"):
         dinoeval.figures.pca(backbone, [np.zeros((8, 8, 3))])
     Image.new("RGB", (3, 9)).save(tmp_path / "small.png")
     with pytest.raises(DataError, match=r"small.png cannot be used: 3 x 9 pixels are smaller than a patch of 4"):

@@ -9,7 +9,7 @@ from paper_results import result_for
 
 from dinoeval.models import zoo
 from dinoeval.models.zoo import ZOO, identify
-from dinoeval.paper.comparable import LABELS, comparable
+from dinoeval.paper.comparable import LABELS, comparable, network_of
 from dinoeval.paper.rows import PaperRow, Requirement, builtin_rows, rows_for
 
 ROWS = [row for row in builtin_rows() if row.protocol != "speed"]
@@ -116,6 +116,14 @@ def test_earlier_results_are_identified_by_model_names():
         backbone = {**result.backbone, "weights": weights}
         del backbone["network"]
         assert bool(comparable(dataclasses.replace(result, backbone=backbone)).rows) is expected
+
+
+def test_earlier_results_are_identified_by_names_of_timm():
+    row = next(row for row in builtin_rows() if row.protocol == "finetune" and row.network == "timm/deit_small_patch16_224")
+    result = result_for(row)
+    for weights, expected in ((f"{row.network}.fb_in1k", row.network), (row.network, row.network), ("timm/other.fb_in1k", None)):
+        old = dataclasses.replace(result, backbone={"weights": weights, "arch": weights})
+        assert network_of(old, [row]) == expected
 
 
 def test_equal_values_of_several_sources_are_one_row():

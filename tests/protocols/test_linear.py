@@ -50,6 +50,12 @@ def test_sweep_is_reported_and_chosen_on_held_out_images(backbone, image_folder,
     assert list(result.metrics) == ["top1", "top5", "top1_best_on_val", "top5_best_on_val"]
 
 
+def test_at_least_one_image_is_held_out(backbone, image_folder):
+    options = {"data": str(image_folder), "readouts": ("cls",), "lrs": (0.1,), "epochs": 1}
+    result = dinoeval.evaluate("linear", backbone, **options, held_out=0.01)
+    assert any("cut to 23" in note for note in result.notes), "24 training images, of which one is held out"
+
+
 def test_saved_head_scores_equal_the_run(backbone, image_folder, tmp_path):
     options = {"data": str(image_folder), "readouts": ("clsavg",), "lrs": (0.5,), "epochs": 2, "train_batch_size": 8}
     result = dinoeval.evaluate("linear", backbone, **options, out=str(tmp_path / "run"))

@@ -358,6 +358,13 @@ def test_check_fits_rejects_labels_it_cannot_learn():
         check_fits(labeled_images(6), images, SMALL)
 
 
+@pytest.mark.parametrize(("classes", "width"), [(3, 3), (7, 5)])
+def test_five_classes_are_predicted_if_there_are_as_many(classes, width):
+    trainer = make_trainer(SMALL, classes=classes)
+    trainer.model.eval()
+    assert trainer.predict(torch.zeros(2, 3, 16, 16)).shape == (2, width)
+
+
 def test_topk_scores_are_percentages():
     val = dataclasses.replace(labeled_images(4), labels=np.array([0, 1, 2, 0]))
     predictions = np.array([[0, 1], [2, 1], [0, 1], [0, 2]])

@@ -6,17 +6,17 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
-from dinoeval.files import check_writable, write_whole
+from dinoeval.files import write_whole
+from dinoeval.models.checkpoints.safetensors_files import write_safetensors
 from dinoeval.models.checkpoints.state_dict import BATCH_NORM_COUNTER, tensor_digest
 
 
 def save_backbone(path: Path, state: Mapping[str, Tensor], *, arch: str, dtype: torch.dtype = torch.float32, **metadata: str) -> None:
     """Write a backbone as safetensors with its architecture and digest in the header.
 
-    The file appears complete or not at all. BatchNorm counters are not written.
+    The file appears complete or not at all. Equal tensors and metadata give equal bytes. BatchNorm counters are not written.
 
     Args:
         path: The file to write.
@@ -29,10 +29,9 @@ def save_backbone(path: Path, state: Mapping[str, Tensor], *, arch: str, dtype: 
         DinoevalError: If the file cannot be written.
     """
     tensors = {
-        name: tensor.detach().to(dtype if tensor.is_floating_point() else tensor.dtype).contiguous().cpu().clone()
+        name: tensor.detach().to(dtype if tensor.is_floating_point() else tensor.dtype)
         for name, tensor in state.items()
         if not name.endswith(BATCH_NORM_COUNTER)
     }
     header = {"format": "pt", "arch": arch, "tensor_digest": tensor_digest(tensors), **metadata}
-    check_writable(path)  # The errors of safetensors do not contain the reason that the system gave.
-    write_whole(path, lambda target: save_file(tensors, target, header))
+    write_whole(path, lambda target: write_safetensors(target, tensors, header))

@@ -65,7 +65,7 @@ def trainable_copy(backbone: Backbone, drop_path: float) -> nn.Module:
     if tensor_digest(backbone.network.state_dict()) != backbone.digest:
         _log.info("reading the float32 weights again: training starts from those")
         key = "student" if backbone.provenance.key == "student" else "teacher"
-        source = load(backbone.arch, weights=backbone.provenance.name, key=key, device="cpu")
+        source = load(backbone.arch, weights=backbone.provenance.name, key=key, ema=backbone.provenance.ema, device="cpu")
         if source.digest != backbone.digest:
             raise ConfigError(
                 f"{backbone.provenance.name} does not contain the float32 weights of {backbone!r}: load the backbone with precision fp32"

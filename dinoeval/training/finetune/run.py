@@ -127,6 +127,7 @@ class FinetuneRun:
             "precision": settings.precision,
             "seed": settings.seed,
             "transform": transform.id,
+            "image": train.rule.id,
             "train images": train.fingerprint(),
             "val images": val.fingerprint(),
             "place and times of the files": [train.stamp, val.stamp],

@@ -15,6 +15,8 @@ from torch.utils.data import DataLoader
 
 from dinoeval.data.dataset import ImageDataset
 from dinoeval.data.images import ImageSet
+from dinoeval.data.loading import ImageRule
+from dinoeval.data.remarks import describe_remarks
 from dinoeval.data.transforms import normalize_images
 from dinoeval.errors import ConfigError
 from dinoeval.models.architectures import VitConfig, parse_architecture
@@ -47,6 +49,8 @@ class PretrainSettings:
     """Precision of the forward passes."""
     workers: int = 1
     """Data-loading processes; the results do not depend on it."""
+    exif_transpose: bool = False
+    """Rotate images by their EXIF orientation. The released code does not."""
     seed: int = 0
     """Random seed of weights, order, augmentation and stochastic depth."""
     save_every: int = 20
@@ -80,7 +84,7 @@ def train(images: ImageSet, arch: str, recipe: Recipe, settings: PretrainSetting
         DataError: If an image cannot be read.
         DinoevalError: If training diverges or the folder cannot be written.
     """
-    config = parse_architecture(arch)
+    config, images = parse_architecture(arch), images.with_rule(ImageRule(settings.exif_transpose))
     _check(images, arch, config, recipe)
     device, reason = choose_device(settings.device)
     steps = len(images) // recipe.batch_size
@@ -91,6 +95,7 @@ def train(images: ImageSet, arch: str, recipe: Recipe, settings: PretrainSetting
         "patch_size": config.patch_size,
         "seed": settings.seed,
         "precision": settings.precision,
+        "image": images.rule.id,
         "images": images.fingerprint(),
         "recipe": json.loads(json.dumps(dataclasses.asdict(recipe))),
     }
@@ -99,6 +104,8 @@ def train(images: ImageSet, arch: str, recipe: Recipe, settings: PretrainSetting
     if state := folder.resume(recipe.epochs):
         trainer.restore(state)
         done, history = state["epoch"], folder.read_log(state["epoch"])
+    for note in describe_remarks(images.remarks(), settings.exif_transpose):
+        _log.warning("%s", note)
     _log.info("training %s on %d images, %d steps per epoch, on %s (%s)", arch, len(images), steps, device, reason)
     augmentation = MultiCropAugmentation(recipe)
     for epoch in range(done, recipe.epochs):
