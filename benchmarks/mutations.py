@@ -173,7 +173,7 @@ def _code(tree: ast.Module) -> Iterator[ast.expr]:
         parts = [getattr(node, "annotation", None), getattr(node, "returns", None), *getattr(node, "decorator_list", ())]
         if isinstance(node, ast.Call):
             parts += [keyword for keyword in node.keywords if keyword.arg == "strict"]
-            if ast.unparse(node.func).startswith(("_log.", "tqdm", "logging.", "isinstance")):
+            if ast.unparse(node.func).startswith(("_log.", "Progress", "track", "logging.", "isinstance")):
                 parts.append(node)
         skipped |= {id(inner) for part in parts if part is not None for inner in ast.walk(part)}
     for node in ast.walk(tree):

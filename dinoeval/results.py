@@ -7,18 +7,21 @@ Metrics are in percent everywhere. This module imports neither torch nor the num
 from __future__ import annotations
 
 import dataclasses
+import html
 import json
 import math
 from pathlib import Path
 from typing import Any, TypedDict
 
 from dinoeval.decoding import convert, decode_file
+from dinoeval.display import short_repr, shorten
 from dinoeval.errors import DinoevalError
 from dinoeval.files import expand, write_whole
 
 SCHEMA = "dinoeval-result/2"
 READABLE_SCHEMAS = ("dinoeval-result/1", SCHEMA)
 """Version 1 also held published numbers; they are dropped, because `dinoeval.paper` decides what a Result is compared with."""
+_SHOWN = 6  # Metrics in the text of a Result; its table in a notebook has all.
 RENAMED_OPTIONS = {
     "copydays": {"top": "ap_cutoff", "whitening_centred": "center_whitening"},
     "davis": {"context": "context_frames", "top": "top_k", "reading": "resize_backend", "failures": "edge_cases"},
@@ -43,6 +46,8 @@ class Scores:
     samples: dict[str, list] = dataclasses.field(default_factory=dict)
     """One list per column, all of the same length: `path`, `label`, then outcomes by metric. An outcome is 1 for correct, 0 for
     wrong, a fraction if the metric averages fractions, or None if the metric leaves the sample out."""
+
+    __repr__ = short_repr
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -71,6 +76,30 @@ class Result(Scores):
     """Values that the protocol counted or checked, such as the number of images in each block of a dataset."""
     notes: list[str] = dataclasses.field(default_factory=list)
     """Sentences that a reader of the numbers needs."""
+
+    def __repr__(self) -> str:
+        """Write the scores and what they are of, without the outcomes of the images."""
+        metrics = [f"{name} {score}" for name, score in self._scores().items()]
+        more = f" and {len(metrics) - _SHOWN} more" if len(metrics) > _SHOWN else ""
+        return f"Result({self._summary()}: {', '.join(metrics[:_SHOWN]) or 'no metrics'}{more})"
+
+    def _repr_html_(self) -> str:
+        """Write the metrics as a table, which notebooks show at the end of a cell."""
+        rows = [f"<tr><td>{html.escape(name)}</td><td>{html.escape(score)}</td></tr>" for name, score in self._scores().items()]
+        table = f"<table><tr><th>metric</th><th>percent ± standard error</th></tr>{''.join(rows)}</table>"
+        notes = "".join(f"<li>{html.escape(str(note))}</li>" for note in self.notes)
+        return f"<p>{html.escape(self._summary())}</p>{table}<ul>{notes}</ul>"
+
+    def _scores(self) -> dict[str, str]:
+        """Return each metric with its standard error, as text."""
+        errors = {name: f" ± {error:.2f}" for name, error in self.standard_errors.items()}
+        return {name: f"{value:.2f}{errors.get(name, '')}" for name, value in self.metrics.items()}
+
+    def _summary(self) -> str:
+        """Name the protocol, the data and the network."""
+        backbone, data = self.backbone, self.data.get("name") or "unnamed data"
+        network = f"{backbone.get('arch')}, weights {backbone.get('weights')}, {self.transform}, {backbone.get('precision')}"
+        return f"{self.protocol}@{self.version} on {shorten(str(data))}, {shorten(network, 160)}"
 
     def save(self, path: str | Path) -> None:
         """Write the Result as JSON; the file appears complete or not at all.

@@ -35,6 +35,7 @@ from dinoeval.guard import entry_point
 from dinoeval.models.backbone import RANDOM, Backbone, Precision
 from dinoeval.models.build import build_network
 from dinoeval.models.loading import load
+from dinoeval.progress import track
 
 NUM_JPEGS = 256
 JPEG_SIZE = (500, 375)
@@ -115,7 +116,7 @@ def measure(archs: Sequence[str], config: ThroughputConfig = ThroughputConfig())
         images = config.images or str(_write_synthetic_jpegs(Path(folder) / "jpegs"))
         spawn = multiprocessing.get_context("spawn")
         measured = []
-        for arch in archs:
+        for arch in track(archs, "networks", len(archs), "networks"):
             with concurrent.futures.ProcessPoolExecutor(1, mp_context=spawn) as pool:
                 measured.append(pool.submit(_measure, arch, config, images, folder).result())
         return measured

@@ -22,7 +22,7 @@ MAX_LINES = 400
 MAX_PARAMETERS = 7
 MAX_FORMAT_SKIPS = 8
 MAX_SUMMARY = 80
-BASE = ("errors", "files", "pickles", "decoding", "environment", "distributed", "guard", "coercion", "maths")
+BASE = ("errors", "files", "pickles", "decoding", "environment", "distributed", "display", "progress", "guard", "coercion", "maths")
 # The modules that a module may import, by the beginning of its name; the longest entry applies.
 ALLOWED: dict[str, tuple[str, ...]] = {
     "errors": (),
@@ -33,8 +33,10 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "distributed": ("errors", "guard"),
     "guard": ("errors",),
     "coercion": ("errors",),
+    "display": (),
+    "progress": ("distributed",),
     "maths": ("errors", "maths"),
-    "results": ("errors", "files", "decoding"),
+    "results": ("errors", "files", "decoding", "display"),
     "paper": ("errors", "files", "results", "paper"),
     "verdicts": ("errors", "results", "paper"),
     "models": (*BASE, "models"),

@@ -302,7 +302,7 @@ def tsne(
     print(
         f"PCA to {class_map.pca_dims} dimensions; t-SNE with perplexity {class_map.perplexity:.3g}, "
         f"learning rate {config.learning_rate:g}, {config.iterations:,} iterations, seed {config.seed}; "
-        f"KL divergence {class_map.divergence:.3f}"
+        f"KL divergence {f'{class_map.divergence:.3f}' if class_map.divergence < 1e300 else 'not computed'}"
     )
     print_remarks(extracted.remarks, session.exif_transpose)
     print(f"written to {out}")
@@ -360,7 +360,7 @@ def _parse_point(text: str) -> tuple[float, float]:
 
 def _check_points(points: Sequence[tuple[float, float]], images: ImageSet, transform: FigureTransform) -> None:
     """Check the points on every readable image, before the work starts."""
-    from dinoeval.figures.attention_maps import check_points
+    from dinoeval.figures.queries import check_points
 
     for row, path in enumerate(images.paths):
         try:

@@ -172,11 +172,11 @@ class _Source:
         return digest.hexdigest()[:16]
 
     def propagate(self, propagation: Propagation) -> Iterator[np.ndarray]:
-        """Yield the masks of all frames, with a progress bar."""
-        from tqdm import tqdm
+        """Yield the masks of all frames, and show the progress."""
+        from dinoeval.progress import track
 
         names, images = self.read_frames()
-        return propagation.masks(names, tqdm(images, "frames", len(names), unit="frame", disable=None, leave=False))
+        return propagation.masks(names, track(images, "frames", len(names), "frames"))
 
     def draw(self, overlay: Path, masks: Path) -> None:
         """Draw the masks over the frames and print the paths."""
@@ -184,7 +184,7 @@ class _Source:
         from dinoeval.figures.overlay import draw_video
 
         names, images = self.read_frames()
-        written = draw_video(overlay, self.name, names, images, (read_mask(masks / f"{name}.png") for name in names))
+        written = draw_video(overlay, self.name, names, images, lambda: (read_mask(masks / f"{name}.png") for name in names))
         print(f"written to {' and '.join(map(str, written))}")
 
 

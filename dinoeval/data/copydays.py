@@ -16,6 +16,7 @@ import numpy as np
 from dinoeval.data.folders import is_hidden, is_image_name, list_entries
 from dinoeval.data.images import ImageSet, from_files
 from dinoeval.data.loading import EXTENSIONS
+from dinoeval.display import short_repr
 from dinoeval.errors import DataError, join_names
 from dinoeval.files import expand
 
@@ -44,6 +45,8 @@ class Copydays:
     """Scene of each image, (N,) strings of four characters."""
     missing: tuple[str, ...]
     """Files that do not exist although their original does."""
+
+    __repr__ = short_repr
 
 
 def open_copydays(data: str | Path, allow_missing: bool = False) -> Copydays:

@@ -18,6 +18,7 @@ from dinoeval.data.folders import is_hidden, list_entries
 from dinoeval.data.frames import frame_header, list_frames, missing_frames, read_frame_file
 from dinoeval.data.loading import DEFAULT_RULE, ImageRule
 from dinoeval.data.masks import VOID, Encoding, check_siblings, decode_mask
+from dinoeval.display import short_repr
 from dinoeval.errors import DataError, join_names, unknown
 from dinoeval.files import expand
 
@@ -47,6 +48,8 @@ class Video:
     """How each annotation stores its labels, and which it has."""
     remarks: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
     """Names of frames by remark, as `sequence/NNNNN.jpg`."""
+
+    __repr__ = short_repr
 
     @property
     def labels(self) -> tuple[int, ...]:

@@ -22,6 +22,7 @@ from PIL import Image
 from dinoeval import distributed
 from dinoeval.data.loading import DEFAULT_RULE, ImageReader, ImageRule, load_image, read_file
 from dinoeval.data.remarks import REMARKS
+from dinoeval.display import short_repr
 from dinoeval.errors import BadImage, DataError, join_names
 
 TRAIN = "train"
@@ -62,6 +63,8 @@ class ImageSet:
     """Numbers of files that were found beside the images and left out, by ending; `hidden` counts hidden images and folders."""
     notes: tuple[str, ...] = ()
     """Sentences about what was left out or is unusual, for the Result."""
+
+    __repr__ = short_repr
 
     def __post_init__(self) -> None:
         assert self.labels is None or self.labels.shape in ((len(self.paths),), (len(self.paths), len(self.classes)))

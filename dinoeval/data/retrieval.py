@@ -17,6 +17,7 @@ from PIL import Image
 from dinoeval.data.images import ImageSet, from_files
 from dinoeval.data.pickles import open_pickle
 from dinoeval.data.transforms import MAX_PIXELS, crop_box
+from dinoeval.display import short_repr
 from dinoeval.errors import BadImage, DataError, join_names
 from dinoeval.files import expand
 
@@ -77,6 +78,8 @@ class RetrievalSet:
     """Q images, not cropped to their boxes."""
     ground_truth: tuple[Query, ...]
     """One entry per query."""
+
+    __repr__ = short_repr
 
     def cropped(self) -> ImageSet:
         """Return the queries cropped to their boxes.

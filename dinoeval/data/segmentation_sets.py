@@ -19,6 +19,7 @@ from dinoeval.data.loading import DEFAULT_RULE, ImageRule
 from dinoeval.data.masks import VOID, Encoding, check_siblings, decode_mask
 from dinoeval.data.opening import open_images
 from dinoeval.data.remarks import ORIENTED, add_remarks, remarks_of
+from dinoeval.display import short_repr
 from dinoeval.errors import BadImage, DataError, join_names
 from dinoeval.files import expand
 
@@ -56,6 +57,8 @@ class MaskedImages:
     """Names of images by remark."""
     full: tuple[str, ...] = ()
     """Masks without background."""
+
+    __repr__ = short_repr
 
     def read_mask(self, row: int) -> np.ndarray:
         """Read the mask of an image.

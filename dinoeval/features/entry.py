@@ -17,6 +17,7 @@ import msgspec
 import numpy as np
 
 from dinoeval.decoding import Record, decode_sealed, encode_sealed
+from dinoeval.display import short_repr
 from dinoeval.errors import CacheError, DinoevalError
 from dinoeval.features.spec import key_of
 from dinoeval.maths.neighbors import load_faiss
@@ -100,6 +101,8 @@ class Entry:
 
     folder: Path
     manifest: Manifest
+
+    __repr__ = short_repr
 
     @property
     def key(self) -> str:

@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from dinoeval import distributed
 from dinoeval.data.dataset import Unreadable
@@ -29,6 +28,7 @@ from dinoeval.features.readout import Readout
 from dinoeval.features.spec import feature_spec, key_of
 from dinoeval.guard import entry_point
 from dinoeval.models.backbone import Backbone
+from dinoeval.progress import Progress
 
 _log = logging.getLogger(__name__)
 
@@ -176,13 +176,7 @@ def _fill(partial: Partial, extractor: Extractor, workers: int | None) -> None:
     decoded = extractor.decode(spans, distributed.num_workers(workers, len(mine), images.small))
     batch_size = partial.chunk_rows // extractor.passes_per_chunk  # the batch size of the run that began the entry
     warned = False
-    with tqdm(
-        total=sum(map(len, spans)),
-        desc=f"{images.split} images",
-        unit="img",
-        disable=None if distributed.rank() == 0 else True,
-        leave=False,
-    ) as bar:
+    with Progress(f"{images.split} images", sum(map(len, spans)), "images") as progress:
         for number, span, chunk in zip(mine, spans, decoded, strict=True):
             if chunk.unreadable and not warned:
                 warned = True
@@ -190,4 +184,4 @@ def _fill(partial: Partial, extractor: Extractor, workers: int | None) -> None:
             features = extractor.compute(chunk, len(span), batch_size)
             extractor.backbone.check_finite(torch.from_numpy(features), [images.paths[row] for row in span])
             partial.write(number, features, [dataclasses.asdict(image) for image in chunk.unreadable], chunk.remarks)
-            bar.update(len(span))
+            progress.update(len(span))

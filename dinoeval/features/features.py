@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from dinoeval.data.images import ImageSet
+from dinoeval.display import short_repr
 from dinoeval.features.entry import Entry
 
 _BLOCK_BYTES = 64 << 20
@@ -30,6 +31,8 @@ class Features:
     """Whether the entry was complete before, so that no forward pass ran."""
     seconds: float
     """Wall-clock time of the extraction."""
+
+    __repr__ = short_repr
 
     def __len__(self) -> int:
         return len(self.rows)

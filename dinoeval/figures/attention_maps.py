@@ -6,7 +6,6 @@ A heads, h x w patches of p pixels, P points, Q queries.
 from __future__ import annotations
 
 import dataclasses
-import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,9 +15,12 @@ from PIL import Image
 
 from dinoeval.data.loading import ImageRule
 from dinoeval.data.remarks import log_remarks, remarks_of
+from dinoeval.display import short_repr
 from dinoeval.errors import BadImage, ConfigError, DataError
+from dinoeval.figures.panels import Panel, Row, draw_rows, split_rows
 from dinoeval.figures.preprocessing import FigureTransform, ImageSource, figure_transform, open_figure_images
-from dinoeval.figures.style import COLORS, apply_colormap, blend, draw_panels, enlarge, outline, rgb
+from dinoeval.figures.queries import attention_rows, check_points, patch_at
+from dinoeval.figures.style import COLORS, TEXT, apply_colormap, blend, default_settings, enlarge, outline, png_of, rgb, value_range
 from dinoeval.guard import entry_point
 
 if TYPE_CHECKING:
@@ -33,9 +35,8 @@ THRESHOLD = 0.2
 """Lowest attention in the overlay, in the range of each head from 0 to 1. Stated by the authors for Figure 3."""
 COLORMAP = "viridis"
 """The default of matplotlib, which visualize_attention.py does not change."""
-_PANELS_PER_ROW = 4
-_MANY_PATCHES = 10_000
-_log = logging.getLogger(__name__)
+_PANELS_PER_ROW, _HEADS_PER_ROW = 4, 4
+_NUMBER_STYLE = {"fontsize": TEXT, "color": "white", "weight": "bold"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,6 +62,9 @@ class AttentionMaps:
     """Patch size in pixels."""
     transform: str
     """Id of the transform, such as `figure@1:480x480:bilinear`."""
+
+    __repr__ = short_repr
+    _repr_png_ = png_of
 
     @property
     def num_heads(self) -> int:
@@ -131,8 +135,7 @@ class AttentionMaps:
         Raises:
             ConfigError: If a head does not exist.
         """
-        chosen = range(self.num_heads) if heads is None else self._check_heads(heads)
-        return enlarge(apply_colormap(self.point_maps[number, list(chosen)].mean(0), COLORMAP), self.patch)
+        return enlarge(apply_colormap(self._point_values(number, heads), COLORMAP), self.patch)
 
     def choose_heads(self, heads: Sequence[int] | None) -> tuple[int, ...]:
         """Return the heads of the overlay.
@@ -161,12 +164,18 @@ class AttentionMaps:
         Raises:
             ConfigError: As for `overlay`.
         """
-        chosen, every_head = self.choose_heads(heads), range(self.num_heads)
-        title = "heads " + " ".join(map(str, chosen)) if len(chosen) <= 3 else f"{len(chosen)} heads"  # What fits above a panel.
-        title = "all heads" if len(chosen) == self.num_heads else title
-        maps = [(f"head {head}", self.head(head)) for head in every_head]
-        masks = [(f"{self.mass:.0%}, head {head}", self.mask(head)) for head in every_head]
-        return draw_panels([("image", self.image), *maps, (title, self.overlay(chosen, threshold)), *masks], _PANELS_PER_ROW)[0]
+        chosen = self.choose_heads(heads)
+        drawn = f"heads {' '.join(map(str, chosen))}" if len(chosen) <= 3 else f"{len(chosen)} of {self.num_heads} heads"
+        title = f"overlay: {'all heads' if len(chosen) == self.num_heads else drawn}"
+        rows: list[Row] = [[Panel(self.image, "image"), Panel(self.overlay(chosen, threshold), title)]]
+        blocks = -(-self.num_heads // _HEADS_PER_ROW)
+        per_row = max(2, -(-self.num_heads // blocks))
+        maps = [self._map_panel(f"head {head}", self.head(head), self.maps[head]) for head in range(self.num_heads)]
+        masks = [Panel(self.mask(head)) for head in range(self.num_heads)]
+        for of_maps, of_masks in zip(split_rows(maps, per_row), split_rows(masks, per_row), strict=True):
+            rows += [of_maps, of_masks]
+        caption = f"Each map has its own color scale. The patches below it hold {self.mass:.0%} of its attention."
+        return draw_rows(rows, caption=caption)[0]
 
     def points_figure(self, heads: Sequence[int] | None = None) -> Figure:
         """Draw the image with its points, and the map of each point, averaged over heads.
@@ -182,13 +191,18 @@ class AttentionMaps:
         """
         if not self.points:
             raise ConfigError("there are no points to draw: pass points=[(x, y), ...] or --points X,Y")
-        maps = [(f"point {number}", self.point(number, heads)) for number in range(len(self.points))]
-        figure, axes = draw_panels([("image", self.image), *maps], min(_PANELS_PER_ROW, 1 + len(maps)))
-        for number, (row, column) in enumerate(self.point_patches):
-            center = (column + 0.5) * self.patch - 0.5, (row + 0.5) * self.patch - 0.5
-            for axis in (axes[0], axes[1 + number]):
-                _draw_cross(axis, center)
-            axes[0].annotate(str(number), center, (3, 3), textcoords="offset points", fontsize=7, color="white", weight="bold")
+        maps = [
+            self._map_panel(f"point {number}", self.point(number, heads), self._point_values(number, heads))
+            for number in range(len(self.points))
+        ]
+        rows = split_rows([Panel(self.image, "image"), *maps], min(_PANELS_PER_ROW, 1 + len(maps)))
+        figure, axes = draw_rows(rows, caption="Each map has its own color scale.")
+        with default_settings():
+            for number, (row, column) in enumerate(self.point_patches):
+                center = (column + 0.5) * self.patch - 0.5, (row + 0.5) * self.patch - 0.5
+                for axis in (axes[0], axes[1 + number]):
+                    _draw_cross(axis, center)
+                axes[0].annotate(str(number), center, (3, 3), textcoords="offset points", **_NUMBER_STYLE)
         return figure
 
     def images(self, heads: Sequence[int] | None = None, threshold: float = THRESHOLD) -> dict[str, np.ndarray]:
@@ -208,6 +222,14 @@ class AttentionMaps:
         for head in range(self.num_heads):
             drawn |= {f"head{head}": self.head(head), f"mask{head}": self.mask(head)}
         return drawn | {f"point{number}": self.point(number, heads) for number in range(len(self.points))}
+
+    def _point_values(self, number: int, heads: Sequence[int] | None) -> np.ndarray:
+        """Return the map of a point, averaged over heads, (h, w)."""
+        chosen = range(self.num_heads) if heads is None else self._check_heads(heads)
+        return self.point_maps[number, list(chosen)].mean(0)
+
+    def _map_panel(self, title: str, image: np.ndarray, values: np.ndarray) -> Panel:
+        return Panel(image, title, value_range(values), COLORMAP)
 
     def _check_heads(self, heads: Sequence[int]) -> tuple[int, ...]:
         if not heads:
@@ -309,7 +331,7 @@ def compute_attention(
     check_points(points, name, image.size)
     pixels = transform(image)
     grid = backbone.grid(*pixels.shape[:2])
-    patches = tuple(_patch_at(point, image.size, transform, grid) for point in points)
+    patches = tuple(patch_at(point, image.size, transform, grid) for point in points)
     tokens = [0, *(1 + row * grid[1] + column for row, column in patches)]
     maps = attention_rows(backbone, name, pixels, transform, tokens)  # (A, 1 + P, h, w)
     return AttentionMaps(
@@ -324,56 +346,6 @@ def compute_attention(
         patch=transform.patch,
         transform=transform.id,
     )
-
-
-def attention_rows(backbone: Backbone, name: str, pixels: np.ndarray, transform: FigureTransform, queries: Sequence[int]) -> np.ndarray:
-    """Compute the attention of some tokens to the patches.
-
-    Args:
-        backbone: A vision transformer.
-        name: Name of the image, for messages.
-        pixels: (h*p, w*p, 3) uint8.
-        transform: Normalizes the pixels.
-        queries: Numbers of Q tokens: 0 is [CLS], patches follow in row-major order.
-
-    Returns:
-        Attention, (A, Q, h, w) float32.
-
-    Raises:
-        DataError: If it is NaN or infinite.
-    """
-    h, w = backbone.grid(*pixels.shape[:2])
-    if h * w > _MANY_PATCHES:
-        _log.warning("%s has %s patches, which is slow: time grows with their square. --image-size 480 is faster", name, f"{h * w:,}")
-    rows = backbone.attention(transform.batch(pixels), queries)[..., 1:]  # (1, A, Q, h*w)
-    backbone.check_finite(rows, [name])
-    return rows[0].unflatten(-1, (h, w)).cpu().numpy()
-
-
-def check_points(points: Sequence[tuple[float, float]], name: str, size: tuple[int, int]) -> None:
-    """Check that points are inside an image.
-
-    Args:
-        points: (x, y) in pixels.
-        name: Name of the image, for the message.
-        size: Its width and height in pixels.
-
-    Raises:
-        ConfigError: If a point is outside.
-    """
-    for x, y in points:
-        if not (0 <= x < size[0] and 0 <= y < size[1]):
-            raise ConfigError(
-                f"point {x:g},{y:g} is outside {name}, which has {size[0]} x {size[1]} pixels: "
-                "--points takes X,Y with x from left to right and y from top to bottom"
-            )
-
-
-def _patch_at(point: tuple[float, float], size: tuple[int, int], transform: FigureTransform, grid: tuple[int, int]) -> tuple[int, int]:
-    """Return row and column of the patch under a point, or of the nearest patch if the point is in the cropped remainder."""
-    width, height = transform.size or size
-    row, column = int(point[1] * height / size[1]) // transform.patch, int(point[0] * width / size[0]) // transform.patch
-    return min(row, grid[0] - 1), min(column, grid[1] - 1)
 
 
 def _draw_cross(axis: Axes, center: tuple[float, float]) -> None:

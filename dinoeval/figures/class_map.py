@@ -15,9 +15,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
+from dinoeval.display import short_repr
 from dinoeval.errors import ConfigError, DataError
-from dinoeval.figures.style import COLORS, COLUMN, INK, TEXT, new_figure
+from dinoeval.figures.names import write_name
+from dinoeval.figures.panels import LINE, LegendEntry, draw_legend, legend_size
+from dinoeval.figures.style import COLORS, COLUMN, INK, TEXT, color, default_settings, new_figure, png_of
 from dinoeval.guard import entry_point
+from dinoeval.progress import Progress
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -29,7 +33,11 @@ _POINTS_PER_COLUMN = 40  # Points whose names fit in the width of a column; with
 _MAX_WIDTH = 20.0  # Inches.
 _THUMBNAIL = 64  # Pixels.
 _DIGITS = 5  # Decimals of features, divided by the largest, that count as a difference; the others are rounding.
-_MARKERS = ("o", "s", "^", "D")  # Markers of matplotlib: circle, square, triangle, diamond.
+_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+"""Markers of matplotlib: circle, square, triangle, diamond, triangle down, plus, cross, star."""
+MAX_LOOKS = 2 * len(_MARKERS) * len(COLORS)
+"""Groups that differ in color or marker. More groups are named in the plot instead of in a legend."""
+_MAX_NAMED = 12  # Groups whose names are also written in the plot.
 _log = logging.getLogger(__name__)
 
 
@@ -73,30 +81,41 @@ class ClassMap:
     """(C, 2) float32."""
     names: tuple[str, ...]
     groups: np.ndarray | None
-    """Number of the group of each point, (C,) int, or None. A group has its own color and marker."""
+    """Number of the group of each point, (C,) int, or None."""
     group_names: tuple[str, ...]
     pca_dims: int
     """Number of principal components that were kept."""
     perplexity: float
     divergence: float
-    """Kullback-Leibler divergence that t-SNE reached, in nats."""
+    """Kullback-Leibler divergence that t-SNE reached, in nats; the largest float with 250 iterations, which do not compute it."""
 
+    __repr__ = short_repr
+
+    _repr_png_ = png_of
+
+    @default_settings()
     def figure(self, thumbnails: Sequence[Image.Image] | None = None) -> Figure:
-        """Draw the points with their names, names of groups, or images.
+        """Draw the points with their names, groups with a legend, or images.
+
+        Each group has its own color and marker, up to 112 groups. With more, looks repeat, and the name of each group is
+        written at its median instead of in a legend.
 
         Args:
-            thumbnails: An image per point (default: names are drawn).
+            thumbnails: An image per point (default: names or groups are drawn).
 
         Returns:
             A figure as wide as a column of a paper, or wider if many names or images need space.
         """
-        crowd = len(self.points) if self.groups is None or thumbnails is not None else 0
-        width = min(_MAX_WIDTH, COLUMN * max(1.0, (crowd / _POINTS_PER_COLUMN) ** 0.5))
+        present = [] if self.groups is None or thumbnails is not None else np.unique(self.groups).tolist()
+        width = min(_MAX_WIDTH, COLUMN * max(1.0, ((len(present) or len(self.points)) / _POINTS_PER_COLUMN) ** 0.5))
         low, high = self.points.min(0), self.points.max(0)
         extent = float(max(high - low)) or 1.0
         half = np.maximum((high - low) / 2, extent / 4) + 0.08 * extent  # A margin for names at the sides.
-        figure = new_figure(width, width * half[1] / half[0])
-        axis = figure.add_axes((0.01, 0.01, 0.98, 0.98))
+        legend = [LegendEntry(self.group_names[group], *_look(place)) for place, group in enumerate(present)]
+        columns, lines = legend_size([entry.name for entry in legend] if len(legend) <= MAX_LOOKS else [], width)
+        height = width * half[1] / half[0] + LINE * lines
+        figure, below = new_figure(width, height), LINE * lines / height
+        axis = figure.add_axes((0.01, below + 0.01 * (1 - below), 0.98, 0.98 * (1 - below)))
         axis.set_xticks([])
         axis.set_yticks([])
         axis.spines[:].set_color("#bbbbbb")
@@ -109,18 +128,20 @@ class ClassMap:
             axis.scatter(*self.points.T, s=9, c=COLORS[1], linewidths=0)
             _draw_names(axis, self.points, self.names)
         else:
-            self._draw_groups(axis, self.groups)
+            self._draw_groups(axis, self.groups, legend)
+            if lines:
+                draw_legend(figure, legend, columns, below)
         return figure
 
-    def _draw_groups(self, axis: Axes, groups: np.ndarray) -> None:
-        """Draw each group in its own color and marker, with its name at its median. Too many groups are drawn alike."""
-        present = np.unique(groups)
-        distinct = len(present) <= len(COLORS) * len(_MARKERS)
-        for place, group in enumerate(present):
-            marker, color = (_MARKERS[place // len(COLORS)], COLORS[place % len(COLORS)]) if distinct else (_MARKERS[0], COLORS[1])
-            axis.scatter(*self.points[groups == group].T, s=7, c=color, marker=marker, linewidths=0)
-        centers = np.stack([np.median(self.points[groups == group], axis=0) for group in present])
-        _draw_names(axis, centers, [self.group_names[group] for group in present.tolist()], halo=True)
+    def _draw_groups(self, axis: Axes, groups: np.ndarray, legend: Sequence[LegendEntry]) -> None:
+        """Draw each group in its own look; write the names of few groups, or of too many for a legend, at their medians."""
+        members = [self.points[groups == group] for group in np.unique(groups)]
+        size = 7 if len(members) <= len(COLORS) else 12  # Markers must be large enough to differ.
+        for points, entry in zip(members, legend, strict=True):
+            axis.scatter(*points.T, s=size, c=entry.color, marker=entry.marker, linewidths=0.15, edgecolors="white")
+        if not _MAX_NAMED < len(members) <= MAX_LOOKS:
+            centers = np.stack([np.median(points, axis=0) for points in members])
+            _draw_names(axis, centers, [entry.name for entry in legend], halo=True)
 
     def _draw_thumbnails(self, axis: Axes, thumbnails: Sequence[Image.Image], extent: float) -> None:
         assert len(thumbnails) == len(self.points)
@@ -131,6 +152,13 @@ class ClassMap:
             half_width, half_height = (length / max(small.size) * span / 2 for length in small.size)
             box = (x - half_width, x + half_width, y - half_height, y + half_height)
             axis.imshow(small, extent=box, interpolation="antialiased", aspect="auto", zorder=2)
+
+
+def _look(place: int) -> tuple[str, str]:
+    """Return the color and the marker of a group."""
+    place %= MAX_LOOKS
+    marker, dark = place // len(COLORS) % len(_MARKERS), place // (len(COLORS) * len(_MARKERS))
+    return color(place % len(COLORS) + len(COLORS) * dark), _MARKERS[marker]
 
 
 @entry_point
@@ -182,7 +210,7 @@ def tsne(
         The points, and the method that draws them.
 
     Raises:
-        DataError: If fewer than four points differ.
+        DataError: If fewer than four points differ, features are NaN or infinite, or sizes do not match.
 
     Examples:
         >>> features = np.random.default_rng(0).standard_normal((10, 32))
@@ -194,8 +222,11 @@ def tsne(
 
     features = np.asarray(features, np.float32)
     count = len(features)
-    assert features.ndim == 2
-    assert count == len(names)
+    if features.ndim != 2 or count != len(names) or (groups is not None and len(groups) != count):
+        given = f"{len(names)} names" + ("" if groups is None else f" and {len(groups)} groups")
+        raise DataError(f"t-SNE needs features (points, dimensions) with one name and group per point, got {features.shape} and {given}")
+    if not np.isfinite(features).all():
+        raise DataError(f"the features of {names[int(np.argmin(np.isfinite(features).all(1)))]} are NaN or infinite")
     if count < MIN_POINTS:
         raise DataError(
             f"a t-SNE figure needs at least {MIN_POINTS} points, got {count}: use a dataset with more classes, or pass --per-image"
@@ -225,7 +256,8 @@ def tsne(
         "random_state": config.seed,
     }
     machine = TSNE(2, **options)
-    points = machine.fit_transform(reduced)
+    with Progress(f"t-SNE of {count:,} points"):
+        points = machine.fit_transform(reduced)
     return ClassMap(points, tuple(names), groups, tuple(group_names), kept, perplexity, float(machine.kl_divergence_))
 
 
@@ -239,16 +271,25 @@ def _draw_names(axis: Axes, points: np.ndarray, names: Sequence[str], *, halo: b
     style = {"fontsize": TEXT, "color": INK, "parse_math": False}
     style["path_effects"] = [withStroke(linewidth=2, foreground="white")] if halo else []
     positions = (
-        *([(0, 0, "center", "center")] if halo else []),
+        *([(0, 0, "center", "center")] if halo and len(names) <= _MAX_NAMED else []),
         (4, 0, "left", "center"),
         (-4, 0, "right", "center"),
         (0, 4, "center", "bottom"),
         (0, -4, "center", "top"),
     )
     for point, name in zip(points, names, strict=True):
-        candidates = []
+        candidates, written = [], write_name(name)
         for right, up, horizontal, vertical in positions:
-            text = axis.annotate(name, point, (right, up), textcoords="offset points", ha=horizontal, va=vertical, **style)
+            text = axis.annotate(
+                written["text"],
+                point,
+                (right, up),
+                textcoords="offset points",
+                ha=horizontal,
+                va=vertical,
+                family=written["family"],
+                **style,
+            )
             box = text.get_window_extent(renderer)
             outside = box.width * box.height - _shared_area(box, frame)
             covered = sum(_shared_area(box, other) for other in boxes) + 10 * outside  # A name that is cut off is worst.

@@ -12,14 +12,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from tqdm import tqdm
 
 from dinoeval.data.loading import ImageRule
 from dinoeval.data.remarks import add_remarks, log_remarks
+from dinoeval.display import short_repr
 from dinoeval.errors import BadImage, ConfigError, DataError
+from dinoeval.figures.panels import Panel, draw_rows, split_rows
 from dinoeval.figures.preprocessing import FigureTransform, ImageSource, figure_transform, open_figure_images
-from dinoeval.figures.style import blend, draw_panels, enlarge
+from dinoeval.figures.style import blend, enlarge, png_of
 from dinoeval.guard import entry_point
+from dinoeval.progress import Progress
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -75,6 +77,9 @@ class FeatureMaps:
     transform: str
     """Id of the transform, such as `figure@1:480x480:bilinear`."""
 
+    __repr__ = short_repr
+    _repr_png_ = png_of
+
     def colors(self, number: int) -> np.ndarray:
         """Return the components of an image as red, green and blue.
 
@@ -122,8 +127,10 @@ class FeatureMaps:
         panels = []
         for number in range(min(len(self.images), _MAX_IMAGES)):
             parts = {"image": self.images[number], "foreground": self.foreground_image(number), "PCA": self.components_image(number)}
-            panels += [(title if number < _IMAGES_PER_ROW else "", image) for title, image in parts.items()]
-        return draw_panels(panels, 3 * min(_IMAGES_PER_ROW, len(self.images)))[0]
+            panels += [Panel(image, title if number < _IMAGES_PER_ROW else "") for title, image in parts.items()]
+        scales = [f"{color} {low:.3g} to {high:.3g}" for color, (low, high) in zip(("red", "green", "blue"), self.limits, strict=True)]
+        caption = f"PCA components 1 to 3, one scale for all images, from black: {', '.join(scales)}."
+        return draw_rows(split_rows(panels, 3 * min(_IMAGES_PER_ROW, len(self.images))), caption=caption)[0]
 
 
 @entry_point
@@ -246,7 +253,7 @@ def _patch_tokens(
         _log.warning("the patch tokens of %s images need %.1f GB of memory", f"{len(pixels):,}", size / 1e9)
     batch_size = batch_size or backbone.fast_batch(max(max(image.shape[:2]) for image in pixels))
     found: list[np.ndarray] = []
-    with tqdm(total=len(pixels), desc="images", unit="img", disable=None, leave=False) as bar:
+    with Progress("images", len(pixels), "images") as progress:
         while (start := len(found)) < len(pixels):
             end = start + 1
             while end < len(pixels) and end - start < batch_size and pixels[end].shape == pixels[start].shape:
@@ -255,7 +262,7 @@ def _patch_tokens(
             assert tokens is not None
             backbone.check_finite(tokens, names[start:end])
             found += list(tokens.cpu().numpy())
-            bar.update(end - start)
+            progress.update(end - start)
     return found
 
 

@@ -10,29 +10,37 @@ import functools
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-from PIL import Image
-from tqdm import tqdm
+from PIL import Image, ImageDraw, ImageFont
 
 from dinoeval.data.frames import Animation
 from dinoeval.data.images import ImageSet
 from dinoeval.data.loading import DEFAULT_RULE, ImageRule, read_file
 from dinoeval.data.opening import open_images
 from dinoeval.data.remarks import add_remarks
+from dinoeval.display import short_repr
 from dinoeval.errors import BadImage, ConfigError, DataError
-from dinoeval.figures.attention_maps import attention_rows
+from dinoeval.figures.panels import Panel, draw_rows, split_rows
 from dinoeval.figures.preprocessing import NATIVE, FigureTransform, figure_transform
-from dinoeval.figures.style import apply_colormap, enlarge
+from dinoeval.figures.queries import attention_rows
+from dinoeval.figures.style import apply_colormap, enlarge, png_of
 from dinoeval.files import check_writable, expand, write_whole
 from dinoeval.guard import entry_point
 from dinoeval.models.backbone import Backbone
+from dinoeval.progress import track
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 COLORMAP = "inferno"
 """As in video_generation.py."""
 FPS = 24.0
 """Frames per second of a folder of frames, as in DAVIS."""
 _MAX_WIDTH = 640  # Pixels: GIF files are large.
+_MIN_SCALE_WIDTH = 160  # Pixels.
+_MAX_SHOWN = 4  # Frames in a figure.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,6 +55,9 @@ class AttentionVideo:
     transform: FigureTransform
     remarks: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
     """Names of frames by remark."""
+
+    __repr__ = short_repr
+    _repr_png_ = png_of
 
     @functools.cached_property
     def limits(self) -> tuple[float, float]:
@@ -72,6 +83,22 @@ class AttentionVideo:
         """
         return enlarge(apply_colormap(self.maps[number], COLORMAP, self.limits), self.transform.patch)
 
+    def figure(self) -> Figure:
+        """Draw four equally spaced frames next to their attention.
+
+        Returns:
+            A figure as wide as a column of a paper.
+
+        Raises:
+            DataError: If a frame cannot be decoded.
+        """
+        panels: list[Panel] = []
+        for number in np.unique(np.linspace(0, len(self.maps) - 1, _MAX_SHOWN).round().astype(int)).tolist():
+            panels.append(Panel(_read_pixels(self.frames, number, self.transform)[0], Path(self.frames.paths[number]).stem))
+            panels.append(Panel(self.attention_image(number), "attention", self.limits, COLORMAP))
+        caption = "All frames have one color scale, up to the 99th percentile."
+        return draw_rows(split_rows(panels, 2 * min(2, len(panels) // 2)), caption=caption)[0]
+
     def image_pairs(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Yield each resized and cropped frame, and its attention.
 
@@ -94,7 +121,7 @@ class AttentionVideo:
             DinoevalError: If the extension is another, or the file cannot be written.
         """
         check_video(path)
-        pages = (_gif_page(frame, attention) for frame, attention in self.image_pairs())
+        pages = (_gif_page(frame, attention, self.limits) for frame, attention in self.image_pairs())
         first = next(pages)
         options = {"save_all": True, "append_images": pages, "duration": self.milliseconds, "loop": 0}
         write_whole(path, lambda target: first.save(target, "GIF", **options))
@@ -150,7 +177,7 @@ def attention_video(
     loaded = figure_transform(backbone, image_size, ImageRule(exif_transpose), transform)
     maps: list[np.ndarray] = []
     remarks: dict[str, list[str]] = {}
-    for number in tqdm(range(len(opened)), desc="frames", unit="frame", disable=None, leave=False):
+    for number in track(range(len(opened)), "frames", len(opened), "frames"):
         pixels, image = _read_pixels(opened, number, loaded)
         add_remarks(remarks, image, opened.paths[number])
         rows = attention_rows(backbone, opened.paths[number], pixels, loaded, [0])  # (A, 1, h, w)
@@ -213,8 +240,24 @@ def _read_pixels(frames: ImageSet, number: int, transform: FigureTransform) -> t
         raise DataError(f"frame {frames.paths[number]} cannot be used: {error}") from error
 
 
-def _gif_page(frame: np.ndarray, attention: np.ndarray) -> Image.Image:
+def _gif_page(frame: np.ndarray, attention: np.ndarray, limits: tuple[float, float]) -> Image.Image:
+    """Draw a frame next to its attention, with the color scale below them if there is space for it."""
     page = Image.fromarray(np.concatenate((frame, attention), axis=1))
     if page.width > _MAX_WIDTH:
         page = page.resize((_MAX_WIDTH, max(1, round(page.height * _MAX_WIDTH / page.width))), Image.Resampling.LANCZOS)
+    if page.width >= _MIN_SCALE_WIDTH:
+        page = Image.fromarray(np.concatenate((np.asarray(page), _draw_scale(page.width, limits))))
     return page.quantize(256)
+
+
+def _draw_scale(width: int, limits: tuple[float, float]) -> np.ndarray:
+    """Draw a color bar between its limits, (H, width, 3) uint8."""
+    strip = Image.new("RGB", (width, 18), "white")
+    draw, font = ImageDraw.Draw(strip), ImageFont.load_default(12)
+    left, right = (f"{limit:.3g}" for limit in limits)
+    start, end = (round(draw.textlength(text, font)) + 8 for text in (left, right))
+    draw.text((4, 9), left, "black", font, anchor="lm")
+    draw.text((width - 4, 9), right, "black", font, anchor="rm")
+    bar = apply_colormap(np.linspace(0, 1, width - start - end)[None].repeat(8, 0), COLORMAP, (0.0, 1.0))
+    strip.paste(Image.fromarray(bar), (start, 5))
+    return np.asarray(strip)

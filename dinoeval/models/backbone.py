@@ -14,6 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from dinoeval.display import short_repr
 from dinoeval.errors import ConfigError, DataError, join_names
 from dinoeval.guard import Guard
 from dinoeval.models import external
@@ -44,6 +45,8 @@ class Tokens:
     """(N, h, w, D), patch tokens of the last block; None if only [CLS] was computed."""
     layers: tuple[Tensor, ...] = ()
     """The last blocks that were requested, earliest first, each (N, T, D): [CLS] first, then patches row by row."""
+
+    __repr__ = short_repr
 
 
 @dataclasses.dataclass(frozen=True)

@@ -18,7 +18,6 @@ from pathlib import Path
 
 import filelock
 import msgspec
-from tqdm import tqdm
 
 from dinoeval.decoding import Record, decode_file
 from dinoeval.environment import offline, weights_folder
@@ -26,6 +25,7 @@ from dinoeval.errors import CheckpointError, DinoevalError
 from dinoeval.files import temporary_path, write_whole
 from dinoeval.models.checkpoints import check_zip
 from dinoeval.models.zoo import Weights
+from dinoeval.progress import Progress
 
 LOCK_FILE = "weights.lock"
 _BLOCK_BYTES = 1 << 20
@@ -123,10 +123,10 @@ def _download(weights: Weights, path: Path) -> None:
             size = int(response.headers.get("Content-Length") or 0)
             megabytes = f"{size / 1e6:.1f} MB" if size else "size unknown"
             _log.info("downloading %s (%s) from %s to %s", weights.name, megabytes, weights.url, path)
-            with partial.open("wb") as file, tqdm(total=size or None, unit="B", unit_scale=True, disable=None) as bar:
+            with partial.open("wb") as file, Progress(f"download of {weights.name}", size or None, "B") as progress:
                 while block := response.read(_BLOCK_BYTES):
                     file.write(block)
-                    bar.update(len(block))
+                    progress.update(len(block))
         received = partial.stat().st_size
         if size and received != size:
             raise CheckpointError(f"the download of {weights.url} stopped at {received:,} of {size:,} bytes: try again")

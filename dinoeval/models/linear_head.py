@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from dinoeval.decoding import convert, decode
+from dinoeval.display import short_repr
 from dinoeval.errors import CheckpointError, DinoevalError, join_names
 from dinoeval.files import expand, streamed, write_whole
 from dinoeval.models.checkpoints import read_file
@@ -30,6 +31,8 @@ class LinearHead:
     """A model name or a path."""
     metadata: dict[str, Any]
     """What the file records about itself. Only files of dinoeval do: readout, lr, weight_decay, arch, backbone (a digest), classes."""
+
+    __repr__ = short_repr
 
 
 def open_head(name: str) -> LinearHead:

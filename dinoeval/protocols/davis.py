@@ -27,6 +27,7 @@ from dinoeval.data.masks import decode_mask
 from dinoeval.data.remarks import merge_remarks
 from dinoeval.errors import ConfigError, DataError, join_names
 from dinoeval.files import expand
+from dinoeval.progress import track
 from dinoeval.protocols._davis_masks import METRICS, Predictions, format_ranges, open_predictions, score_objects
 from dinoeval.protocols._instances import known, query_scores, resolve_root
 from dinoeval.results import Result, Scores
@@ -107,7 +108,9 @@ def run(config: Config, session: Session) -> Result:
         if config.masks is not None and not videos[0].annotated:
             raise DataError(f"{root} has annotations of first frames only, so --masks {config.masks} cannot be scored: remove --masks")
     work = _Propagating(config, session, videos, transform) if transform else _Scoring(expand(config.masks or ""))
-    own = [(number, work.process(videos[number])) for number in distributed.shard(len(videos))]
+    shard = distributed.shard(len(videos))
+    numbers = track(shard, "sequences", len(shard), "sequences") if config.masks is not None else shard
+    own = [(number, work.process(videos[number])) for number in numbers]
     if config.overlay is not None:
         with record.stage("overlay"):
             _draw(expand(config.overlay), [videos[number] for number, _ in own], work.folder, session.rule)
@@ -201,17 +204,14 @@ class _Propagating:
         return _Outcome(scores, record["lost"], record["constant"], seconds, predictions)
 
     def _make(self, video: Video) -> dict[str, Any]:
-        from tqdm import tqdm
-
         from dinoeval.data.frames import read_frame
         from dinoeval.data.mask_folders import write_masks
         from dinoeval.video import Propagation
 
         propagation = Propagation(self.session.backbone, video.first_mask, self.transform, self.config)
         names = [path.stem for path in video.frames]
-        quiet = None if distributed.rank() == 0 else True
         images = (read_frame(path, self.session.rule) for path in video.frames)
-        frames = tqdm(images, video.name, len(names), unit="frame", disable=quiet, leave=False)
+        frames = track(images, f"frames of {video.name}", len(names), "frames")
         masks = zip((f"{name}.png" for name in names), propagation.masks(names, frames), strict=True)
         return write_masks(
             self.folder / video.name,
@@ -230,9 +230,9 @@ def _draw(folder: Path, videos: list[Video], masks: Path, rule: ImageRule) -> No
         found = {path: masks / video.name / video.mask_name(number) for number, path in enumerate(video.frames)}
         found = {path: mask for path, mask in found.items() if mask.exists()}
         if found:
-            decoded = (decode_mask(path)[0] for path in found.values())
             frames = (read_frame(path, rule) for path in found)
-            draw_video(folder, video.name, [path.stem for path in found], frames, decoded)
+            titles = [path.stem for path in found]
+            draw_video(folder, video.name, titles, frames, lambda found=found: (decode_mask(path)[0] for path in found.values()))
 
 
 def _describe_run(record: RunRecord, root: Path, videos: list[Video], outcomes: list[_Outcome]) -> None:

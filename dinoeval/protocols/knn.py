@@ -17,6 +17,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -24,6 +25,7 @@ import numpy as np
 from dinoeval import distributed
 from dinoeval.errors import ConfigError
 from dinoeval.maths.neighbors import multilabel_scores, nearest, vote
+from dinoeval.progress import Progress
 from dinoeval.protocols._classification import (
     dataset_notes,
     extract_subsets,
@@ -114,7 +116,7 @@ def _score_subsets(config: Config, ks: list[int], trains: list[Features], val: F
     runs, seconds = [], {"search": 0.0, "vote": 0.0}
     for train in trains:
         started = time.monotonic()
-        cosines, rows = nearest(queries, train.blocks(), max(ks))
+        cosines, rows = nearest(queries, _blocks(train), max(ks))
         searched = time.monotonic()
         labels = labels_of(train.images)
         if multi_label:
@@ -128,6 +130,14 @@ def _score_subsets(config: Config, ks: list[int], trains: list[Features], val: F
         seconds["search"] += searched - started
         seconds["vote"] += time.monotonic() - searched
     return runs, seconds
+
+
+def _blocks(train: Features) -> Iterator[np.ndarray]:
+    """Yield the features block by block, and show how many are searched."""
+    with Progress("searched train images", len(train), "images") as progress:
+        for block in train.blocks():
+            yield block
+            progress.update(len(block))
 
 
 def fitting_ks(requested: tuple[int, ...], images: int) -> tuple[list[int], list[str]]:

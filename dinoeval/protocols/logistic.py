@@ -29,6 +29,7 @@ from dinoeval.data.subsets import hold_out
 from dinoeval.errors import ConfigError, DataError, join_names
 from dinoeval.maths.logistic import Logistic, fit_logistic, fit_one_vs_rest, memory_needed
 from dinoeval.maths.neighbors import l2_normalize
+from dinoeval.progress import Progress
 from dinoeval.protocols._classification import (
     MultilabelScores,
     dataset_notes,
@@ -203,7 +204,8 @@ def _held_out_score(
 
 def _fit(config: Config, strength: float, features: np.ndarray, labels: np.ndarray) -> Logistic:
     solve = fit_logistic if labels.ndim == 1 else fit_one_vs_rest
-    return solve(features, labels, strength=strength, solver=config.solver, tolerance=config.tolerance, max_iter=config.max_iter)
+    with Progress(f"fit to {len(features):,} images"):
+        return solve(features, labels, strength=strength, solver=config.solver, tolerance=config.tolerance, max_iter=config.max_iter)
 
 
 def _score(model: Logistic, queries: np.ndarray, labels: np.ndarray) -> Scores:

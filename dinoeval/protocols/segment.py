@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from PIL import Image
-from tqdm import tqdm
 
 from dinoeval import distributed
 from dinoeval.data.masks import VOID
@@ -26,6 +25,7 @@ from dinoeval.data.segmentation_sets import MaskedImages, Objects, object_labels
 from dinoeval.errors import ConfigError, DataError, join_names
 from dinoeval.figures.preprocessing import FigureTransform, figure_transform
 from dinoeval.maths.segmentation import jaccard_indices
+from dinoeval.progress import Progress
 from dinoeval.protocols._instances import query_scores, resolve_root
 from dinoeval.session import SplitRecord
 
@@ -112,7 +112,7 @@ def _score_images(
     own_rows = list(distributed.shard(len(opened.images)))
     # Images that keep their sizes are processed one at a time.
     step = (session.config.batch_size or backbone.fast_batch(max(transform.size))) if transform.size else 1
-    with tqdm(total=len(own_rows), desc="images", unit="img", disable=None if distributed.rank() == 0 else True, leave=False) as bar:
+    with Progress("images", len(own_rows), "images") as progress:
         for start in range(0, len(own_rows), step):
             rows = own_rows[start : start + step]
             pixels = np.stack([transform(transform.open(opened.images, row)) for row in rows])  # (N, H, W, 3)
@@ -124,7 +124,7 @@ def _score_images(
                 mask = opened.read_mask(row)
                 scores = score_masks(of_image, resized(mask, transform.size, batch.shape[-2:]), mass=config.mass, void=config.void)
                 yield row, (scores, len(object_labels(mask)) - len(scores))
-            bar.update(len(rows))
+            progress.update(len(rows))
 
 
 def resized(ids: np.ndarray, size: tuple[int, int] | None, kept: tuple[int, ...]) -> np.ndarray:

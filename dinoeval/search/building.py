@@ -27,6 +27,7 @@ from dinoeval.guard import entry_point
 from dinoeval.maths.neighbors import l2_normalize
 from dinoeval.models.backbone import Backbone
 from dinoeval.models.loading import as_backbone
+from dinoeval.progress import Progress
 from dinoeval.search.approximate import IndexKind, add_vectors, needs_retraining, read_index, train_index, tune, write_index
 from dinoeval.search.index import ImageIndex
 from dinoeval.search.records import FileRecord
@@ -326,7 +327,8 @@ def _write_neighbors(
         add_vectors(neighbors, vectors.blocks(np.arange(len(stored.vectors), len(vectors))))
     else:
         trained_on = len(vectors)
-        neighbors = train_index(kind, vectors)
+        with Progress(f"training of the {kind} index"):
+            neighbors = train_index(kind, vectors)
     draft.write(NEIGHBORS, lambda path: write_index(neighbors, path))
     tuned, recall = tune(kind, neighbors, vectors)
     _log.info("%s index built and tuned in %.0f s", kind, time.monotonic() - started)

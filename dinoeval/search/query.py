@@ -11,7 +11,7 @@ from PIL import Image
 
 from dinoeval.data.images import in_memory
 from dinoeval.data.opening import open_images
-from dinoeval.errors import DataError
+from dinoeval.errors import DataError, join_names
 from dinoeval.features.forward import forward_readable
 from dinoeval.features.readout import Readout
 from dinoeval.search.store import resolve
@@ -33,6 +33,10 @@ class Matches:
     """Rows of the images in the index, (k,) int64."""
     cosines: np.ndarray
     """Cosines, (k,) float32."""
+
+    def __repr__(self) -> str:
+        found = [f"{path} {cosine:.4f}" for path, cosine in zip(self.paths, self.cosines.tolist(), strict=True)]
+        return f"Matches({self.query!r}: {join_names(found)})"
 
 
 def embed_queries(session: Session, readout: Readout, images: QueryImages) -> tuple[list[str], np.ndarray, dict[str, list[str]]]:

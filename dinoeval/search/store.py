@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from dinoeval.decoding import encode, encode_sealed
+from dinoeval.display import short_repr
 from dinoeval.errors import ConfigError, DataError, DinoevalError, join_names
 from dinoeval.features.entry import crc32_of
 from dinoeval.files import TEMPORARY, expand, read_bytes, write_whole
@@ -45,6 +46,8 @@ class StoredIndex:
     """Files that were not readable images."""
     vectors: VectorFile
     """Normalized features of the images."""
+
+    __repr__ = short_repr
 
     @functools.cached_property
     def root(self) -> Path:

@@ -253,6 +253,7 @@ def test_video_has_one_color_scale_and_keeps_the_order_of_frames(call, tiny_weig
     assert len(list((tmp_path / "out/frames").iterdir())) == 11
     with Image.open(tmp_path / "out/attention.gif") as written:
         assert (written.n_frames, written.size, written.info["duration"]) == (11, (80, 24), 100)
+    assert [text.get_text() for axis in video.figure().axes for text in axis.texts][:2] == [f"{low:.2g}", f"{high:.2g}"]
     again = dinoeval.figures.attention_video(backbone, tmp_path / "out/attention.gif")
     assert (again.maps.shape, again.seconds) == ((11, 6, 20), 0.1)
 

@@ -26,6 +26,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dinoeval.display import short_repr
 from dinoeval.errors import CheckpointError, join_names
 from dinoeval.models.checkpoints.state_dict import BATCH_NORM_COUNTER
 from dinoeval.models.checkpoints.stored import StoredTensor
@@ -98,6 +99,8 @@ class NamedTensors:
     """Description of the layout."""
     network: str | None
     """`teacher` or `student`, or None if the file contains one network only."""
+
+    __repr__ = short_repr
 
 
 @dataclasses.dataclass(frozen=True)

@@ -19,6 +19,7 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor
 
+from dinoeval.display import short_repr
 from dinoeval.errors import CheckpointError
 from dinoeval.files import expand, reason
 from dinoeval.models.checkpoints.layouts import Choice, to_released_names
@@ -50,6 +51,8 @@ class Checkpoint:
     """The architecture that the file names, as it is written there. It may be any value: check it against a list."""
     ema: bool | None = None
     """Whether the weights are a moving average, if the file contains it and the raw weights."""
+
+    __repr__ = short_repr
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,19 +16,19 @@ from typing import Any
 
 import numpy as np
 import torch
-from tqdm import tqdm
-from tqdm.contrib.logging import logging_redirect_tqdm
 
 from dinoeval import distributed
 from dinoeval.data.images import ImageSet
 from dinoeval.data.transforms import CenterCrop, normalize_images
 from dinoeval.data.workers import BatchLoader
+from dinoeval.display import short_repr
 from dinoeval.errors import ConfigError, DataError, join_names
 from dinoeval.files import write_whole
 from dinoeval.guard import entry_point
 from dinoeval.models.backbone import Backbone
 from dinoeval.models.checkpoints import save_backbone, tensor_digest
 from dinoeval.models.checkpoints.safetensors_files import write_safetensors
+from dinoeval.progress import Progress
 from dinoeval.training.checkpointing import RunFolder
 from dinoeval.training.finetune.batches import Mixing, RepeatedOrder, assign_mixup_groups, augmented_images, collate, cropped_images
 from dinoeval.training.finetune.classifier import Classifier, trainable_copy
@@ -71,6 +71,8 @@ class Outcome:
     """Class indices after the last epoch, (Q, min(5, C)) int64, in descending order of their logits."""
     history: list[dict[str, Any]]
     """One row per epoch: what log.txt contains."""
+
+    __repr__ = short_repr
 
 
 class FinetuneRun:
@@ -154,14 +156,9 @@ class FinetuneRun:
             *(self.arch, self.order.count, epochs, steps, self.recipe.train_batch_size, self.recipe.peak_lr, self.device),
         )
         done, predictions = len(self.history), None
-        hidden = None if distributed.rank() == 0 else True
-        with (
-            tqdm(total=epochs * steps, initial=done * steps, unit="step", disable=hidden, leave=False) as bar,
-            logging_redirect_tqdm([logging.getLogger("dinoeval")]),
-        ):
+        with Progress("steps", epochs * steps, "steps", done=done * steps) as progress:
             for epoch in range(done, epochs):
-                bar.set_description(f"epoch {epoch + 1} of {epochs}")
-                row = {"epoch": epoch, **self._train_epoch(epoch, bar)}
+                row = {"epoch": epoch, **self._train_epoch(epoch, progress)}
                 predictions = self.evaluate()
                 row |= topk_scores(predictions, self.val)
                 self.history.append(row)
@@ -194,7 +191,7 @@ class FinetuneRun:
             predictions[rank :: distributed.world_size()] = shard
         return predictions
 
-    def _train_epoch(self, epoch: int, bar: tqdm) -> dict[str, float]:
+    def _train_epoch(self, epoch: int, progress: Progress) -> dict[str, float]:
         started = time.monotonic()
         self.order.epoch = epoch
         rate = self.trainer.begin(epoch)
@@ -203,8 +200,7 @@ class FinetuneRun:
         for step, batch in enumerate(self.loader):
             images, labels = (part.to(self.device, non_blocking=True) for part in raise_error(batch))
             total += self.trainer.step(*self.mixing(images, labels, epoch, step))
-            bar.set_postfix(loss=f"{total / (step + 1):.3f}", refresh=False)
-            bar.update()
+            progress.update(note=f"epoch {epoch + 1} of {self.recipe.epochs}, loss {total / (step + 1):.3f}")
         loss = float(np.mean(distributed.all_gather(total))) / len(self.order)
         speed = len(self.order) * self.recipe.train_batch_size / (time.monotonic() - started)
         return {"train_loss": loss, "train_lr": rate, "images_per_second": speed}

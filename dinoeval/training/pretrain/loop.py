@@ -11,7 +11,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
 
 from dinoeval.data.dataset import ImageDataset
 from dinoeval.data.images import ImageSet
@@ -26,6 +25,7 @@ from dinoeval.models.architectures import VitConfig, parse_architecture
 from dinoeval.models.checkpoints import save_backbone
 from dinoeval.models.loading import choose_device
 from dinoeval.models.vit import VisionTransformer
+from dinoeval.progress import Progress
 from dinoeval.training.checkpointing import RunFolder
 from dinoeval.training.checks import check_fields
 from dinoeval.training.loading import raise_error
@@ -162,12 +162,12 @@ def _train_epoch(trainer: DinoTrainer, dataset: ImageDataset, epoch: int, settin
         drop_last=True,
     )
     sums: dict[str, float] = {}
-    with tqdm(loader, desc=f"epoch {epoch}", unit="step", disable=None, leave=False) as bar:
-        for step, batch in enumerate(bar):
+    with Progress(f"steps of epoch {epoch}", trainer.steps, "steps") as progress:
+        for step, batch in enumerate(loader):
             crops = [normalize_images(crop.to(trainer.device, non_blocking=True)) for crop in raise_error(batch)]
             for name, value in trainer.step(crops, epoch * trainer.steps + step).items():
                 sums[name] = sums.get(name, 0.0) + value
-            bar.set_postfix(loss=f"{sums['loss'] / (step + 1):.3f}")
+            progress.update(note=f"loss {sums['loss'] / (step + 1):.3f}")
     return {name: value / trainer.steps for name, value in sums.items()}
 
 

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from dinoeval import distributed
+from dinoeval.progress import Progress, format_duration
 from dinoeval.training.checkpointing import RunFolder
 from dinoeval.training.probe.sources import Augmented, FeatureBatch, FeatureSource, concatenate
 from dinoeval.training.probe.sweep import EvalSet, Sweep
@@ -66,17 +66,16 @@ def _train(sweep: Sweep, source: FeatureSource, rows: np.ndarray, eval_sets: Map
         _log_duration(sweep, source, rows)
     saved = time.monotonic()
     world_size, rank = distributed.world_size(), distributed.rank()
-    hidden = None if rank == 0 else True
     for epoch in range(sweep.epoch, epochs):
         steps = sweep.steps(rows)
         shards = [step[rank::world_size] for step in steps[sweep.step :]]
-        with tqdm(total=len(steps), initial=sweep.step, desc=f"epoch {epoch}", unit="step", disable=hidden, leave=False) as bar:
+        with Progress(f"steps of epoch {epoch}", len(steps), "steps", done=sweep.step) as progress:
             for batch in source.batches(epoch, shards):
                 features, good = _gather(batch)
                 if len(good):
                     sweep.learn(features, sweep.labels[good])
                 sweep.step += 1
-                bar.update()
+                progress.update()
                 # The clocks of several processes differ, and all must resume from the same step, so they save whole epochs only.
                 if world_size == 1 and sweep.step < len(steps) and time.monotonic() - saved > SAVE_SECONDS:
                     folder.save(sweep.state())
@@ -109,11 +108,4 @@ def _log_duration(sweep: Sweep, source: Augmented, rows: np.ndarray) -> None:
     epochs = sweep.settings.epochs - sweep.epoch
     images = len(rows) * epochs / distributed.world_size()
     seconds = images * (time.monotonic() - started) / max(1, done)
-    _log.info("training %d heads for %d epochs of %d images: about %s", len(sweep.heads), epochs, len(rows), _format_duration(seconds))
-
-
-def _format_duration(seconds: float) -> str:
-    for unit, length in (("days", 86400), ("hours", 3600), ("minutes", 60)):
-        if seconds > 1.5 * length:
-            return f"{seconds / length:.1f} {unit}"
-    return f"{seconds:.0f} seconds"
+    _log.info("training %d heads for %d epochs of %d images: about %s", len(sweep.heads), epochs, len(rows), format_duration(seconds))
