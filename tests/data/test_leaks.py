@@ -53,7 +53,8 @@ def test_pixels_in_memory_are_compared():
 
 def test_limit_leaves_out_the_most_frequent_sizes(tmp_path):
     """One size has 2 files, another 5; with a limit of 2 files, only the first are compared."""
-    contents = {"train": [b"a" * 10, *[b"b" * 20] * 3], "val": [b"a" * 10, *[b"b" * 20] * 2]}
+    one, other = (b"\x89PNG\r\n\x1a\n" + letter * count for letter, count in ((b"a", 10), (b"b", 20)))
+    contents = {"train": [one, *[other] * 3], "val": [one, *[other] * 2]}
     for split, files in contents.items():
         for number, content in enumerate(files):
             (tmp_path / f"{split}{number}.png").write_bytes(content)

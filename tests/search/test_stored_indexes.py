@@ -64,7 +64,7 @@ def test_index_is_read_as_written(folder):
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
-        ({"format": 2}, "format 2"),
+        ({"format": 99}, "format 99"),
         ({"images": 3}, "3 images"),
         ({"images": 0}, "0 images"),
         ({"dim": 10**12}, "dimensions"),
@@ -98,9 +98,9 @@ def test_index_reads_only_files_of_its_folder(folder, tmp_path):
 @pytest.mark.parametrize(
     ("part", "content", "named"),
     [
-        (IMAGES, b'{"images": [["a.png", 1, 2, 3]], "bad": []}', "2 images"),
+        (IMAGES, b'{"images": [["a.png", 1, 2, 3, ""]], "bad": []}', "2 images"),
         (IMAGES, b'{"images": [["a.png", 1, 2], ["b.png", 1, 2, 3]], "bad": []}', r"images\.json"),
-        (IMAGES, b'{"images": [["a.png", 1, 2, 3], ["b\\u0000.png", 1, 2, 3]], "bad": []}', "file name"),
+        (IMAGES, b'{"images": [["a.png", 1, 2, 3, ""], ["b\\u0000.png", 1, 2, 3, ""]], "bad": []}', "file name"),
         (IMAGES, b"[]", r"images\.json"),
         (VECTORS, bytes(100), "2 vectors"),
         (VECTORS, b"", "2 vectors"),
