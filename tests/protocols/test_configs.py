@@ -86,6 +86,8 @@ DEFAULTS = {
 
 def test_defaults_are_listed_for_every_builtin_protocol():
     assert sorted(DEFAULTS) == protocols.builtin_names()
+
+
 VERSIONS = {"davis": 2}
 """Versions after the first."""
 
