@@ -15,7 +15,6 @@ import sys
 import threading
 import warnings
 
-import faiss
 import matplotlib as mpl
 import numpy as np
 import pytest
@@ -27,10 +26,12 @@ import dinoeval
 from dinoeval.data.frame_transforms import FrameTransform
 from dinoeval.figures.class_map import TsneConfig
 from dinoeval.guard import Guard, entry_point
+from dinoeval.maths.neighbors import load_faiss
 from dinoeval.testing import tiny_backbone, tiny_image_folder, tiny_images
 from dinoeval.video import Propagation
 from dinoeval.video_config import PropagationConfig
 
+faiss = load_faiss()
 BACKENDS = torch.backends
 BATCH = np.random.default_rng(0).standard_normal((2, 3, 16, 16), dtype=np.float32)
 

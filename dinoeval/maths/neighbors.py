@@ -6,13 +6,16 @@ Q queries, B bank vectors, K neighbors, D dimensions, C classes.
 from __future__ import annotations
 
 import functools
+import logging
 import os
+import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import ModuleType
 
 import numpy as np
 
+_log = logging.getLogger(__name__)
 _NORM_EPS = 1e-12  # torch.nn.functional.normalize
 _QUERIES = 4096  # queries per search
 _VOTE_BYTES = 64 << 20
@@ -23,12 +26,18 @@ def load_faiss() -> ModuleType:
     """Import FAISS with the fastest matrix kernels for this processor.
 
     The OpenBLAS in the wheels of faiss-cpu does not recognize newer processors. It falls back to kernels of 2004
-    ("Prescott"), and a search is several times slower. OpenBLAS reads OPENBLAS_CORETYPE once, when it is loaded.
+    ("Prescott"), and a search is several times slower. OpenBLAS reads OPENBLAS_CORETYPE once, when it is loaded. If the
+    calling program has loaded FAISS already, a warning says so: the last digit of a cosine then depends on the place of the
+    vector in the bank, so that equal vectors are not always in order of their index.
 
     Returns:
         The module `faiss`. The environment is left as it was.
     """
     kernels = None if "OPENBLAS_CORETYPE" in os.environ else _openblas_kernels()
+    if kernels and "faiss" in sys.modules:
+        _log.warning(
+            "faiss was imported before dinoeval: searches are slower, and equal vectors may be in another order; import dinoeval first"
+        )
     if kernels:
         os.environ["OPENBLAS_CORETYPE"] = kernels
     try:

@@ -1,13 +1,15 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dinoeval.maths.neighbors import l2_normalize, load_faiss, multilabel_scores, nearest, vote
+from dinoeval.maths.neighbors import _openblas_kernels, l2_normalize, load_faiss, multilabel_scores, nearest, vote
 
 
 def blocks(bank: np.ndarray, size: int) -> list[np.ndarray]:
@@ -174,3 +176,11 @@ def test_multilabel_scores_ignore_neighbors_that_are_difficult():
     """The nearer neighbor is difficult for the class, so the other one decides alone."""
     labels = np.array([[-1], [1]], np.int8)
     assert multilabel_scores(np.array([[0.9, 0.1]]), labels, np.array([[0, 1]]), ks=[1, 2], temperature=0.07).tolist() == [[[0]], [[1]]]
+
+
+@pytest.mark.skipif(_openblas_kernels() is None, reason="FAISS chooses its kernels itself")
+def test_faiss_imported_first_is_a_warning():
+    code = "import faiss, logging; logging.basicConfig(); from dinoeval.maths.neighbors import load_faiss; load_faiss()"
+    environment = {name: value for name, value in os.environ.items() if name != "OPENBLAS_CORETYPE"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert "import dinoeval first" in done.stderr
