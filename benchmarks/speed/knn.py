@@ -27,7 +27,8 @@ import released
 from measurement import Options, in_turn, medians, memory_kib, run_worker, seconds_of, write_record
 
 COMMAND = "python benchmarks/speed/knn.py CHECKOUT"
-KEY = "0" * 32
+SPEC = {"benchmark": "speed/knn"}
+"""What the cache entry is named by."""
 TEMPERATURE = 0.07
 
 
@@ -62,11 +63,12 @@ def write_inputs(folder: Path, sizes: Sizes) -> None:
 def write_cache_entry(folder: Path, sizes: Sizes) -> None:
     """Write the training features as an entry of a feature cache."""
     from dinoeval.features.cache import FeatureCache
+    from dinoeval.features.spec import key_of
 
-    cache = FeatureCache(folder / "cache")
+    cache, key = FeatureCache(folder / "cache"), key_of(SPEC)
     features = np.load(folder / "train.npy", mmap_mode="r")
-    with cache.locked(KEY):
-        partial = cache.begin(KEY, spec={}, num_rows=sizes.features, feature_shape=(sizes.dim,), chunk_rows=sizes.chunk)
+    with cache.locked(key):
+        partial = cache.begin(key, spec=SPEC, num_rows=sizes.features, feature_shape=(sizes.dim,), chunk_rows=sizes.chunk)
         for chunk in range(partial.num_chunks):
             partial.write(chunk, np.array(features[chunk * sizes.chunk : (chunk + 1) * sizes.chunk]), [])
         partial.finish({})
@@ -77,10 +79,11 @@ def run_with_dinoeval(folder: Path, sizes: Sizes, _checkout: Path | None) -> dic
     from dinoeval.data.images import in_memory
     from dinoeval.features.cache import FeatureCache
     from dinoeval.features.features import Features
+    from dinoeval.features.spec import key_of
     from dinoeval.maths.neighbors import load_faiss, nearest, vote
 
     load_faiss()  # It is imported here, so that the memory before the search contains it.
-    entry = FeatureCache(folder / "cache").find(KEY)
+    entry = FeatureCache(folder / "cache").find(key_of(SPEC))
     assert entry is not None
     features = Features(entry, in_memory([]), np.arange(sizes.features), [], True, 0.0)
     queries, train_labels, labels = (np.load(folder / f"{name}.npy") for name in ("test", "train_labels", "test_labels"))
