@@ -147,9 +147,19 @@ def group() -> Any:
         else:
             store = dist.PrefixStore("dinoeval/group", _store(_TIMEOUT))  # pyright: ignore[reportPrivateImportUsage]
             dist.init_process_group("gloo", store=store, rank=rank(), world_size=world_size(), timeout=_TIMEOUT)
-            atexit.register(dist.destroy_process_group)  # Its threads must end before the interpreter, which aborts otherwise.
+            atexit.register(_leave)
             _group = dist.group.WORLD
     return _group
+
+
+def _leave() -> None:
+    """End the threads of our process group. If they outlived the interpreter, the process would abort."""
+    import torch.distributed as dist
+
+    global _group
+    _group = None
+    dist.destroy_process_group()
+    _store.cache_clear()
 
 
 @functools.cache
