@@ -38,6 +38,7 @@ CPU_SECONDS, SECONDS = 900, 3600
 """A test run that takes more processor time or time counts as caught: the mutation made it hang."""
 SURVIVED = "survived"
 EXPLAINED = ROOT / "benchmarks/mutations_explained.json"
+"""Why a survivor changes no number, by file and source line."""
 _COMPARISONS = {ast.Lt: "<=", ast.LtE: "<", ast.Gt: ">=", ast.GtE: ">", ast.Eq: "!=", ast.NotEq: "=="}
 _OPERATORS = {ast.Add: ("+", "-"), ast.Sub: ("-", "+"), ast.Mult: ("*", "/"), ast.Div: ("/", "*"), ast.FloorDiv: ("//", "*")}
 _BOOLEANS = {ast.And: ("and", "or"), ast.Or: ("or", "and")}
@@ -54,6 +55,11 @@ class Mutation:
     old: str
     new: str
     kind: str
+
+    @property
+    def text(self) -> str:
+        """The source line, without its indentation."""
+        return (ROOT / self.path).read_text().splitlines()[self.line - 1].strip()
 
     @property
     def name(self) -> str:
@@ -86,11 +92,12 @@ def main() -> None:
     outcomes |= {mutation.name: caught or SURVIVED for mutation, caught in zip(todo, found, strict=True)}
     survived = [name for name, outcome in outcomes.items() if outcome == SURVIVED]
     explained = json.loads(EXPLAINED.read_text())
+    lines = {mutation.name: f"{mutation.path}: {mutation.text}" for mutation in mutations}
     report = {
         "command": f"python benchmarks/mutations.py --count {args.count}",
         "mutations": len(outcomes),
         "caught": len(outcomes) - len(survived),
-        "survived": {name: explained.get(name, "not explained: a test is missing") for name in survived},
+        "survived": {name: explained.get(lines[name], "not explained: a test is missing") for name in survived},
         "seconds": round(time.monotonic() - started),
         "outcomes": outcomes,
     }

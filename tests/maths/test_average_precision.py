@@ -85,3 +85,11 @@ def test_map_error_is_standard_deviation_over_resampled_images(area):
     found = mean_average_precision(scores, labels, area)
     assert found.mean == pytest.approx(np.mean([average_precision(scores[:, c], labels[:, c], area) for c in range(4)]))
     assert found.error == pytest.approx(np.std(draws), rel=0.3)
+
+
+def test_map_error_is_taken_over_100_draws_of_a_fixed_generator():
+    random = np.random.default_rng(2)
+    labels, scores = (random.random(30) < 0.4).astype(np.int8)[:, None], random.random((30, 1))
+    counts = np.random.default_rng(0).multinomial(30, np.full(30, 1 / 30), 100)
+    draws = [average_precision(np.repeat(scores[:, 0], count), np.repeat(labels[:, 0], count)) for count in counts]
+    assert mean_average_precision(scores, labels).error == pytest.approx(np.std(draws, ddof=1), rel=1e-9)

@@ -91,6 +91,17 @@ def test_killed_run_ends_like_an_uninterrupted_one(tmp_path):
     assert (other.returncode, "seed was 0 and is 1" in " ".join(other.stderr.split())) == (2, True)
 
 
+def test_defaults_of_a_run():
+    values = dataclasses.asdict(PretrainSettings(out="run"))
+    assert {name: values[name] for name in ("precision", "seed", "save_every", "knn_every", "exif_transpose")} == {
+        "precision": "fp32",
+        "seed": 0,
+        "save_every": 20,
+        "knn_every": 10,
+        "exif_transpose": False,
+    }
+
+
 def test_interrupted_run_resumes_with_equal_numbers(tmp_path, image_folder):
     images, calls = open_images(image_folder), []
 
