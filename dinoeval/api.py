@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from dinoeval import protocols
-from dinoeval.coercion import make_config
+from dinoeval.coercion import coerce, make_config
 from dinoeval.data.loading import ImageRule
 from dinoeval.data.opening import open_images, open_mixed
 from dinoeval.data.remarks import log_remarks
@@ -66,13 +66,13 @@ def embed(
         >>> embed(backbone, tiny_images(3), readout="patches").shape
         (3, 4, 4, 96)
     """
-    backbone = as_backbone(backbone)
-    readout = parse_readout(readout) if isinstance(readout, str) else readout
-    parsed = parse_transform(transform, backbone.config.image_size, backbone.config.preprocessing)
-    if isinstance(images, Image.Image):
-        images = [images]
-    items = None if isinstance(images, (str, Path)) else list(images)
+    readout = readout if isinstance(readout, Readout) else parse_readout(coerce(readout, str, "readout"))
+    transform = coerce(transform, str, "transform")
+    exif_transpose, cache = coerce(exif_transpose, bool, "exif_transpose"), coerce(cache, bool, "cache")
+    items = None if isinstance(images, (str, Path)) else list(images) if isinstance(images, Iterable) else [images]
     opened = (open_images(images) if items is None else open_mixed(items)).with_rule(ImageRule(exif_transpose))  # type: ignore[arg-type]
+    backbone = as_backbone(backbone)
+    parsed = parse_transform(transform, backbone.config.image_size, backbone.config.preprocessing)
     if not cache or any(isinstance(item, Image.Image) for item in items or ()):
         features, _, remarks = forward_readable(backbone, opened, readout, parsed)
     else:
@@ -112,7 +112,7 @@ def evaluate(
         >>> sorted(result.metrics)
         ['top1@5', 'top5@5']
     """
-    module = protocols.get_protocol(protocol)
+    module = protocols.get_protocol(coerce(protocol, str, "protocol"))
     options = make_config(module.Config, config, protocol)
     settings = SessionConfig.of(session)
     if isinstance(backbone, Backbone):

@@ -11,6 +11,7 @@ import typing
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal, TypeVar
 
+from dinoeval.display import shorten
 from dinoeval.errors import ConfigError, unknown
 
 T = TypeVar("T")
@@ -43,7 +44,7 @@ def make_config(kind: type[T], values: Mapping[str, Any], owner: str) -> T:
     fields = [field.name for field in dataclasses.fields(kind) if field.init]  # type: ignore[arg-type]
     for name in values:
         if name not in fields:
-            raise ConfigError(unknown(f"option of {owner}", name, fields))
+            raise ConfigError(unknown(f"option of {owner}", str(name), fields))
     hints = _hints(kind)
     return kind(**{name: coerce(value, hints.get(name, Any), name) for name, value in values.items()})
 
@@ -86,7 +87,7 @@ def coerce(value: Any, hint: Any, name: str) -> Any:
         return _convert(value, hint)
     except _WrongType:
         option = name.replace("_", "-")
-        raise ConfigError(f"--{option} must be {_describe(hint)}, got {_show(value)}") from None
+        raise ConfigError(f"--{option} must be {_describe(hint)}, got {shorten(repr(value))}") from None
 
 
 @functools.cache
@@ -196,10 +197,6 @@ def _describe(hint: Any) -> str:
         return f"one of {', '.join(map(str, arguments))}" if len(arguments) > 1 else repr(arguments[0])
     if origin is tuple:
         parts = arguments[:1] if Ellipsis in arguments else arguments
-        return f"a tuple of {', '.join(map(_describe, parts))}{' each' if Ellipsis in arguments else ''}"
+        names = ", ".join(map(_describe, parts))
+        return f"a tuple whose items are each {names}" if Ellipsis in arguments else f"a tuple of {names}"
     return _NAMES.get(hint, str(hint))
-
-
-def _show(value: Any) -> str:
-    text = repr(value)
-    return f"{text if len(text) <= 60 else text[:57] + '...'}"

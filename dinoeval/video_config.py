@@ -78,11 +78,15 @@ class VideoConfig(PropagationConfig):
             session: Its network gives the patch size, its transform the mean and standard deviation.
 
         Returns:
-            The transform. For a network without patches it has patch size 1.
+            The transform.
 
         Raises:
-            ConfigError: If the session resizes with --transform or skips unreadable images, or the frames are too small.
+            ConfigError: If the session resizes with --transform or skips unreadable images, the network has no patches, or the
+                frames are too small.
         """
         if session.config.bad_images == "skip":
             raise ConfigError("--bad-images skip does not apply to videos, because every frame is needed: remove it")
-        return frame_transform(self.image_size, self.resize_backend, session.backbone.patch_size or 1, *session.normalization())
+        session.backbone.check_offers(patches=True)
+        patch = session.backbone.patch_size
+        assert patch is not None
+        return frame_transform(self.image_size, self.resize_backend, patch, *session.normalization())

@@ -15,7 +15,6 @@ import json as json_format
 import re
 import textwrap
 import typing
-import warnings
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any
 
@@ -78,7 +77,7 @@ def call(function: Callable[..., int], args: Sequence[str], program: str) -> int
     Raises:
         SystemExit: After --help, and with exit code 2 if the words cannot be parsed.
     """
-    return _run_tyro(function, args, prog=program)
+    return tyro.cli(function, args=args, prog=program, registry=_REGISTRY)
 
 
 def parse(defaults: Sequence[Any], args: Sequence[str], program: str, description: str) -> tuple[Any, ...]:
@@ -98,14 +97,8 @@ def parse(defaults: Sequence[Any], args: Sequence[str], program: str, descriptio
     """
     fields = [(f"part{number}", type(default), dataclasses.field(default=default)) for number, default in enumerate(defaults)]
     combined = dataclasses.make_dataclass("Options", fields, frozen=True)
-    parsed = _run_tyro(combined, args, prog=program, description=inspect.cleandoc(description))
+    parsed = tyro.cli(combined, args=args, prog=program, description=inspect.cleandoc(description), registry=_REGISTRY)
     return tuple(getattr(parsed, name) for name, *_ in fields)
-
-
-def _run_tyro(target: Any, args: Sequence[str], **options: str) -> Any:
-    with warnings.catch_warnings():  # A pair of flags of which none is the default is valid.
-        warnings.filterwarnings("ignore", "The field .* is annotated with type", UserWarning)
-        return tyro.cli(target, args=args, registry=_REGISTRY, **options)  # type: ignore[call-overload]
 
 
 def field_help(dataclass: type) -> dict[str, str]:
@@ -204,8 +197,6 @@ def _spec(name: str, hint: Any, default: Any, text: str | None, positional: bool
     plain: Any
     plain, *own = typing.get_args(hint) if annotated else (hint,)
     markers: list[Any] = [tyro.conf.DisallowNone, tyro.conf.arg(help_behavior_hint=_hint)]
-    if plain == bool | None:  # a pair of flags, of which none needs to be passed
-        plain = bool
     if isinstance(plain, type) and dataclasses.is_dataclass(plain):
         markers = [tyro.conf.arg(name="")]
         default = plain() if default is tyro.MISSING else default

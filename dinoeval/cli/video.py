@@ -54,9 +54,9 @@ def propagate(frames: str, first_mask: str, /, *, out: str, overlay: str | None 
     names = source.frame_names()
     if overlay is not None:
         source.prepare_overlay(expand(overlay))
+    remarks = source.check_frames(mask)
     loaded = Session(session)
     transform = video.frame_transform(loaded)
-    loaded.backbone.check_offers(patches=True)
     spec = {
         "backbone": loaded.backbone.digest,
         "network": dataclasses.asdict(loaded.backbone.config),
@@ -77,7 +77,7 @@ def propagate(frames: str, first_mask: str, /, *, out: str, overlay: str | None 
         record = write_masks(folder, spec, masks, lambda: {"lost": propagation.lost, "constant": propagation.constant})
         print(f"{len(names)} masks of {objects} objects written to {folder}")
     _print_notes(record, video.edge_cases)
-    print_remarks(source.remarks(), session.exif_transpose)
+    print_remarks(remarks, session.exif_transpose)
     if overlay is not None:
         source.draw(expand(overlay), folder)
     return 0
@@ -116,35 +116,49 @@ class _Source:
             _log.info("propagation starts at the frame of %s; the %d frames before it get no mask", self.first_mask.name, start)
         return start
 
+    @functools.cached_property
+    def paths(self) -> list[Path]:
+        """Files of the frames from the first with a mask; an animated image is one file."""
+        from dinoeval.data.frames import list_frames
+
+        return list_frames(self.frames)[self.start :] if self.frames.is_dir() else [self.frames]
+
     def read_frames(self) -> tuple[list[str], Iterator[Image.Image]]:
         """Return the names of the frames from the first with a mask, and an iterator that decodes them."""
-        from dinoeval.data.frames import list_frames, read_frame, read_frames
+        from dinoeval.data.frames import read_frame, read_frames
 
         if self.frames.is_dir():
-            paths = list_frames(self.frames)[self.start :]  # The frames before are not decoded.
-            return [path.stem for path in paths], (read_frame(path, self.rule) for path in paths)
+            return [path.stem for path in self.paths], (read_frame(path, self.rule) for path in self.paths)
         names, images = read_frames(self.frames, self.rule)
         return names[self.start :], itertools.islice(images, self.start, None)
 
-    def remarks(self) -> dict[str, list[str]]:
-        """Return the names of frames by remark. All frames of an animated image are used, and they share its EXIF data."""
-        from dinoeval.data.frames import frame_header, list_frames
+    def check_frames(self, mask: np.ndarray) -> dict[str, list[str]]:
+        """Check that the frames have the size of the first mask; return their names by remark.
 
-        paths, found = list_frames(self.frames)[self.start :] if self.frames.is_dir() else [self.frames], {}
-        for path in paths:
-            for remark in frame_header(path, self.rule)[1] - ({SEVERAL_FRAMES} if path == self.frames else set()):
+        All frames of an animated image are used, and they share its EXIF data.
+        """
+        from dinoeval.data.frames import frame_header
+
+        found: dict[str, list[str]] = {}
+        height, width = mask.shape
+        for path in self.paths:
+            size, remarks = frame_header(path, self.rule)
+            if size != (width, height):
+                raise DataError(f"frame {path} has {size[0]} x {size[1]} pixels, but the first mask has {width} x {height}")
+            for remark in remarks - ({SEVERAL_FRAMES} if path == self.frames else set()):
                 found.setdefault(remark, []).append(path.name)
         return found
 
     def read_mask(self) -> np.ndarray:
         """Read the first mask, (H, W) uint8, with void as background."""
+        from dinoeval.data.davis import void_to_background
         from dinoeval.data.frames import list_frames
         from dinoeval.data.masks import VOID, read_mask
 
         mask = read_mask(self.first_mask)
         if void := np.count_nonzero(mask == VOID):
             _log.warning("%d pixels of the first mask have label 255 and count as background", void)
-            mask[mask == VOID] = 0
+            mask = void_to_background(mask)
         if not mask.any():
             raise DataError(f"the first mask {self.first_mask} contains no object: every pixel is background or void")
         if self.frames.is_dir() and self.first_mask.resolve() in {path.resolve() for path in list_frames(self.frames)}:
@@ -164,10 +178,10 @@ class _Source:
 
     def fingerprint(self, names: list[str]) -> str:
         """Hash the names and the contents of all frames."""
-        from dinoeval.data.frames import list_frames, read_frame_file
+        from dinoeval.data.frames import read_frame_file
 
         digest = hashlib.sha256("\0".join(names).encode(errors="surrogateescape"))
-        for path in list_frames(self.frames)[self.start :] if self.frames.is_dir() else [self.frames]:
+        for path in self.paths:
             digest.update(hashlib.sha256(read_frame_file(path)).digest())
         return digest.hexdigest()[:16]
 

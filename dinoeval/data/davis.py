@@ -217,7 +217,7 @@ def _read_sequence_list(path: Path) -> list[str]:
 def _open_video(root: Path, name: str, rule: ImageRule | None) -> Video:
     folders = root / FRAMES / name, root / ANNOTATIONS / name
     # Frames that are not needed are listed if they exist, to find those without annotation.
-    frames = list_frames(folders[0]) if rule or list_entries(folders[0]) != "nothing" else []
+    frames = list_frames(folders[0]) if rule or any(not is_hidden(entry.name) for entry in folders[0].glob("*")) else []
     annotations = list_masks(folders[1])
     names = tuple(path.stem for path in frames or annotations)
     annotated = {path.stem for path in annotations}
@@ -255,17 +255,18 @@ def _check_annotations(
     paths: Sequence[Path], size: tuple[int, int] | None, frames: Sequence[Path]
 ) -> tuple[np.ndarray, tuple[Encoding, ...]]:
     """Read all annotations of a sequence once; return the first mask, and how each stores its labels."""
-    first_mask, _ = decode_mask(paths[0])
-    size = size or (first_mask.shape[1], first_mask.shape[0])
+    first_mask = np.empty((0, 0), np.uint8)
     encodings: list[Encoding] = []
     for path in paths:
         mask, encoding = decode_mask(path)
-        if (own := mask.shape[::-1]) != size:
+        own = mask.shape[1], mask.shape[0]
+        if not encodings:
+            first_mask, size = void_to_background(mask), size or own
+        if size is not None and own != size:
             other, rotated = frames[0] if frames else paths[0], " (see --exif-transpose)" if own == size[::-1] and frames else ""
             raise DataError(f"mask {path} has {own[0]} x {own[1]} pixels, but {other} has {size[0]} x {size[1]}{rotated}")
         encodings.append(encoding)
     check_siblings(encodings)
-    first_mask = void_to_background(first_mask)
     if not first_mask.any():
         raise DataError(f"first mask {paths[0]} has no object to propagate: only the objects of the first frame are evaluated")
     return first_mask, tuple(encodings)
@@ -274,9 +275,9 @@ def _check_annotations(
 def _common_size(frames: Sequence[Path], rule: ImageRule) -> tuple[tuple[int, int], dict[str, list[str]]]:
     """Return the width and height of the frames, which must be equal, and the names of frames by remark."""
     remarks: dict[str, list[str]] = {}
-    (width, height), _ = frame_header(frames[0], rule)
-    for path in frames:
-        own, found = frame_header(path, rule)
+    headers = [frame_header(path, rule) for path in frames]
+    width, height = headers[0][0]
+    for path, (own, found) in zip(frames, headers, strict=True):
         for remark in found:
             remarks.setdefault(remark, []).append(f"{path.parent.name}/{path.name}")
         if own != (width, height):

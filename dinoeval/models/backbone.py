@@ -106,11 +106,12 @@ class Backbone:
         self.digest = tensor_digest(network.state_dict())
         self.device = device
         self.network: Any = network.eval().requires_grad_(False).to(device)
+        self._digest_as_built = self.digest
         if precision != "fp32" and isinstance(network, VisionTransformer):
             for module in self.network.modules():
                 if isinstance(module, (nn.Linear, nn.Conv2d)):
                     module.to(DTYPES[precision])
-        self._digest_as_built = tensor_digest(self.network.state_dict())
+            self._digest_as_built = tensor_digest(self.network.state_dict())
         self._code_as_built = describe_code(self.network)
         if isinstance(network, VisionTransformer):  # What its digest stands for: the network that is built by this name.
             with torch.device("meta"):
@@ -290,8 +291,9 @@ class Backbone:
 
     def _prepare(self, images: Tensor) -> Tensor:
         """Check the shape of images; cut off the remainders that timm models do not accept."""
-        if images.ndim != 4 or images.shape[1] != 3:
-            raise ConfigError(f"a backbone takes a batch of RGB images (N, 3, H, W), got {tuple(images.shape)}")
+        if not isinstance(images, Tensor) or images.ndim != 4 or images.shape[1] != 3:
+            found = tuple(images.shape) if isinstance(images, Tensor) else f"a {type(images).__name__}"
+            raise ConfigError(f"a backbone takes a batch of RGB images, a tensor (N, 3, H, W), got {found}")
         if not images.is_floating_point():
             raise ConfigError(f"a backbone takes normalized images, got {images.dtype}: use dinoeval.data.transforms.normalize_images")
         if self.patch_size and min(images.shape[-2:]) < self.patch_size:

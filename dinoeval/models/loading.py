@@ -10,16 +10,18 @@ from typing import Literal
 import torch
 from torch import nn
 
+from dinoeval.coercion import coerce
 from dinoeval.errors import CheckpointError, ConfigError, join_names
 from dinoeval.files import expand
 from dinoeval.guard import entry_point
 from dinoeval.models import external
 from dinoeval.models.architectures import parse_architecture
-from dinoeval.models.backbone import DTYPES, RANDOM, Backbone, Precision, Provenance
+from dinoeval.models.backbone import RANDOM, Backbone, Precision, Provenance
 from dinoeval.models.build import build_network, is_architecture, same_architecture
 from dinoeval.models.checkpoints import Choice, match_state_dict, open_checkpoint
 from dinoeval.models.download import ensure_weights
 from dinoeval.models.positions import match_positions
+from dinoeval.models.timm_weights import published_weights
 from dinoeval.models.vit import VisionTransformer
 from dinoeval.models.zoo import BUNDLED, ZOO, Weights, get_weights
 
@@ -35,7 +37,7 @@ def load(
     weights: str | Path | None = None,
     key: Key = "teacher",
     ema: bool | None = None,
-    device: str = "auto",
+    device: str | torch.device = "auto",
     precision: Precision = "fp32",
 ) -> Backbone:
     """Load a frozen Backbone.
@@ -47,7 +49,7 @@ def load(
             demonstration weights if `arch` is not given either.
         key: The network to load from a full checkpoint.
         ema: Whether to load the moving average of the weights, from a file that contains it and the raw weights.
-        device: `auto`, `cpu`, `cuda`, `cuda:1` or `mps`.
+        device: `auto`, `cpu`, `cuda`, `cuda:1`, `mps`, or a device of PyTorch.
         precision: `fp32`, `bf16` or `fp16`, of the forward pass.
 
     Returns:
@@ -65,8 +67,9 @@ def load(
         >>> dinoeval.load("vit_ti16", weights="random", device="cpu").provenance.random
         True
     """
-    if precision not in DTYPES:
-        raise ConfigError(f"unknown precision '{precision}'. Available: {', '.join(DTYPES)}.")
+    key, ema = coerce(key, Key, "key"), coerce(ema, bool | None, "ema")
+    precision = coerce(precision, Precision, "precision")
+    device = coerce(str(device) if isinstance(device, torch.device) else device, str, "device")
     arch, source = resolve_names(arch, weights)
     chosen, reason = choose_device(device)
     if not isinstance(source, str):
@@ -75,7 +78,7 @@ def load(
         assert arch is not None
         network, provenance = _build_random(arch), Provenance(RANDOM, "drawn with seed 0, untrained")
         if source == _PUBLISHED:
-            state, address = external.published_weights(network)
+            state, address = published_weights(network)
             network.load_state_dict(state, strict=True)
             provenance = Provenance(arch, f"published by timm at {address}")
     backbone = Backbone(network, arch=arch, provenance=provenance, device=chosen, precision=precision)

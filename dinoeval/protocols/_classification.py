@@ -26,7 +26,8 @@ from dinoeval.results import Scores, proportion_error
 
 if TYPE_CHECKING:
     from dinoeval.features.features import Features
-    from dinoeval.session import RunRecord, Session
+    from dinoeval.run_record import RunRecord
+    from dinoeval.session import Session
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from dinoeval.data.transforms import Transform
     from dinoeval.features.features import Features
     from dinoeval.features.readout import Readout
-    from dinoeval.session import RunRecord
+    from dinoeval.run_record import RunRecord
 
 _log = logging.getLogger(__name__)
 

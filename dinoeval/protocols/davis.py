@@ -31,13 +31,14 @@ from dinoeval.progress import track
 from dinoeval.protocols._davis_masks import METRICS, Predictions, format_ranges, open_predictions, score_objects
 from dinoeval.protocols._instances import known, query_scores, resolve_root
 from dinoeval.results import Result, Scores
-from dinoeval.session import SplitRecord
+from dinoeval.run_record import SplitRecord
 from dinoeval.video_config import VideoConfig
 
 if TYPE_CHECKING:
     from dinoeval.data.frame_transforms import FrameTransform
     from dinoeval.data.loading import ImageRule
-    from dinoeval.session import RunRecord, Session
+    from dinoeval.run_record import RunRecord
+    from dinoeval.session import Session
 
 VERSION = 2
 _PROPAGATION = tuple(field.name for field in dataclasses.fields(VideoConfig))  # options that --masks does not use
@@ -98,8 +99,8 @@ def run(config: Config, session: Session) -> Result:
     """
     record = session.record("davis", VERSION, config)
     with record.stage("open"):
+        _check(config, session)
         root = resolve_root(config.data, "DAVIS", "the folder with JPEGImages/ and Annotations/")
-        transform = _resolve(config, session)
         if config.overlay is not None:
             from dinoeval.figures.overlay import make_folder
 
@@ -107,6 +108,7 @@ def run(config: Config, session: Session) -> Result:
         videos = open_davis(root, config.sequences, session.rule, images=config.masks is None or config.overlay is not None)
         if config.masks is not None and not videos[0].annotated:
             raise DataError(f"{root} has annotations of first frames only, so --masks {config.masks} cannot be scored: remove --masks")
+        transform = config.frame_transform(session) if config.masks is None else None
     work = _Propagating(config, session, videos, transform) if transform else _Scoring(expand(config.masks or ""))
     shard = distributed.shard(len(videos))
     numbers = track(shard, "sequences", len(shard), "sequences") if config.masks is not None else shard
@@ -126,17 +128,15 @@ def run(config: Config, session: Session) -> Result:
     return record.result(_scores(record, videos, outcomes), backbone=backbone)
 
 
-def _resolve(config: Config, session: Session) -> FrameTransform | None:
-    """Check the options. Existing masks need no transform, and so no network."""
+def _check(config: Config, session: Session) -> None:
+    """Check that --masks is passed without options of propagation."""
     settings = session.config
     if config.masks is None:
-        session.backbone.check_offers(patches=True)
-        return config.frame_transform(session)
+        return
     network = {"out": config.out, "arch": settings.arch, "weights": settings.weights}
     reading = {"bad_images": settings.bad_images == "skip", "transform": settings.transform != "auto"}
     if unused := [name for name, value in (network | reading).items() if value] + _changed(config):
         raise ConfigError(f"--masks scores existing masks and uses no network: leave out --{unused[0].replace('_', '-')}")
-    return None
 
 
 def _changed(config: Config) -> list[str]:
@@ -183,16 +183,14 @@ class _Propagating:
         runs = session.cache.root / RUNS
         self.folder = expand(config.out) if config.out else runs / f"davis-{key_of({**common, 'videos': fingerprints})}"
         self.marker = None if config.out else self.folder / FINISHED
-        for name, settings in self.settings.items():
-            read_record(self.folder / name, settings)  # rejects masks of another run before any work
+        # Masks of another run are rejected before any work.
+        self.earlier = {name: read_record(self.folder / name, settings) for name, settings in self.settings.items()}
         self.count = len(videos)
         _log.info("writing masks to %s", self.folder)
 
     def process(self, video: Video) -> _Outcome:
-        from dinoeval.data.mask_folders import read_record
-
         started = time.monotonic()
-        earlier = read_record(self.folder / video.name, self.settings[video.name])
+        earlier = self.earlier[video.name]
         record = earlier or self._make(video)
         made = time.monotonic()
         self.done += 1

@@ -19,9 +19,9 @@ from dinoeval import distributed
 from dinoeval.data.images import ImageSet, require_files
 from dinoeval.data.opening import open_splits
 from dinoeval.errors import ConfigError, DinoevalError
-from dinoeval.protocols._classification import dataset_notes, labels_of, resolve_dataset
-from dinoeval.results import Result, Scores, proportion_error
-from dinoeval.session import SplitRecord
+from dinoeval.protocols._classification import dataset_notes, labels_of, resolve_dataset, score_predictions
+from dinoeval.results import Result, Scores
+from dinoeval.run_record import SplitRecord
 from dinoeval.training.finetune.recipes import FinetuneRecipe, get_finetune_recipe
 
 if TYPE_CHECKING:
@@ -79,6 +79,8 @@ def run(config: Config, session: Session) -> Result:
         DataError: If the dataset cannot be used or an image cannot be read.
         DinoevalError: If training diverges or the memory of the GPU is too small.
     """
+    from dinoeval.training.finetune.run import check_fits
+
     record = session.record("finetune", VERSION, config)
     with record.stage("open"):
         data = resolve_dataset(config.data)
@@ -86,8 +88,9 @@ def run(config: Config, session: Session) -> Result:
         train, val = (images.with_rule(session.rule) for images in open_splits(data))
         for images in (train, val):
             require_files(images, advice="")
-        _check_size(session)
         preset, recipe = _recipe(config, data)
+        check_fits(train, val, recipe)
+        _check_size(session)
         record.use_data(data, train=SplitRecord(train, [], train.remarks()), val=SplitRecord(val, [], val.remarks()))
     with record.stage("train and score"):
         outcome = _train(config, session, recipe, train, val)
@@ -144,19 +147,8 @@ def _train(config: Config, session: Session, recipe: FinetuneRecipe, train: Imag
 
 def _scores(outcome: Outcome, val: ImageSet) -> Scores:
     labels = labels_of(val)
-    correct = outcome.predictions == labels[:, None]  # (Q, 5)
-    hits = {"top1": correct[:, 0], "top5": correct.any(1)}
-    metrics = {metric: 100 * float(right.mean()) for metric, right in hits.items()}
-    return Scores(
-        metrics=metrics,
-        standard_errors={metric: proportion_error(value, len(val)) for metric, value in metrics.items()},
-        samples={
-            "path": list(val.paths),
-            "label": labels.tolist(),
-            "prediction": outcome.predictions[:, 0].tolist(),
-            **{metric: right.astype(int).tolist() for metric, right in hits.items()},
-        },
-    )
+    scores = score_predictions(outcome.predictions, labels)
+    return dataclasses.replace(scores, samples={"path": list(val.paths), "label": labels.tolist(), **scores.samples})
 
 
 def _notes(preset: str, outcome: Outcome) -> list[str]:

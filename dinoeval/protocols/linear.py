@@ -31,11 +31,12 @@ from dinoeval.protocols._classification import (
 )
 from dinoeval.protocols._linear_probe import HeadScores, LinearProbe, describe_input, ranks_of
 from dinoeval.results import Result, Scores
-from dinoeval.session import SplitRecord
+from dinoeval.run_record import SplitRecord
 
 if TYPE_CHECKING:
     from dinoeval.features.features import Features
-    from dinoeval.session import RunRecord, Session
+    from dinoeval.run_record import RunRecord
+    from dinoeval.session import Session
 
 VERSION = 1
 BATCH, EPOCHS = 1024, 100  # eval_linear.py
@@ -93,13 +94,13 @@ def run(config: Config, session: Session) -> Result:
     train, val = (images.with_rule(session.rule) for images in open_labeled(name, session.config.bad_images))
     if train.multi_label:
         raise DataError(f"{name} is a multi-label dataset, which linear does not support: use knn or logistic")
+    subsets = training_subsets(train, config.train_subset, config.subset_seeds)
     record.notes += dataset_notes(config.data, session.backbone.arch)
     readouts = {readout.id: readout for readout in _readouts(config, session.backbone.arch)}
     for readout in readouts.values():
         session.backbone.check_offers(readout.layers, readout.patches)
     if config.head is not None:
         return _score_head(record, name, train, val)
-    subsets = training_subsets(train, config.train_subset, config.subset_seeds)
     val_features = {readout.id: session.features(val, readout) for readout in readouts.values()}
     evaluated = next(iter(val_features.values()))
     probe = LinearProbe(config, VERSION, session, train, readouts, val_features)

@@ -27,7 +27,7 @@ from dinoeval.figures.preprocessing import FigureTransform, figure_transform
 from dinoeval.maths.segmentation import jaccard_indices
 from dinoeval.progress import Progress
 from dinoeval.protocols._instances import query_scores, resolve_root
-from dinoeval.session import SplitRecord
+from dinoeval.run_record import SplitRecord
 
 if TYPE_CHECKING:
     from torch import Tensor
