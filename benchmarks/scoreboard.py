@@ -195,7 +195,20 @@ def reliability() -> list[str]:
             f"(on disk when killed: {'; '.join(found['on_disk_when_killed'])})."
         )
     equal = f"{index['equal_to_uninterrupted']} of {index['runs']} builds of a search index"
-    return [*lines, f"- `{index['command']}`: {equal} matched uninterrupted builds byte for byte.", ""]
+    lines += [f"- `{index['command']}`: {equal} matched uninterrupted builds byte for byte.", ""]
+    found = read("reliability_inputs")
+    lines += [
+        f"`{found['command']}`: {found['inputs']:,} odd, damaged and hostile files of {found['kinds']:,} kinds. Every command that takes such a file reads it in a child process.",
+        "",
+        "| files | accepted | rejected |",
+        "|---|---|---|",
+        *(f"| {row['area']} | {row.get('accepted', 0):,} | {row.get('rejected', 0):,} |" for row in found["areas"]),
+        "",
+        f"Tracebacks {found['traceback']}, hangs {found['hang']}, crashes {found['crash']}, executed code {found['executed']}, started processes or connections {found['reached']}, "
+        f"files that two commands read differently {found['different']}.",
+        "",
+    ]
+    return lines
 
 
 def rerun() -> list[str]:

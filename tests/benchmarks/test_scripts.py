@@ -25,6 +25,7 @@ SCRIPTS: dict[str, tuple[list[str], set[str]]] = {
     "parity_retrieval": ([], {"random_rankings", "descriptors", "copy_detection", "datasets"}),
     "parity_segmentation": ([], {"largest_differences"}),
     "reliability": ([], {"runs", "bit_identical", "resumed", "rows_when_killed"}),
+    "reliability_inputs": ([], {"inputs", "kinds", "areas", "faults"}),
     "reliability_search": ([], {"runs", "equal_to_uninterrupted", "on_disk_when_killed"}),
     "reliability_training": ([], {"runs", "linear", "finetune"}),
     "segment": ([], {"images", "sequences", "frame_step", "whole_image_mask", "rows"}),
@@ -61,6 +62,16 @@ def test_script_writes_record_at_tiny_size(tmp_path, name):
     record = run_tiny(name, tmp_path / "record.json", *options)
     assert keys | {"command", "machine", "tiny"} <= record.keys()
     assert f"benchmarks/{name}.py" in record["command"]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="memory is limited by RLIMIT_AS and measured by /proc")
+def test_every_fault_of_a_reader_is_counted(tmp_path):
+    options = ["--only", "faults", "--inputs", "40", "--seconds", "3"]
+    done = run_script("reliability_inputs", *options, "--tiny", "--out", tmp_path / "record.json")
+    record = json.loads((tmp_path / "record.json").read_text())
+    assert done.returncode == 1
+    assert all(record[fault] for fault in ("traceback", "different", "hang", "crash", "executed", "reached")), record["areas"]
 
 
 def test_every_script_has_a_test():
