@@ -23,7 +23,7 @@ from dinoeval import distributed
 from dinoeval.data.masks import VOID
 from dinoeval.data.segmentation_sets import MaskedImages, Objects, object_labels, open_segmentation
 from dinoeval.errors import ConfigError, DataError, join_names
-from dinoeval.figures.preprocessing import FigureTransform, figure_transform
+from dinoeval.figures.preprocessing import FigureTransform, figure_transform, parse_size
 from dinoeval.maths.segmentation import jaccard_indices
 from dinoeval.progress import Progress
 from dinoeval.protocols._instances import query_scores, resolve_root
@@ -79,10 +79,10 @@ def run(config: Config, session: Session) -> Result:
         if not 0 < config.mass <= 1:
             raise ConfigError(f"--mass must be above 0 and at most 1, got {config.mass}")
         root = resolve_root(config.data, "VOCdevkit", "the folder with VOCdevkit/, or one with images/ and masks/")
-        transform = figure_transform(session.backbone, config.image_size, session.rule, session.config.transform)
-        least = 1 if transform.size else transform.patch
+        least = 1 if parse_size(config.image_size) else session.backbone.patch_size or 1
         skip_bad = session.config.bad_images == "skip"
         opened = open_segmentation(root, config.objects, min_side=least, skip_bad=skip_bad, rule=session.rule)
+        transform = figure_transform(session.backbone, config.image_size, session.rule, session.config.transform)
     with record.stage("scores"):
         parts = distributed.all_gather(dict(_score_images(config, session, opened, transform)))
     found = {row: scores for part in parts for row, (scores, _) in part.items()}

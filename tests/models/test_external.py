@@ -147,6 +147,17 @@ def test_unsupported_image_size_is_named():
         backbone(torch.zeros(1, 3, 96, 100))
 
 
+def test_xcit_patch_tokens_require_whole_patches():
+    """The patches of XCiT overlap, and an image of 40 x 32 pixels has 3 x 2 of 16 pixels."""
+    backbone = dinoeval.load("timm/xcit_nano_12_p16_224", weights="random", device="cpu")
+    with pytest.raises(ConfigError, match=r"xcit_nano_12_p16_224 .* 16 pixels, got 40 x 32 pixels"):
+        backbone(torch.zeros(1, 3, 32, 40))
+    assert backbone(torch.zeros(1, 3, 32, 40), patches=False).cls.shape == (1, 128)
+    patches = backbone(torch.zeros(1, 3, 32, 48)).patches
+    assert patches is not None
+    assert patches.shape == (1, 2, 3, 128)
+
+
 @pytest.mark.parametrize("arch", ["timm/deit_tiny_patch16_224", "timm/eva02_tiny_patch14_224"])
 def test_remainder_of_a_patch_is_cut_off(arch):
     backbone = dinoeval.load(arch, weights="random", device="cpu")
