@@ -1,4 +1,4 @@
-"""Read odd, damaged and hostile files with every command that takes such a file, and count what happens.
+"""Read odd, corrupted and hostile files with every command that takes such a file, and count what happens.
 
     python benchmarks/reliability_inputs.py [--inputs 5000] [--only images] [--jobs 2]
 

@@ -198,7 +198,7 @@ def reliability() -> list[str]:
     lines += [f"- `{index['command']}`: {equal} matched uninterrupted builds byte for byte.", ""]
     found = read("reliability_inputs")
     lines += [
-        f"`{found['command']}`: {found['inputs']:,} odd, damaged and hostile files of {found['kinds']:,} kinds. Every command that takes such a file reads it in a child process.",
+        f"`{found['command']}`: {found['inputs']:,} odd, corrupted and hostile files of {found['kinds']:,} kinds. Every command that takes such a file reads it in a child process.",
         "",
         "| files | accepted | rejected |",
         "|---|---|---|",

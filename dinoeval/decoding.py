@@ -1,6 +1,6 @@
 """JSON that dinoeval wrote itself, decoded to types.
 
-Results, manifests, plans, records of runs and lists of hashes are all read here, so that damage anywhere in a file is one
+Results, manifests, plans, records of runs and lists of hashes are all read here, so that corruption anywhere in a file is one
 error that names the file and the field. Files may come from other people: a decoded value has no integer beyond 64 bits,
 no infinite number, and no deep nesting, which later code could not handle.
 """
@@ -57,7 +57,7 @@ def decode(content: bytes, type_: type[T], what: str) -> T:
         {'top1': 74.0}
         >>> decode(b'{"top1": null}', dict[str, float], "scores")
         Traceback (most recent call last):
-        dinoeval.errors.DinoevalError: scores is damaged or was not written by dinoeval: expected `float`, got `null` in the field [...]
+        dinoeval.errors.DinoevalError: scores is corrupted or was not written by dinoeval: expected `float`, got `null` in the field [...]
     """
     try:
         if _needs_care(content):
@@ -67,7 +67,7 @@ def decode(content: bytes, type_: type[T], what: str) -> T:
             _check_names(type_, msgspec.json.decode(content, type=dict[str, msgspec.Raw]))
         return value
     except (ValueError, RecursionError, MemoryError, msgspec.MsgspecError) as error:
-        raise _damaged(what, error, content) from error
+        raise _corrupted(what, error, content) from error
 
 
 def convert(value: Any, type_: type[T], what: str) -> T:
@@ -87,7 +87,7 @@ def convert(value: Any, type_: type[T], what: str) -> T:
     try:
         return _convert(value, type_)
     except (ValueError, RecursionError, msgspec.MsgspecError) as error:
-        raise _damaged(what, error) from error
+        raise _corrupted(what, error) from error
 
 
 def decode_file(path: Path, type_: type[T], what: str = "") -> T:
@@ -210,7 +210,7 @@ def _parse(content: bytes) -> Any:
     return tree
 
 
-def _damaged(what: str, error: Exception, content: bytes = b"") -> DinoevalError:
+def _corrupted(what: str, error: Exception, content: bytes = b"") -> DinoevalError:
     reason, _, place = f"{printable(error):.300}".partition(" - at `$")
     if isinstance(error, RecursionError):
         reason = f"more than {MAX_DEPTH} levels of nesting"
@@ -222,7 +222,7 @@ def _damaged(what: str, error: Exception, content: bytes = b"") -> DinoevalError
         reason += "; NaN and infinite numbers are not JSON" if content[start : start + 3] in (b"NaN", b"Inf") else ""
     if place := place.rstrip("`").removeprefix("."):
         reason += f" in the field {place}"
-    return DinoevalError(f"{printable(what)} is damaged or was not written by dinoeval: {reason[:1].lower()}{reason[1:]}")
+    return DinoevalError(f"{printable(what)} is corrupted or was not written by dinoeval: {reason[:1].lower()}{reason[1:]}")
 
 
 def printable(text: object) -> str:

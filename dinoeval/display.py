@@ -1,14 +1,22 @@
-"""Short texts of objects that hold arrays or long lists, for notebooks, debuggers and tracebacks."""
+"""Texts for people: short descriptions of objects that hold arrays or long lists, and names that may hide something."""
 
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+import unicodedata
+import zlib
+from collections import Counter
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
 
 _MAX_ITEMS = 3
 """Items of a container that are written; a longer one is counted."""
 _MAX_CHARACTERS = 80
 """Characters of a value."""
+_INVISIBLE = ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")
+"""Categories of Unicode without a visible or agreed form."""
+_JOINERS = "\u200c\u200d"
+"""Part of the spelling of Persian, of Indic scripts and of emoji."""
 
 
 def short_repr(self: Any) -> str:
@@ -53,12 +61,13 @@ def _describe(value: Any) -> str:
     return shorten(repr(value))
 
 
-def shorten(text: str, limit: int = _MAX_CHARACTERS) -> str:
-    """Cut the middle of a long text.
+def shorten(text: str, limit: int = _MAX_CHARACTERS, middle: str = "…") -> str:
+    """Replace the middle of a long text.
 
     Args:
         text: One line.
         limit: Characters to keep.
+        middle: What replaces the middle.
 
     Returns:
         The text, or its beginning and its end.
@@ -69,5 +78,92 @@ def shorten(text: str, limit: int = _MAX_CHARACTERS) -> str:
     """
     if len(text) <= limit:
         return text
-    end = (limit - 1) // 2
-    return f"{text[: limit - 1 - end]}…{text[len(text) - end :]}"
+    end = (limit - len(middle)) // 2
+    return f"{text[: limit - len(middle) - end]}{middle}{text[len(text) - end :]}"
+
+
+def checksum(text: str) -> str:
+    """Return eight characters that differ between texts, except by chance.
+
+    Args:
+        text: A name.
+
+    Examples:
+        >>> checksum("tench")
+        '89788107'
+    """
+    return f"{zlib.crc32(text.encode(errors='surrogatepass')):08x}"
+
+
+class Piece(NamedTuple):
+    """A part of a text that is drawn in one way."""
+
+    text: str
+    """The characters, or the code of one."""
+    is_code: bool
+    """Whether `text` is the code of a character."""
+
+
+def split_codes(
+    text: str, ambiguous: frozenset[str] = frozenset(), has_font: Callable[[str], bool] = lambda character: True
+) -> list[Piece]:
+    """Split a text into visible characters and codes of invisible ones.
+
+    Args:
+        text: A name, or a text with names.
+        ambiguous: Names whose characters beyond ASCII are written as codes, also within a longer text.
+        has_font: Whether a character can be drawn. Others are written as codes.
+
+    Returns:
+        The pieces, in order.
+
+    Examples:
+        >>> split_codes("a\\u202eb")
+        [Piece(text='a', is_code=False), Piece(text='\\\\u202e', is_code=True), Piece(text='b', is_code=False)]
+    """
+    pieces: list[Piece] = []
+    in_ascii = any(name in text for name in ambiguous)
+    for character in text:
+        is_code = is_invisible(character) or (in_ascii and not " " <= character <= "~") or not has_font(character)
+        if not is_code and pieces and not pieces[-1].is_code:
+            pieces[-1] = Piece(pieces[-1].text + character, False)
+        else:
+            pieces.append(Piece(_code(character) if is_code else character, is_code))
+    return pieces
+
+
+def is_invisible(character: str) -> bool:
+    """Return whether a character has no visible or agreed form.
+
+    Args:
+        character: One character.
+    """
+    return unicodedata.category(character) in _INVISIBLE and character not in _JOINERS
+
+
+def _code(character: str) -> str:
+    number = ord(character)
+    if 0xDC80 <= number <= 0xDCFF:
+        return f"\\x{number - 0xDC00:02x}"  # A byte of a name that is not valid UTF-8.
+    return f"\\u{number:04x}" if number < 0x10000 else f"\\U{number:08x}"
+
+
+def find_ambiguous(names: Iterable[str]) -> frozenset[str]:
+    """Find names that look like another one.
+
+    Names look alike if they differ only in the form of characters (composed or decomposed accents, full width), in spaces
+    or in joiners.
+
+    Args:
+        names: All names that are shown together.
+
+    Returns:
+        The names of which another one looks alike.
+
+    Examples:
+        >>> sorted(find_ambiguous(["caf\\u00e9", "cafe\\u0301", "tea"])) == ["cafe\\u0301", "caf\\u00e9"]
+        True
+    """
+    looks = {name: "".join(c for c in unicodedata.normalize("NFKC", name) if c not in _JOINERS) for name in names}
+    counts = Counter(" ".join(look.split()) for look in looks.values())
+    return frozenset(name for name, look in looks.items() if counts[" ".join(look.split())] > 1)

@@ -144,7 +144,7 @@ class Result(Scores):
         for name, split in result.splits.items():
             convert(split, _SplitFacts, f"{what} (field data.{name})")
         if problem := _problem(result):
-            raise DinoevalError(f"{what} is damaged or was not written by dinoeval: {problem}")
+            raise DinoevalError(f"{what} is corrupted or was not written by dinoeval: {problem}")
         return result
 
     @property

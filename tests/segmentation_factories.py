@@ -79,3 +79,18 @@ def masked_folder(root: Path, images: int = 3, objects: Sequence[int] = (1, 2)) 
         synthetic_images(number + 1, size)[number].save(root / f"images/{number}.jpg", quality=95)
         Image.fromarray(synthetic_mask(size, objects, number)).save(root / f"masks/{number}.png")
     return root
+
+
+def slow_boundary(mask: np.ndarray) -> list[tuple[int, int]]:
+    """Return the pixels that differ from their right, lower or lower right neighbor inside the image."""
+    height, width = mask.shape
+    return [
+        (row, column)
+        for row in range(height)
+        for column in range(width)
+        if any(
+            mask[row + down, column + right] != mask[row, column]
+            for down, right in ((0, 1), (1, 0), (1, 1))
+            if row + down < height and column + right < width
+        )
+    ]

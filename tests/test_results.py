@@ -86,7 +86,7 @@ def test_load_rejects_files_that_are_not_results(tmp_path, content, mentioned):
         ("unknown_field", 1, "unknown_field"),
     ],
 )
-def test_load_names_the_damaged_field(tmp_path, field, value, mentioned):
+def test_load_names_the_corrupted_field(tmp_path, field, value, mentioned):
     with pytest.raises(DinoevalError, match=rf"r\.json.*{mentioned}"):
         Result.load(saved(tmp_path / "r.json", *field.split("."), value=value))
 

@@ -12,6 +12,7 @@ import tyro
 from dinoeval.cli.notes import print_remarks
 from dinoeval.cli.options import JsonOutput
 from dinoeval.data.loading import ImageRule
+from dinoeval.display import split_codes
 from dinoeval.errors import ConfigError, join_names
 from dinoeval.session import SessionConfig
 
@@ -307,8 +308,6 @@ def _details(path: str) -> list[str]:
 
 def _printable(path: str) -> str:
     """Path for the terminal: a name cannot move the cursor, change colors or reverse the text that follows."""
-    from dinoeval.search.labels import split_codes
-
     return "".join(piece.text for piece in split_codes(path))
 
 

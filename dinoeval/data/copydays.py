@@ -13,9 +13,10 @@ from pathlib import Path
 
 import numpy as np
 
-from dinoeval.data.folders import is_hidden, is_image_name, list_entries
+from dinoeval.data.folders import list_entries
 from dinoeval.data.images import ImageSet, from_files
 from dinoeval.data.loading import EXTENSIONS
+from dinoeval.data.names import is_hidden, is_image_name
 from dinoeval.display import short_repr
 from dinoeval.errors import DataError, join_names
 from dinoeval.files import expand

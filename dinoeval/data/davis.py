@@ -14,10 +14,11 @@ from pathlib import Path
 
 import numpy as np
 
-from dinoeval.data.folders import is_hidden, list_entries
+from dinoeval.data.folders import list_entries
 from dinoeval.data.frames import frame_header, list_frames, missing_frames, read_frame_file
 from dinoeval.data.loading import DEFAULT_RULE, ImageRule
 from dinoeval.data.masks import VOID, Encoding, check_siblings, decode_mask
+from dinoeval.data.names import is_hidden
 from dinoeval.display import short_repr
 from dinoeval.errors import DataError, join_names, unknown
 from dinoeval.files import expand

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from dinoeval.data.images import ImageSet, from_files
-from dinoeval.data.loading import EXTENSIONS
+from dinoeval.data.names import is_hidden, is_image_name
 from dinoeval.errors import DataError, join_names
 
 _KAGGLE_ROOT = Path("ILSVRC", "Data", "CLS-LOC")
@@ -48,7 +48,7 @@ def find_labels(root: Path, split: str) -> Path | None:
         A list that is in the folder, above it or in the development kit; None if there is none, or if the split has subfolders.
     """
     with os.scandir(root / split) as entries:
-        if any(entry.is_dir() for entry in entries if not entry.name.startswith(".")):
+        if any(entry.is_dir() for entry in entries if not is_hidden(entry.name)):
             return None
     full = root.resolve()
     places = [full, full / split, full / "data", *(place / _DEVKIT / "data" for place in (full, full.parent)), *full.parents[:3]]
@@ -70,7 +70,7 @@ def open_flat(root: Path, split: str, labels: Path, classes: Sequence[str]) -> I
     Raises:
         DataError: If list, images and classes do not fit together.
     """
-    names = sorted(name for name in os.listdir(root / split) if name.lower().endswith(EXTENSIONS) and not name.startswith("."))  # noqa: PTH208
+    names = sorted(name for name in os.listdir(root / split) if is_image_name(name) and not is_hidden(name))  # noqa: PTH208
     try:
         synsets = _read_kaggle_list(labels, names) if labels.name == _KAGGLE_LIST else _read_ordered_list(labels, names)
     except (UnicodeDecodeError, KeyError, IndexError, ValueError, csv.Error) as error:

@@ -6,22 +6,20 @@ N images, C classes.
 
 from __future__ import annotations
 
-import concurrent.futures
 import dataclasses
-import errno
 import hashlib
 import os
 import secrets
-import stat
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from dinoeval import distributed
-from dinoeval.data.loading import DEFAULT_RULE, ImageReader, ImageRule, load_image, read_file
+from dinoeval.data.loading import DEFAULT_RULE, ImageReader, ImageRule, load_image
+from dinoeval.data.readers import MISSING, FileReader, JoinedReader, PixelReader, SubsetReader, open_source, stat_file
 from dinoeval.data.remarks import REMARKS
+from dinoeval.data.survey import survey
 from dinoeval.display import short_repr
 from dinoeval.errors import BadImage, DataError, join_names
 
@@ -29,10 +27,6 @@ TRAIN = "train"
 """Name of the training split."""
 HELD_OUT = ("val", "test")
 """Names of the evaluation split, in order of preference."""
-MISSING = -1
-"""Size of a file that does not exist."""
-# Errors of a path that leads nowhere, such as a broken link. Others are troubles of the disk.
-_ABSENT = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.EACCES)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -111,23 +105,24 @@ class ImageSet:
     def remarks(self) -> dict[str, list[str]]:
         """Find the remarks about all images.
 
-        Files are read, but decoded only if their format requires it. The processes of a run share the work.
+        Only the beginning of a file is read, unless its format requires more. The processes of a run share the work.
 
         Returns:
             Names of images by remark. Unreadable images have none.
         """
-        with concurrent.futures.ThreadPoolExecutor(8) as pool:
-            rows = list(distributed.shard(len(self)))
-            own = [(row, found) for row, found in zip(rows, pool.map(self._remarks_of, rows), strict=True) if found]
-        found = sorted((row, found) for part in distributed.all_gather(own) for row, found in part)
+        found = survey(range(len(self)), self._remarks_of)
         named = {remark: [self.paths[row] for row, of_image in found if remark in of_image] for remark in REMARKS}
         return {remark: names for remark, names in named.items() if names}
 
-    def _remarks_of(self, row: int) -> set[str]:
+    def _remarks_of(self, row: int) -> set[str] | None:
         try:
-            return self.rule.remarks(self.reader(row))
+            source = open_source(self.reader, row)
         except (BadImage, OSError):
-            return set()
+            return None
+        if isinstance(source, (bytes, Image.Image)):
+            return self.rule.remarks(source) or None
+        with source:
+            return self.rule.remarks(source) or None
 
     def content(self, row: int, last: int | None = None) -> bytes:
         """Read what an image consists of, without decoding it.
@@ -140,17 +135,18 @@ class ImageSet:
             The bytes of the file, or the pixels of an image in memory.
 
         Raises:
+            BadImage: If it is not a regular file.
             OSError: If the file cannot be read.
         """
-        reader = self.reader
-        while isinstance(reader, _SubsetReader):
-            row, reader = int(reader.rows[row]), reader.reader
-        if isinstance(reader, _FileReader) and last is not None:
-            with open(reader.paths[row], "rb", buffering=0) as file:  # noqa: PTH123  Called for many thousands of files.
-                file.seek(max(0, int(self.sizes[row]) - last))
-                return file.read(last)
-        found = reader(row)
-        return found if isinstance(found, bytes) else found.tobytes()
+        source = open_source(self.reader, row)
+        if isinstance(source, Image.Image):
+            return source.tobytes()
+        if isinstance(source, bytes):
+            return source
+        with source:
+            size = int(self.sizes[row])
+            source.seek(max(0, size - (last or size)))
+            return source.read(last or size)
 
     def fingerprint(self) -> str:
         """Hash the ordered names, sizes, labels and class names.
@@ -182,7 +178,7 @@ class ImageSet:
             paths=tuple(self.paths[row] for row in rows.tolist()),
             sizes=self.sizes[rows],
             labels=None if self.labels is None else self.labels[rows],
-            reader=_SubsetReader(self.reader, rows),
+            reader=SubsetReader(self.reader, rows),
         )
 
 
@@ -211,7 +207,7 @@ def from_files(
     """
     full = tuple(os.path.join(root, entry) for entry in names)  # noqa: PTH118  A million Path objects take long.
     try:
-        stats = list(map(_stat, full))
+        stats = list(map(stat_file, full))
     except OSError as error:
         raise DataError(f"{name} lists image {error.filename}, which cannot be read: {error.strerror}") from error
     except ValueError as error:
@@ -228,21 +224,8 @@ def from_files(
         labels=labels,
         classes=tuple(classes),
         stamp=hashlib.sha256(os.fsencode(root.resolve()) + times.tobytes()).hexdigest()[:16],
-        reader=_FileReader(full),
+        reader=FileReader(full),
     )
-
-
-def _stat(path: str) -> tuple[int, int, int]:
-    """Return the size of a file, and the times of its last modification and of the last change of its record."""
-    try:
-        found = os.stat(path)  # noqa: PTH116
-    except OSError as error:
-        if error.errno not in _ABSENT:
-            raise
-        return MISSING, 0, 0
-    if not stat.S_ISREG(found.st_mode):  # such as a folder or a named pipe
-        return MISSING, 0, 0
-    return found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
 
 def require_files(images: ImageSet, advice: str = ", or pass --bad-images skip") -> None:
@@ -289,7 +272,7 @@ def from_pixels(name: str, split: str, pixels: np.ndarray, labels: np.ndarray, c
         labels=np.asarray(labels, np.int64),
         classes=tuple(classes),
         stamp=hashlib.sha256(pixels.tobytes()).hexdigest()[:16],
-        reader=_PixelReader(pixels),
+        reader=PixelReader(pixels),
     )
 
 
@@ -324,7 +307,7 @@ def join_images(sets: Sequence[ImageSet]) -> ImageSet:
         paths=tuple(names),
         sizes=np.concatenate([one.sizes for one in sets]) if names else np.zeros(0, np.int64),
         stamp=secrets.token_hex(),
-        reader=_JoinedReader(tuple((one.reader, row) for one in sets for row in range(len(one)))),
+        reader=JoinedReader(tuple((one.reader, row) for one in sets for row in range(len(one)))),
     )
 
 
@@ -357,43 +340,3 @@ def require_classes(images: ImageSet, at_least: int = 2) -> None:
     if present.sum() < at_least:
         found = join_names(np.array(images.classes, object)[present]) or "none"
         raise DataError(f"{images.name} ({images.split}) has images of too few classes: at least {at_least} needed, found {found}")
-
-
-# Readers are classes, not closures, so that they can be sent to worker processes.
-@dataclasses.dataclass(frozen=True)
-class _FileReader:
-    paths: tuple[str, ...]
-
-    def __call__(self, row: int) -> bytes:
-        try:
-            return read_file(self.paths[row])
-        except OSError as error:
-            if error.errno in _ABSENT:
-                raise FileNotFoundError(error.errno, error.strerror) from error
-            raise
-
-
-@dataclasses.dataclass(frozen=True)
-class _PixelReader:
-    pixels: np.ndarray  # (N, H, W, 3) uint8
-
-    def __call__(self, row: int) -> Image.Image:
-        return Image.fromarray(self.pixels[row])
-
-
-@dataclasses.dataclass(frozen=True)
-class _JoinedReader:
-    parts: tuple[tuple[ImageReader, int], ...]
-
-    def __call__(self, row: int) -> bytes | Image.Image:
-        reader, own_row = self.parts[row]
-        return reader(own_row)
-
-
-@dataclasses.dataclass(frozen=True)
-class _SubsetReader:
-    reader: ImageReader
-    rows: np.ndarray
-
-    def __call__(self, row: int) -> bytes | Image.Image:
-        return self.reader(int(self.rows[row]))

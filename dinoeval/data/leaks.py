@@ -34,11 +34,11 @@ def note_shared_images(train: ImageSet, val: ImageSet, limit: int = MAX_COMPARED
         groups = [_group(images, one, last) for images, one in zip((train, val), rows, strict=True)]
         shared = groups[0].keys() & groups[1].keys()
         rows = tuple([row for key in shared for row in group[key]] for group in groups)
-    twins = {row: groups[0][key][0] for key, inside in groups[1].items() for row in inside if key in groups[0]}
+    copies = {row: groups[0][key][0] for key, inside in groups[1].items() for row in inside if key in groups[0]}
     notes = []
-    if twins:
-        examples = join_names((f"{val.paths[row]} = {train.paths[twin]}" for row, twin in sorted(twins.items())), 3)
-        shared = f"{len(twins):,} of {len(val):,} images of {val.split} are also in {train.split}, with equal content"
+    if copies:
+        examples = join_names((f"{val.paths[row]} = {train.paths[original]}" for row, original in sorted(copies.items())), 3)
+        shared = f"{len(copies):,} of {len(val):,} images of {val.split} are also in {train.split}, with equal content"
         notes.append(f"{shared} ({examples}): scores are too high")
     if left_out:
         compared = f"{len(val) - left_out:,} of {len(val):,} images of {val.split} were compared"

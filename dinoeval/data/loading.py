@@ -3,7 +3,7 @@
 Formats are those of `dinoeval.data.pillow`, and a file must be a regular one. The first image of a file counts, in full: a
 truncated file is rejected. The EXIF orientation is ignored, as in the released code, unless `exif_transpose` is set. 16-bit
 values are scaled to 8 bits. Types without a defined white (32-bit integers, floats, signed integers) are rejected. Transparent
-pixels are laid on white. Color profiles are ignored, as in torchvision.
+pixels are blended with white. Color profiles are ignored, as in torchvision.
 """
 
 from __future__ import annotations
@@ -13,8 +13,9 @@ import dataclasses
 import io
 import os
 import stat
+import struct
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from PIL import Image, ImageCms
@@ -23,7 +24,7 @@ from dinoeval.data.pillow import EXTENSIONS, check_size, is_known, load_pixels, 
 from dinoeval.data.remarks import ORIENTED, SEVERAL_FRAMES, remarks_of
 from dinoeval.errors import BadImage, DataError
 
-__all__ = ["DEFAULT_RULE", "EXTENSIONS", "MAX_BYTES", "ImageReader", "ImageRule", "load_image", "read_file"]
+__all__ = ["DEFAULT_RULE", "EXTENSIONS", "MAX_BYTES", "ImageReader", "ImageRule", "load_image", "open_file", "read_file"]
 
 VERSION = 1
 """Version of the rule in its id. It is raised when the same file would give other pixels."""
@@ -44,6 +45,8 @@ _SIDEWAYS = (5, 6, 7, 8)  # orientations that exchange width and height
 _BITS_PER_SAMPLE, _PHOTOMETRIC = 258, 262  # tags of TIFF
 _ANIMATED = ("GIF", "PNG", "WEBP", "AVIF", "HEIF", "TIFF")  # An MPO holds one photograph; its other images are previews.
 _LOW_DEPTH = {"1": 255, "L;2": 85, "L;4": 17}  # factor from the gray values of a PNG to 8 bits
+_PNG_SIGNATURE_BYTES = 8
+_PNG_METADATA = (b"eXIf", b"tEXt", b"zTXt", b"iTXt")  # chunks that can contain EXIF or XMP data
 _WHITE = (255, 255, 255)
 
 ImageReader = Callable[[int], bytes | Image.Image]
@@ -80,7 +83,7 @@ class ImageRule:
             (7, 7, 7)
         """
         with _pillow_errors():
-            image = open_image(io.BytesIO(content)) if isinstance(content, bytes) else content
+            image = _open(content)
             if draft:
                 image.draft(None, (draft, draft))  # type: ignore[arg-type]
             rgb = self.render(image)
@@ -120,11 +123,11 @@ class ImageRule:
             rgb.info = remarks
             return rgb
 
-    def size(self, content: bytes) -> tuple[int, int]:
+    def size(self, content: bytes | BinaryIO) -> tuple[int, int]:
         """Read the size of an image, without decoding its pixels if the format allows it.
 
         Args:
-            content: The content of an image file.
+            content: The content of an image file, or the open file, of which only the beginning is read if possible.
 
         Returns:
             Width and height of the decoded image, in pixels.
@@ -133,28 +136,28 @@ class ImageRule:
             BadImage: If the content is not an image, or is larger than the limits.
         """
         with _pillow_errors():
-            image = open_image(io.BytesIO(content))
-            orientation = _orientation(image, content)
+            image = _open(content)
             stored_sideways = image.format == "TIFF" and image.size != image._tile_size  # type: ignore[attr-defined]
-            exchanged = (orientation in _SIDEWAYS and self.exif_transpose) != stored_sideways
+            exchanged = (self.exif_transpose and _orientation(image) in _SIDEWAYS) != stored_sideways
             return (image.height, image.width) if exchanged else image.size
 
-    def remarks(self, content: bytes | Image.Image) -> set[str]:
+    def remarks(self, content: bytes | BinaryIO | Image.Image) -> set[str]:
         """Find the remarks about an image.
 
         Its pixels are decoded only if the format requires it.
 
         Args:
-            content: The content of an image file, or an image opened by PIL.
+            content: The content of an image file, the open file, or an image opened by PIL. Only the beginning of a file is
+                read if possible.
 
         Returns:
             Any of ORIENTED and SEVERAL_FRAMES; none for content that is not an image.
         """
         try:
             with _pillow_errors():
-                image = open_image(io.BytesIO(content)) if isinstance(content, bytes) else content
-                found = {ORIENTED} if _orientation(image, content) > 1 else set()
-                return found | ({SEVERAL_FRAMES} if isinstance(content, bytes) and _has_several_frames(image) else set())
+                image = _open(content)
+                found = {ORIENTED} if _orientation(image) > 1 else set()
+                return found | ({SEVERAL_FRAMES} if image is not content and _has_several_frames(image) else set())
         except BadImage:
             return set()
 
@@ -190,6 +193,30 @@ def load_image(reader: ImageReader, row: int, name: str, rule: ImageRule) -> Ima
         raise DataError(f"not enough memory to decode {name}: use fewer --workers, or a smaller image") from error
 
 
+def open_file(path: str | os.PathLike[str]) -> BinaryIO:
+    """Open an image file, if it is a regular file.
+
+    Args:
+        path: The file.
+
+    Returns:
+        The open file.
+
+    Raises:
+        BadImage: If it is a device, a pipe, a folder or the like, or if it is empty or larger than MAX_BYTES.
+        OSError: If it cannot be opened.
+    """
+    _check_regular(os.stat(path))  # noqa: PTH116  before it is opened, because opening some devices has effects
+    # A pipe that took the place of the file meanwhile must not block.
+    file = os.fdopen(os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)), "rb")
+    try:
+        _check_regular(os.fstat(file.fileno()))
+    except BaseException:
+        file.close()
+        raise
+    return file
+
+
 def read_file(path: str | os.PathLike[str]) -> bytes:
     """Read an image file, if it is a regular file that begins like an image.
 
@@ -200,28 +227,23 @@ def read_file(path: str | os.PathLike[str]) -> bytes:
         Its content.
 
     Raises:
-        BadImage: If it is a device, a pipe, a folder or the like, if it is empty or larger than MAX_BYTES, or if its first bytes
-            belong to no format that is read.
+        BadImage: As for `open_file`, or if the first bytes belong to no format that is read.
         OSError: If it cannot be read.
     """
-    _check_regular(os.stat(path))  # noqa: PTH116  before it is opened, because opening some devices has effects
-    # A pipe that took the place of the file meanwhile must not block.
-    with os.fdopen(os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)), "rb") as file:
-        size = _check_regular(os.fstat(file.fileno()))
+    with open_file(path) as file:
         if not is_known(prefix := file.read(16)):
             raise BadImage("unsupported or corrupted image file")
-        return prefix + file.read(size - len(prefix))
+        return prefix + file.read(os.fstat(file.fileno()).st_size - len(prefix))
 
 
-def _check_regular(status: os.stat_result) -> int:
-    """Return the size of a file in bytes; raise BadImage if it cannot be an image. Files of /proc have size 0."""
+def _check_regular(status: os.stat_result) -> None:
+    """Raise BadImage if a file cannot be an image. Files of /proc have size 0."""
     if not stat.S_ISREG(status.st_mode):
         raise BadImage("not a regular file")
     if not status.st_size:
         raise BadImage("the file is empty")
     if status.st_size > MAX_BYTES:
         raise BadImage(f"{status.st_size:,} bytes exceed the limit of {MAX_BYTES:,} bytes")
-    return status.st_size
 
 
 @contextlib.contextmanager
@@ -236,24 +258,44 @@ def _pillow_errors() -> Iterator[None]:
             raise BadImage(" ".join(str(error).split()) or type(error).__name__) from error
 
 
-def _orientation(image: Image.Image, content: bytes | Image.Image | None = None) -> int:
+def _open(content: bytes | BinaryIO | Image.Image) -> Image.Image:
+    """Open the content of an image file or an open file without decoding it; return an image as it is."""
+    if isinstance(content, Image.Image):
+        return content
+    return open_image(io.BytesIO(content) if isinstance(content, bytes) else content)
+
+
+def _orientation(image: Image.Image) -> int:
     """Return the EXIF orientation, 1 to 8; 1 if there is none or the EXIF data are corrupted.
 
-    Args:
-        image: An opened image. It is not decoded, unless it is a PNG whose metadata may follow the pixels.
-        content: Its file.
+    The image is not decoded, unless it is a PNG whose metadata follow the pixels.
     """
     try:
-        if image.format == "PNG" and isinstance(content, bytes):
-            tail = content[content.rfind(b"IDAT") :]
-            if any(chunk in tail for chunk in (b"eXIf", b"tEXt", b"zTXt", b"iTXt")):
-                load_pixels(image)
+        if image.format == "PNG" and getattr(image, "tile", None) and _has_late_metadata(image.fp):  # type: ignore[attr-defined]
+            load_pixels(image)
         value = Image.Image.getexif(image).get(_ORIENTATION)
         return value if value in _TRANSPOSE else 1
     except MemoryError:
         raise
     except Exception:  # noqa: BLE001  Pillow raises many types of exceptions for corrupted EXIF data.
         return 1
+
+
+def _has_late_metadata(file: BinaryIO) -> bool:
+    """Return whether a PNG file has chunks of metadata after those of its pixels."""
+    position = file.tell()
+    try:
+        file.seek(_PNG_SIGNATURE_BYTES)
+        after = False
+        while len(head := file.read(8)) == 8:
+            length, kind = struct.unpack(">I4s", head)
+            if after and kind in _PNG_METADATA:
+                return True
+            after = after or kind == b"IDAT"
+            file.seek(length + 4, os.SEEK_CUR)  # the data and their checksum
+        return False
+    finally:
+        file.seek(position)
 
 
 def _has_several_frames(image: Image.Image) -> bool:

@@ -96,6 +96,7 @@ def open_image(file: BinaryIO) -> ImageFile.ImageFile:
     Raises:
         BadImage: If the content is in none of FORMATS, or exceeds MAX_PIXELS or MAX_SIDE.
     """
+    file.seek(0)
     for reader in _candidates(file.read(16)):
         file.seek(0)
         try:
@@ -173,7 +174,8 @@ def without_warnings() -> Iterator[None]:
             filters.remove(_IGNORED)
 
 
-def _candidates(prefix: bytes) -> list[type]:
+@functools.lru_cache(1024)  # Many files of a folder begin with the same bytes.
+def _candidates(prefix: bytes) -> tuple[type, ...]:
     """Return the readers of the formats that the first bytes of a file may belong to."""
     found = []
     for name in FORMATS:
@@ -186,7 +188,7 @@ def _candidates(prefix: bytes) -> list[type]:
             raise BadImage(accepted)
         if accepted:
             found.append(reader)
-    return found
+    return tuple(found)
 
 
 @functools.cache

@@ -126,7 +126,7 @@ def open_inat(name: str, folder: Path, split: str) -> ImageSet:
         category_of = {annotation["image_id"]: annotation["category_id"] for annotation in content["annotations"]}
         files = [str(image["file_name"]) for image in content["images"]]
         labels = [class_of[category_of[image["id"]]] for image in content["images"]]
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         expected = "images (id, file_name), annotations (image_id, category_id) and categories (id, name) that fit together"
         raise DataError(f"invalid list {table}: expected {expected}, got {error!r}. Replace it with the published file.") from error
     return from_files(name, split, folder, files, np.array(labels, np.int64), list(species.values()))

@@ -17,7 +17,7 @@ from PIL import Image
 
 from dinoeval.display import short_repr
 from dinoeval.errors import ConfigError, DataError
-from dinoeval.figures.names import write_name
+from dinoeval.figures.names import write_names
 from dinoeval.figures.panels import LINE, LegendEntry, draw_legend, legend_size
 from dinoeval.figures.style import COLORS, COLUMN, INK, TEXT, color, default_settings, new_figure, png_of
 from dinoeval.guard import entry_point
@@ -277,8 +277,8 @@ def _draw_names(axis: Axes, points: np.ndarray, names: Sequence[str], *, halo: b
         (0, 4, "center", "bottom"),
         (0, -4, "center", "top"),
     )
-    for point, name in zip(points, names, strict=True):
-        candidates, written = [], write_name(name)
+    for point, written in zip(points, write_names(names), strict=True):
+        candidates = []
         for right, up, horizontal, vertical in positions:
             text = axis.annotate(
                 written["text"],

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import dataclasses
 import textwrap
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dinoeval.figures.names import write_name
+from dinoeval.figures.names import write_names
 from dinoeval.figures.style import COLUMN, INK, TEXT, apply_colormap, default_settings, new_figure
 
 if TYPE_CHECKING:
@@ -91,9 +91,11 @@ def draw_rows(
     wrapped = textwrap.wrap(caption, int(width / _CHARACTER))
     total = sum(heights) + LINE * (len(wrapped) + lines)
     figure, axes = new_figure(width, total), []
+    titles = [panel.title for row in rows for panel in row if panel is not None]
+    written = dict(zip(titles, write_names(titles), strict=True))
     top = total
     for row, height in zip(rows, heights, strict=True):
-        axes += _draw_row(figure, row, top)
+        axes += _draw_row(figure, row, top, written)
         top -= height
     for line in wrapped:
         figure.text(0, (top - LINE / 2) / total, line, fontsize=TEXT, color=INK, va="center", parse_math=False)
@@ -123,7 +125,7 @@ def legend_size(names: Sequence[str], width: float) -> tuple[int, int]:
     figure = new_figure(1, 1)
     renderer = figure.canvas.get_renderer()  # type: ignore[attr-defined]
     style = {"fontsize": TEXT, "parse_math": False}
-    texts = [figure.text(0, 0, name["text"], family=name["family"], **style) for name in map(write_name, names)]
+    texts = [figure.text(0, 0, name["text"], family=name["family"], **style) for name in write_names(names)]
     longest = max(text.get_window_extent(renderer).width for text in texts) / figure.dpi
     columns = min(len(names), max(1, int(width / (_SWATCH + longest))))
     lines = -(-len(names) // columns)
@@ -144,10 +146,9 @@ def draw_legend(figure: Figure, legend: Sequence[LegendEntry], columns: int, top
     axis = figure.add_axes((0, top - lines * LINE / height, 1, lines * LINE / height))
     axis.set(xlim=(0, width), ylim=(-lines, 0))
     axis.set_axis_off()
-    for number, entry in enumerate(legend):
+    for number, (entry, name) in enumerate(zip(legend, write_names([entry.name for entry in legend]), strict=True)):
         x, y = width * (number // lines) / columns, -0.5 - number % lines
         axis.plot(x + 0.07, y, entry.marker, color=entry.color, markersize=5, markeredgewidth=0)
-        name = write_name(entry.name)
         axis.text(x + 0.15, y, name["text"], family=name["family"], fontsize=TEXT, color=INK, va="center", parse_math=False)
 
 
@@ -162,8 +163,8 @@ def _cell_width(count: int, width: float) -> float:
     return (width - _GAP * (count - 1)) / count
 
 
-def _draw_row(figure: Figure, row: Row, top: float) -> list[Axes]:
-    """Draw a row whose upper end is `top` inches above the lower end of the figure."""
+def _draw_row(figure: Figure, row: Row, top: float, titles: Mapping[str, dict[str, Any]]) -> list[Axes]:
+    """Draw a row whose upper end is `top` inches above the lower end of the figure. `titles` are as from `write_names`."""
     width, total = figure.get_size_inches()
     cell, axes = _cell_width(len(row), width), []
     if any(panel is not None and panel.title for panel in row):
@@ -178,7 +179,7 @@ def _draw_row(figure: Figure, row: Row, top: float) -> list[Axes]:
         axis.imshow(panel.image, aspect="auto")
         axis.set_axis_off()
         if panel.title:
-            title = write_name(panel.title)
+            title = titles[panel.title]
             axis.set_title(title["text"], family=title["family"], fontsize=TEXT, color=INK, pad=2, parse_math=False)
         axes.append(axis)
         if panel.limits:

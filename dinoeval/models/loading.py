@@ -69,9 +69,8 @@ def load(
     """
     key, ema = coerce(key, Key, "key"), coerce(ema, bool | None, "ema")
     precision = coerce(precision, Precision, "precision")
-    device = coerce(str(device) if isinstance(device, torch.device) else device, str, "device")
     arch, source = resolve_names(arch, weights)
-    chosen, reason = choose_device(device)
+    chosen, reason = choose_device(coerce(str(device) if isinstance(device, torch.device) else device, str, "device"))
     if not isinstance(source, str):
         arch, network, provenance = _load_file(arch, source, Choice(key, ema))
     else:

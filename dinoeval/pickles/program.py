@@ -6,19 +6,36 @@ import argparse
 import codecs
 import dataclasses
 import pickletools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, BinaryIO, Protocol
 
 import numpy as np
 
-from dinoeval.pickles.values import LEAVES, NAMES, Call, NotData, PickleError, Unfinished, check_content, check_key, make_array, shown
+from dinoeval.pickles.values import (
+    LEAVES,
+    NAMES,
+    Call,
+    Items,
+    NotData,
+    PickleError,
+    Unfinished,
+    check_content,
+    check_key,
+    make_array,
+    may_collide,
+    shown,
+)
 
 MAX_OPCODES = 4_000_000
 """Most operations of a program; each builds at most one small object."""
 _OPCODES: dict[str, Any] = {opcode.code: opcode for opcode in pickletools.opcodes}
 _MAX_INTEGER_BITS = 1024
 _BYTES_PER_ENTRY = 100
-_BUDGET = 64 << 20  # bytes that the functions of a program may make, in addition to twice its size
+_FREE = 64  # entries or bytes of an argument that are not counted
+_BUDGET = 64 << 20  # bytes of the arguments that a program may pass, in addition to three times its size
+_TEXTS = (str, bytes, bytearray)
+_COUNTED = (*_TEXTS, list, tuple, dict, set)
+_MAX_COMPARISONS = 400_000_000  # of keys with one hash, a few seconds
 
 
 class Source(Protocol):
@@ -54,11 +71,14 @@ class BoundedFile:
         Args:
             size: Largest number of bytes.
         """
-        return self.file.read(min(size, self.size - self.file.tell()))
+        return self.file.read(min(size, self._left()))
 
     def readline(self) -> bytes:
         """Return the bytes up to the next end of line, at most 1 MiB."""
-        return self.file.readline(1 << 20)
+        return self.file.readline(min(1 << 20, self._left()))
+
+    def _left(self) -> int:
+        return max(0, self.size - self.file.tell())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,6 +108,7 @@ def load_data(source: Source, size: int, vocabulary: Vocabulary | None = None) -
     Raises:
         NotData: If the pickle refers to something other than data.
         PickleError: If it is corrupted or asks for more than its size justifies.
+        OSError: If the source cannot be read.
 
     Examples:
         >>> import io, pickle
@@ -98,7 +119,7 @@ def load_data(source: Source, size: int, vocabulary: Vocabulary | None = None) -
     try:
         content = machine.run()
         check_content(content, (*LEAVES, *machine.vocabulary.leaves))
-    except PickleError:
+    except (PickleError, OSError):
         raise
     except Exception as error:  # A corrupted program can raise any exception of the values that it handles.
         reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
@@ -115,7 +136,8 @@ class _Machine:
         self.marks: list[list[Any]] = []
         self.memo: dict[int, Any] = {}
         self.places: dict[int, list[int]] = {}  # where the memo has an unfinished object
-        self.budget = _BUDGET + 2 * size
+        self.budget = _BUDGET + 3 * size
+        self.comparisons = _MAX_COMPARISONS
 
     def run(self) -> Any:
         """Interpret the program up to its end and return its value."""
@@ -161,16 +183,26 @@ class _Machine:
         arguments, function = self.stack.pop(), self.stack.pop()
         if not isinstance(function, Call) or type(arguments) is not tuple:
             raise NotData("a call of something that is not a function")
+        self.charge(arguments)
         result = function.function(*arguments)
-        if isinstance(result, bytes | dict | set):
-            self.budget -= len(result) * (1 if isinstance(result, bytes) else _BYTES_PER_ENTRY)
-            if self.budget < 0:
-                raise PickleError("it asks for more memory than its size justifies")
+        if isinstance(result, Items):
+            self.store(result.target, result.items)
+            result = result.target
         self.stack.append(result)
+
+    def charge(self, arguments: Iterable[Any]) -> None:
+        """Count the arguments of a function: what it makes, and the time that it takes, are in proportion to their sizes."""
+        for argument in arguments:
+            unit = 1 if isinstance(argument, _TEXTS) else _BYTES_PER_ENTRY
+            if isinstance(argument, _COUNTED) and len(argument) > _FREE:
+                self.budget -= len(argument) * unit
+        if self.budget < 0:
+            raise PickleError("it asks for more memory than its size justifies")
 
     def build(self) -> None:
         """Set the state of the last object."""
         state, target = self.stack.pop(), self.stack[-1]
+        self.charge(state if type(state) is tuple else [state])
         match target:
             case dict():  # attributes of an OrderedDict
                 return
@@ -181,7 +213,8 @@ class _Machine:
                 _, shape, dtype, fortran, content = state
                 finished: Any = make_array(content, dtype, shape, "F" if fortran else "C")
             case Unfinished(dtype=np.dtype() as dtype):
-                finished = dtype.newbyteorder(state[1]) if state[1] in ("<", ">") else dtype
+                order = state[1]
+                finished = dtype.newbyteorder(order) if type(order) is str and order in ("<", ">") else dtype
             case _:
                 raise NotData("the state of an object of another type")
         self.stack[-1] = finished
@@ -193,11 +226,18 @@ class _Machine:
         if type(target) is list:
             target.extend(items)
         elif type(target) is set:
-            target.update(map(check_key, items))
+            target.update(self.keys(target, items))
         elif type(target) is dict and len(items) % 2 == 0:
-            target.update(zip(map(check_key, items[::2]), items[1::2], strict=True))
+            target.update(zip(self.keys(target, items[::2]), items[1::2], strict=True))
         else:
             raise NotData(f"items of a {type(target).__name__}")
+
+    def keys(self, target: dict[Any, Any] | set[Any], keys: list[Any]) -> list[Any]:
+        """Check keys that are put into a container, and count the comparisons of those that may have one hash."""
+        self.comparisons -= sum(may_collide(check_key(key)) for key in keys) * (len(target) + len(keys))
+        if self.comparisons < 0:
+            raise PickleError("it has too many keys other than texts and numbers")
+        return keys
 
     def last(self, count: int) -> list[Any]:
         """Take the last values off the stack."""
@@ -229,12 +269,6 @@ def _checked(scalar: Any) -> Any:
     return scalar
 
 
-def _make_dict(machine: _Machine) -> dict[Any, Any]:
-    made: dict[Any, Any] = {}
-    machine.store(made, machine.pop_mark())
-    return made
-
-
 _PUSHES = {
     *("INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT"),
     *("STRING", "BINSTRING", "SHORT_BINSTRING", "UNICODE", "SHORT_BINUNICODE", "BINUNICODE", "BINUNICODE8"),
@@ -254,8 +288,8 @@ _STEPS: dict[str, Callable[[_Machine, Any], Any]] = {
     "TUPLE1": lambda machine, _: machine.stack.append(tuple(machine.last(1))),
     "TUPLE2": lambda machine, _: machine.stack.append(tuple(machine.last(2))),
     "TUPLE3": lambda machine, _: machine.stack.append(tuple(machine.last(3))),
-    "DICT": lambda machine, _: _push(machine, _make_dict(machine)),
-    "FROZENSET": lambda machine, _: _push(machine, set(map(check_key, machine.pop_mark()))),
+    "DICT": lambda machine, _: _push_filled(machine, {}),
+    "FROZENSET": lambda machine, _: _push_filled(machine, set()),
     "APPEND": lambda machine, _: _store(machine, machine.last(1)),
     "APPENDS": lambda machine, _: _store(machine, machine.pop_mark()),
     "ADDITEMS": lambda machine, _: _store(machine, machine.pop_mark()),
@@ -281,6 +315,12 @@ _STEPS: dict[str, Callable[[_Machine, Any], Any]] = {
 def _push(machine: _Machine, value: Any) -> None:
     """Push what was made of the values above the last mark; the stack is another one by now."""
     machine.stack.append(value)
+
+
+def _push_filled(machine: _Machine, target: dict[Any, Any] | set[Any]) -> None:
+    """Push a container with the values above the last mark."""
+    machine.store(target, machine.pop_mark())
+    machine.stack.append(target)
 
 
 def _store(machine: _Machine, items: list[Any]) -> None:

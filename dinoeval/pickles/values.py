@@ -21,7 +21,7 @@ _DTYPE = re.compile(r"[<>|=]?[biufcSU?]\d{0,9}")
 _MAX_AXES = 32
 
 
-class PickleError(Exception):
+class PickleError(ValueError):
     """The bytes are not a pickle, or it is corrupted; str() is the reason."""
 
 
@@ -43,6 +43,16 @@ def shown(name: str) -> str:
         name: Any text.
     """
     return name[:80].encode("unicode_escape").decode()
+
+
+@dataclasses.dataclass(frozen=True)
+class Items:
+    """What a call puts into a new container; the interpreter does it, as for the containers of the program itself."""
+
+    target: dict[Any, Any] | set[Any]
+    """The empty container."""
+    items: list[Any]
+    """Values of a set, or keys and values of a dict in turn."""
 
 
 class Unfinished:
@@ -95,8 +105,10 @@ def make_array(content: Any, dtype: Any, shape: Any, order: Any) -> np.ndarray:
         raise ValueError("an array is not made of bytes, a type and a shape")
     if len(shape) > _MAX_AXES or not all(type(side) is int and side >= 0 for side in shape):
         raise ValueError("the shape of an array is invalid")
-    if len(content) != dtype.itemsize * math.prod(shape):
+    if len(content) != dtype.itemsize * math.prod(shape) or not (dtype.itemsize or 0 in shape):
         raise ValueError("the bytes of an array do not match its shape")
+    if dtype.kind == "U":
+        content.decode("utf-32-be" if dtype.str[0] == ">" else "utf-32-le")  # raises for a number that is not a character
     return np.frombuffer(content, dtype).reshape(shape, order="F" if order == "F" else "C") if content else np.zeros(shape, dtype)
 
 
@@ -108,13 +120,21 @@ def _scalar(dtype: Any, content: Any) -> Any:
     return make_array(content, dtype, (), "C")[()]
 
 
-def _mapping(items: Any = ()) -> dict[Any, Any]:
+def _mapping(items: Any = ()) -> dict[Any, Any] | Items:
     """Return the entries of an OrderedDict or a Counter as a dict."""
-    return items if type(items) is dict else {check_key(key): value for key, value in items}
+    return items if type(items) is dict else Items({}, [part for key, value in items for part in (key, value)])
 
 
-def _set(items: Any = ()) -> set[Any]:
-    return {check_key(item) for item in items}
+def _set(items: Any = ()) -> Items:
+    if not isinstance(items, list | tuple | set):
+        raise NotData("set(...) of something other than a list")
+    return Items(set(), list(items))
+
+
+def _complex(real: Any, imaginary: Any) -> complex:
+    if type(real) is not float or type(imaginary) is not float:
+        raise NotData("complex(...) of something other than two numbers")
+    return complex(real, imaginary)
 
 
 _MULTIARRAY = ("numpy.core.multiarray", "numpy._core.multiarray")  # NumPy 1 and 2
@@ -131,7 +151,7 @@ NAMES: dict[str, Any] = {
     **{
         f"{module}.{name}": Call(function)
         for module in ("builtins", "__builtin__")
-        for name, function in (("set", _set), ("frozenset", _set), ("bytes", _bytes), ("bytearray", _bytes), ("complex", complex))
+        for name, function in (("set", _set), ("frozenset", _set), ("bytes", _bytes), ("bytearray", _bytes), ("complex", _complex))
     },
 }
 """What a pickle of plain data may refer to, by `module.name`."""
@@ -157,6 +177,23 @@ def check_key(key: Any) -> Any:
     if not all(isinstance(one, np.generic) or type(one) in _SCALARS for one in inside):
         raise NotData(f"a key that is a {type(key).__name__}")
     return key
+
+
+def may_collide(key: Any) -> bool:
+    """Return whether there are many keys of this kind with one hash.
+
+    A dict compares each of them with all others. Python makes the hashes of texts unpredictable, and few numbers of up to
+    64 bits have the same hash.
+
+    Args:
+        key: What `check_key` accepts.
+    """
+    match key:
+        case int():
+            return key.bit_length() > 64
+        case tuple():
+            return not all(isinstance(one, (str, bytes)) for one in key)
+    return isinstance(key, (np.complexfloating, np.longdouble))  # type: ignore[arg-type]
 
 
 def _children(value: Any) -> list[Any]:

@@ -26,12 +26,11 @@ from dinoeval.features.readout import Readout, parse_readout
 from dinoeval.guard import entry_point
 from dinoeval.maths.neighbors import l2_normalize
 from dinoeval.models.backbone import Backbone
-from dinoeval.models.loading import as_backbone
 from dinoeval.progress import Progress
 from dinoeval.search.approximate import IndexKind, add_vectors, needs_retraining, read_index, train_index, tune, write_index
 from dinoeval.search.index import ImageIndex
 from dinoeval.search.records import FileRecord
-from dinoeval.search.spec import check_readout, check_session, complete_config, index_spec
+from dinoeval.search.spec import check_readout, check_session, index_spec, make_session
 from dinoeval.search.store import (
     LOCK,
     MANIFEST,
@@ -139,9 +138,7 @@ def build(
             check_readout(stored, readout)
             _check_folder(stored, root)
         distributed.join()
-        config = SessionConfig.of(session)
-        given = None if backbone is None else as_backbone(backbone)
-        opened = Session(complete_config(config, stored.manifest) if stored else config, given)
+        opened = make_session(SessionConfig.of(session), backbone, stored)
         chosen = parse_readout(readout or (stored.manifest["readout"] if stored else "cls"))
         _vector_dim(chosen, opened)
         if stored is not None:

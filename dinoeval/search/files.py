@@ -1,4 +1,4 @@
-"""The image files of an index as they are now: deleted, changed, linked, and what tells copies of an image apart."""
+"""The image files of an index as they are now: deleted, changed, linked, and how copies of an image differ."""
 
 from __future__ import annotations
 
@@ -28,6 +28,71 @@ class FileStates:
     """Paths of files whose content has changed."""
 
 
+FileKey = tuple[int, int | str]
+"""Equal for all paths of one file: hard links, symbolic links, or names on a disk that ignores case."""
+
+
+def file_key(path: str) -> FileKey:
+    """Identify the file of a path.
+
+    Args:
+        path: Path of an existing file.
+
+    Returns:
+        Device and number of the file.
+
+    Raises:
+        OSError: If the file does not exist or cannot be accessed.
+    """
+    return _key_of_status(path, os.stat(path))  # noqa: PTH116  faster than Path
+
+
+def _key_of_status(path: str, status: os.stat_result) -> FileKey:
+    # Some network file systems do not number their files. Their hard links cannot be recognized.
+    return status.st_dev, status.st_ino or os.path.realpath(path)
+
+
+class FileChecker:
+    """Compares files of an index with their records, each when it is needed first.
+
+    Args:
+        stored: The index.
+    """
+
+    def __init__(self, stored: StoredIndex) -> None:
+        self._stored = stored
+        self._keys: dict[int, FileKey | None] = {}
+        self.deleted: list[str] = []
+        """Paths found so far that do not exist or cannot be accessed."""
+        self.changed: list[str] = []
+        """Paths found so far of files whose content has changed."""
+
+    def key(self, row: int) -> FileKey | None:
+        """Identify the file of an image.
+
+        Args:
+            row: Row of the image.
+
+        Returns:
+            As from `file_key`; None if the file was deleted or changed after the index was built.
+        """
+        if row not in self._keys:
+            self._keys[row] = self._check(row)
+        return self._keys[row]
+
+    def _check(self, row: int) -> FileKey | None:
+        path, record = self._stored.paths[row], self._stored.records[row]
+        try:
+            status = os.stat(path)  # noqa: PTH116
+        except OSError:
+            self.deleted.append(path)
+            return None
+        if not FileRecord.of_status(record.name, status).has_content_of(record, self._stored.root):
+            self.changed.append(path)
+            return None
+        return _key_of_status(path, status)
+
+
 def check_files(stored: StoredIndex) -> FileStates:
     """Compare the files of an index with their records.
 
@@ -37,21 +102,11 @@ def check_files(stored: StoredIndex) -> FileStates:
     Returns:
         The states of the files.
     """
-    paths = stored.paths
-    deleted, changed = [], []
-    files: dict[object, list[int]] = {}
-    for row, path in enumerate(paths):
-        try:
-            status = os.stat(path)  # noqa: PTH116  faster than Path
-        except OSError:
-            deleted.append(path)
-            continue
-        record = stored.records[row]
-        if not FileRecord.of_status(record.name, status).has_content_of(record, stored.root):
-            changed.append(path)
-        else:
-            # Some network file systems number no files. Their links cannot be recognized.
-            files.setdefault((status.st_dev, status.st_ino) if status.st_ino else row, []).append(row)
+    paths, checker = stored.paths, FileChecker(stored)
+    files: dict[FileKey, list[int]] = {}
+    for row in range(len(paths)):
+        if (key := checker.key(row)) is not None:
+            files.setdefault(key, []).append(row)
     links: dict[int, list[str]] = {}
     rows = []
     for linked in files.values():
@@ -59,7 +114,7 @@ def check_files(stored: StoredIndex) -> FileStates:
         rows.append(first)
         if len(linked) > 1:
             links[first] = [paths[row] for row in linked if row != first]
-    return FileStates(np.array(sorted(rows), np.int64), links, deleted, changed)
+    return FileStates(np.array(sorted(rows), np.int64), links, checker.deleted, checker.changed)
 
 
 @dataclasses.dataclass(frozen=True)

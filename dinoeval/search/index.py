@@ -7,25 +7,24 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from dinoeval.coercion import coerce
 from dinoeval.data.remarks import log_remarks
 from dinoeval.errors import CheckpointError, ConfigError, DataError, join_names
 from dinoeval.features.readout import parse_readout
 from dinoeval.guard import entry_point
 from dinoeval.maths.neighbors import l2_normalize, nearest
 from dinoeval.models.backbone import Backbone
-from dinoeval.models.loading import as_backbone
 from dinoeval.search.approximate import ApproximateIndex, read_index
 from dinoeval.search.duplicates import DuplicateGroup, is_chain, link_duplicates, lowest_cosine
-from dinoeval.search.files import FileStates, check_files
+from dinoeval.search.files import FileChecker, FileStates, check_files, file_key
 from dinoeval.search.query import Matches, QueryImages, embed_queries
-from dinoeval.search.spec import check_readout, check_session, complete_config
+from dinoeval.search.spec import check_readout, check_session, complete_config, make_session
 from dinoeval.search.store import NEIGHBORS, StoredIndex, open_stored, resolve
 from dinoeval.search.threshold import Threshold, measure_threshold
 from dinoeval.session import Session, SessionConfig
@@ -112,8 +111,17 @@ class ImageIndex:
 
         Returns:
             Cosines, (Q, min(k, N)) float32, in descending order, and rows of the index, (Q, min(k, N)) int64.
+
+        Raises:
+            ConfigError: If k is below 1.
+            DataError: If the features have another shape, or are NaN or infinite.
         """
-        k = min(k, len(self))
+        k = min(_check_k(k), len(self))
+        features, dim = np.asarray(features), self._stored.vectors.dim
+        if features.shape[1:] != (dim,):
+            raise DataError(f"expected features of shape (queries, {dim}), got {features.shape}")
+        if not np.isfinite(features).all():
+            raise DataError("the features have NaN or infinite values")
         queries = l2_normalize(features)
         if self._approximate is None:
             return nearest(queries, self._stored.vectors.blocks(), k, normalized=True)
@@ -128,7 +136,8 @@ class ImageIndex:
         """Find the k images that are most similar to each query.
 
         If the file of a query is in the index, under any path or link, it is left out of its own result. Copies of it in
-        other files are not.
+        other files are not. Images that were deleted or changed after the index was built are left out and named. A file with
+        several paths is one image.
 
         Args:
             images: A folder, a file, a CSV table or a PIL image; or several paths or PIL images.
@@ -141,19 +150,15 @@ class ImageIndex:
             ConfigError: If k is below 1.
             DataError: If an image is missing or unreadable.
         """
-        if k < 1:
-            raise ConfigError(f"--k must be at least 1, got {k}")
+        k = _check_k(k)
         sources, features, remarks = embed_queries(self.session, parse_readout(self.manifest["readout"]), images)
         log_remarks(remarks, self.session.config.exif_transpose)
         cosines, rows = self.nearest(features, k + 1)
-        results = [self._without_self(*one, k) for one in zip(sources, features, cosines, rows, strict=True)]
-        found = {(path, row) for matches in results for path, row in zip(matches.paths, matches.rows, strict=True)}
-        if changed := sorted({path for path, row in found if self._stored.is_changed(row)}):
-            _log.warning(
-                "%d images of the result were changed or deleted after the index was built: %s. Rebuild the index",
-                len(changed),
-                join_names(changed),
-            )
+        files = FileChecker(self._stored)
+        results = [self._other_files(*one, k, files) for one in zip(sources, features, cosines, rows, strict=True)]
+        if len(files.deleted) == len(self):
+            raise self._without_images(files.deleted)
+        _warn_of_missing(files)
         fewest = min(len(matches.rows) for matches in results)
         if fewest < k:
             _log.warning("k = %d exceeds the %d other images of the index: all of them are returned", k, fewest)
@@ -170,11 +175,14 @@ class ImageIndex:
         """
         files = check_files(self._stored)
         if len(files.deleted) == len(self):
-            raise DataError(
-                f"none of the {len(self):,} images of the index {self._stored.folder} exist: {join_names(files.deleted)}. "
-                f"If the folder was moved, run `dinoeval search build FOLDER --out {self._stored.folder}`"
-            )
+            raise self._without_images(files.deleted)
         return files
+
+    def _without_images(self, deleted: list[str]) -> DataError:
+        return DataError(
+            f"none of the {len(self):,} images of the index {self._stored.folder} exist: {join_names(deleted)}. "
+            f"If the folder was moved, run `dinoeval search build FOLDER --out {self._stored.folder}`"
+        )
 
     @entry_point
     def duplicates(self, threshold: float | None = None, files: FileStates | None = None) -> list[DuplicateGroup]:
@@ -194,17 +202,16 @@ class ImageIndex:
             ConfigError: If the threshold is not a cosine.
             DataError: If the threshold cannot be measured, or no image exists any more.
         """
+        threshold = coerce(threshold, float | None, "threshold")
+        if threshold is not None and not -1 <= threshold <= 1:
+            raise ConfigError(f"--threshold must be a cosine between -1 and 1, got {threshold}")
         files = files or self.check_files()
         if threshold is None:
             threshold = self.measure_threshold(files).cosine
-        if not -1 <= threshold <= 1:
-            raise ConfigError(f"--threshold must be a cosine between -1 and 1, got {threshold}")
-        for word, paths in (("deleted", files.deleted), ("changed", files.changed)):
-            if paths:
-                _log.warning("%d images were %s after the index was built and are left out: %s", len(paths), word, join_names(paths))
+        _warn_of_missing(files)
         if files.links:
             names = [f"{path} is {self.paths[row]}" for row, paths in files.links.items() for path in paths]
-            _log.warning("%d paths are links to images of the index and no duplicates: %s", len(names), join_names(names))
+            _log.warning("%d paths are links to images of the index, not duplicates: %s", len(names), join_names(names))
         components, best = link_duplicates(self._stored.vectors, threshold, files.rows)
         return [self._group(rows, best[rows], threshold, files) for rows in components]
 
@@ -227,7 +234,7 @@ class ImageIndex:
         """Calibrate the cosine above which two images of this index count as duplicates.
 
         Up to 96 of the images are copied by re-encoding, downscaling and cropping. The copies are compared with the nearest
-        other pictures of up to 300 images. Duplicates in the index have no effect.
+        different images of up to 300 images. Duplicates in the index have no effect.
 
         Args:
             files: States of the files; by default those of now.
@@ -240,17 +247,23 @@ class ImageIndex:
         """
         return measure_threshold(self._stored, self.session, (files or self.check_files()).rows)
 
-    def _without_self(self, source: str, features: np.ndarray, cosines: np.ndarray, rows: np.ndarray, k: int) -> Matches:
-        """Return the k nearest images other than the file of the query, which the index may contain under several links."""
-        own_file = None
+    def _other_files(self, source: str, features: np.ndarray, cosines: np.ndarray, rows: np.ndarray, k: int, files: FileChecker) -> Matches:
+        """Return the k nearest images in other files than the query, one per file."""
+        own_key = None
         if source:
             with contextlib.suppress(OSError):
-                own_file = os.stat(source)  # noqa: PTH116
+                own_key = file_key(source)
         requested = k + 1
         while True:
-            others = [place for place, row in enumerate(rows) if not (own_file and _is_same_file(own_file, self.paths[row]))][:k]
-            if len(others) == k or len(rows) == len(self):
-                return Matches(source, [self.paths[row] for row in rows[others]], rows[others], cosines[others])
+            found, places = {None, own_key}, []
+            for place, row in enumerate(rows.tolist()):
+                if (key := files.key(row)) not in found:
+                    found.add(key)
+                    places.append(place)
+                if len(places) == k:
+                    break
+            if len(places) == k or len(rows) == len(self):
+                return Matches(source, [self.paths[row] for row in rows[places]], rows[places], cosines[places])
             requested *= 2
             (cosines,), (rows,) = self.nearest(features[None], requested)
 
@@ -268,11 +281,16 @@ def _open_approximate(stored: StoredIndex) -> ApproximateIndex | None:
     return ApproximateIndex(kind, neighbors, stored.vectors, effort, parameters.get("rerank", 1))
 
 
-def _is_same_file(status: os.stat_result, path: str) -> bool:
-    try:
-        return os.path.samestat(status, os.stat(path))  # noqa: PTH116
-    except OSError:
-        return False
+def _check_k(k: int) -> int:
+    if (number := coerce(k, int, "k")) < 1:
+        raise ConfigError(f"--k must be at least 1, got {number}")
+    return number
+
+
+def _warn_of_missing(files: FileStates | FileChecker) -> None:
+    for word, paths in (("deleted", files.deleted), ("changed", files.changed)):
+        if paths:
+            _log.warning("%d images were %s after the index was built and are left out: %s", len(paths), word, join_names(paths))
 
 
 @entry_point
@@ -305,5 +323,5 @@ def open(
         raise DataError(f"no index found in {folder}: run `dinoeval search build FOLDER --out {folder}`")
     check_readout(stored, readout)
     config = SessionConfig.of(session)
-    given = None if backbone is None else Session(complete_config(config, stored.manifest), as_backbone(backbone))
+    given = None if backbone is None else make_session(config, backbone, stored)
     return ImageIndex(stored, given, config)

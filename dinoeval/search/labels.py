@@ -1,8 +1,8 @@
 """Names of images on contact sheets: two different names never look the same, in any script and with any font.
 
 Pillow draws one box for every character that a font lacks, and one font covers few scripts. So each character is drawn with
-the first font of this machine that has it. A character that none has, or that is invisible, is written as its code, such as
-\\u732b, in another color.
+the first font of this machine that has it. A character that no font has, or that is invisible, is written as its code in
+another color.
 """
 
 from __future__ import annotations
@@ -12,14 +12,13 @@ import importlib.util
 import os
 import string
 import sys
-import unicodedata
-import zlib
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from PIL import Image, ImageDraw, ImageFont, features
+
+from dinoeval.display import checksum, is_invisible, split_codes
 
 _FONT_FOLDERS = {
     "win32": ("%WINDIR%/Fonts", "%LOCALAPPDATA%/Microsoft/Windows/Fonts"),
@@ -27,73 +26,8 @@ _FONT_FOLDERS = {
 }
 _OTHER_FONT_FOLDERS = ("/usr/share/fonts", "/usr/local/share/fonts", "~/.local/share/fonts", "~/.fonts")
 _STYLES = ("bold", "italic", "oblique", "light", "thin", "black", "condensed", "mono", "serif", "medium")
-_INVISIBLE = ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")  # categories of Unicode without a visible or agreed form
-_JOINERS = "\u200c\u200d"  # part of the spelling of Persian, of Indic scripts and of emoji
 _MAX_LINES = 12  # of one name
 _CODE_COLOR = (170, 60, 20)
-
-
-class Piece(NamedTuple):
-    """A part of a text that is drawn in one way."""
-
-    text: str
-    """The characters, or the code of one."""
-    is_code: bool
-    """Whether `text` is the code of a character."""
-
-
-def split_codes(text: str, ambiguous: frozenset[str] = frozenset()) -> list[Piece]:
-    """Split a text into visible characters and codes of invisible ones.
-
-    Args:
-        text: A name, or a text with names.
-        ambiguous: Names whose characters beyond ASCII are written as codes, also within a longer text.
-
-    Returns:
-        The pieces, in order.
-
-    Examples:
-        >>> split_codes("a\\u202eb")
-        [Piece(text='a', is_code=False), Piece(text='\\\\u202e', is_code=True), Piece(text='b', is_code=False)]
-    """
-    pieces: list[Piece] = []
-    in_ascii = any(name in text for name in ambiguous)
-    for character in text:
-        hidden = unicodedata.category(character) in _INVISIBLE and character not in _JOINERS
-        is_code = hidden or (in_ascii and not " " <= character <= "~")
-        if not is_code and pieces and not pieces[-1].is_code:
-            pieces[-1] = Piece(pieces[-1].text + character, False)
-        else:
-            pieces.append(Piece(_code(character) if is_code else character, is_code))
-    return pieces
-
-
-def _code(character: str) -> str:
-    number = ord(character)
-    if 0xDC80 <= number <= 0xDCFF:
-        return f"\\x{number - 0xDC00:02x}"  # a byte of a name that is not valid UTF-8
-    return f"\\u{number:04x}" if number < 0x10000 else f"\\U{number:08x}"
-
-
-def find_ambiguous(names: Iterable[str]) -> frozenset[str]:
-    """Find names that look like another one.
-
-    Names look alike if they differ only in the form of characters (composed or decomposed accents, full width), in spaces
-    or in joiners.
-
-    Args:
-        names: All names of a sheet.
-
-    Returns:
-        The names of which another one looks alike.
-
-    Examples:
-        >>> sorted(find_ambiguous(["caf\\u00e9", "cafe\\u0301", "tea"])) == ["cafe\\u0301", "caf\\u00e9"]
-        True
-    """
-    looks = {name: "".join(c for c in unicodedata.normalize("NFKC", name) if c not in _JOINERS) for name in names}
-    counts = Counter(" ".join(look.split()) for look in looks.values())
-    return frozenset(name for name, look in looks.items() if counts[" ".join(look.split())] > 1)
 
 
 class _Atom(NamedTuple):
@@ -136,7 +70,7 @@ class Lettering:
         lines = self._break(self._atoms(text), width)
         if len(lines) <= max_lines:
             return lines
-        start = self._atoms(f"{zlib.crc32(text.encode(errors='surrogatepass')):08x}…" if max_lines > 1 else "…")
+        start = self._atoms(f"{checksum(text)}…" if max_lines > 1 else "…")
         room = width - sum(atom.width for atom in start) if max_lines == 1 else width
         rest = self._atoms(text)
         kept: Line = []
@@ -146,12 +80,10 @@ class Lettering:
 
     def _atoms(self, text: str) -> Line:
         atoms: Line = []
-        for piece in split_codes(text, self._ambiguous):
+        for piece in split_codes(text, self._ambiguous, self._fonts.__contains__):
             for part in [piece.text] if piece.is_code else piece.text:
-                font = self._base if piece.is_code else self._fonts.get(part)
-                shown = part if font else _code(part)
-                used = font or self._base
-                atoms.append(_Atom(shown, piece.is_code or font is None, used, used.getlength(shown)))
+                font = self._base if piece.is_code else self._fonts[part]
+                atoms.append(_Atom(part, piece.is_code, font, font.getlength(part)))
         return atoms
 
     @staticmethod
@@ -211,7 +143,7 @@ def _choose_fonts(characters: frozenset[str], size: int) -> dict[str, ImageFont.
     """Choose a font for each character; characters that no font has are left out."""
     base = _load_base_font(size)
     fonts = dict.fromkeys(_covered(base, characters), base)
-    missing = {character for character in characters - fonts.keys() if unicodedata.category(character) not in _INVISIBLE}
+    missing = {character for character in characters - fonts.keys() if not is_invisible(character)}
     coverage: list[tuple[set[str], ImageFont.FreeTypeFont]] = []
     for path in _system_fonts() if missing else ():
         try:
@@ -234,7 +166,6 @@ def _choose_fonts(characters: frozenset[str], size: int) -> dict[str, ImageFont.
 
 def _covered(font: ImageFont.FreeTypeFont, characters: Iterable[str]) -> set[str]:
     """Return the characters that a font has: those that it does not draw like a character that no font has."""
-
     plain = font.font_variant(layout_engine=ImageFont.Layout.BASIC)  # the other one adds a circle to a lone accent
 
     def draw(character: str) -> tuple[bytes, tuple[int, int], float]:
@@ -256,5 +187,10 @@ def _system_fonts() -> Sequence[str]:
         if str(folder).startswith("~"):
             folder = Path(os.path.expanduser(folder))  # noqa: PTH111  without a home directory it stays as it is
         for parent, _, names in os.walk(folder):
-            found += [os.path.join(parent, name) for name in names if name.lower().endswith((".ttf", ".ttc", ".otf"))]  # noqa: PTH118
+            found += [os.path.join(parent, name) for name in names if _is_font(name)]  # noqa: PTH118
     return sorted(found, key=lambda path: (any(style in Path(path).name.lower() for style in _STYLES), path))
+
+
+def _is_font(name: str) -> bool:
+    # LastResort of macOS draws one box for all characters of a script.
+    return name.lower().endswith((".ttf", ".ttc", ".otf")) and not name.lower().startswith("lastresort")

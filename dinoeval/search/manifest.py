@@ -70,7 +70,7 @@ def decode_manifest(content: bytes, what: str, format_: int) -> dict[str, Any]:
         raise DinoevalError(f"it has format {found!r:.20}, expected {format_}")
     convert(manifest, _Manifest, what)
     if problem := _problem(manifest):
-        raise DinoevalError(f"{what} is damaged or was not written by dinoeval: {problem}")
+        raise DinoevalError(f"{what} is corrupted or was not written by dinoeval: {problem}")
     return manifest
 
 

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 from PIL import Image, ImageDraw
 
-from dinoeval.search.labels import Lettering, Line, find_ambiguous
+from dinoeval.display import find_ambiguous
+from dinoeval.search.labels import Lettering, Line
 
 if TYPE_CHECKING:
     from dinoeval.search.sheet import Section, Tile

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from dinoeval.data.images import in_memory
-from dinoeval.data.opening import open_images
+from dinoeval.data.opening import open_images, open_mixed
 from dinoeval.errors import DataError, join_names
 from dinoeval.features.forward import forward_readable
 from dinoeval.features.readout import Readout
@@ -61,8 +61,10 @@ def embed_queries(session: Session, readout: Readout, images: QueryImages) -> tu
             in_order = in_memory(opened).with_rule(session.rule)
             features, _, remarks = forward_readable(session.backbone, in_order, readout, session.transform)
             return [""] * len(opened), features, remarks
-        images = items  # type: ignore[assignment]
-    image_set = open_images(images).with_rule(session.rule)  # type: ignore[arg-type]
+        image_set = open_mixed(items)
+    else:
+        image_set = open_images(images)
+    image_set = image_set.with_rule(session.rule)
     if len(image_set) > _MAX_UNCACHED:
         cached = session.features(image_set, readout)
         features, image_set, remarks = cached.numpy(), cached.images, cached.remarks

@@ -12,9 +12,9 @@ from pathlib import Path
 from PIL import Image
 
 from dinoeval.data.loading import DEFAULT_RULE, ImageRule, read_file
+from dinoeval.display import find_ambiguous, split_codes
 from dinoeval.errors import BadImage, ConfigError
 from dinoeval.files import check_writable, expand, write_whole
-from dinoeval.search.labels import find_ambiguous, split_codes
 from dinoeval.search.png_sheet import draw_sheet
 
 _THUMBNAIL = 160  # pixels: side of a thumbnail

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from pathlib import Path
 from typing import Any
 
 from dinoeval.errors import ConfigError
 from dinoeval.features.readout import parse_readout
-from dinoeval.models.backbone import RANDOM
+from dinoeval.models.backbone import RANDOM, Backbone
+from dinoeval.models.loading import split_source
 from dinoeval.models.zoo import ZOO
 from dinoeval.search.store import StoredIndex, resolve
 from dinoeval.session import Session, SessionConfig
@@ -65,6 +67,27 @@ def complete_config(config: SessionConfig, manifest: dict[str, Any]) -> SessionC
     names += ["arch", "weights", "key", "ema"] if config.arch is None and config.weights is None else []
     missing = {name: recorded[name] for name in names if name in recorded and getattr(config, name) == getattr(default, name)}
     return dataclasses.replace(config, **missing)
+
+
+def make_session(config: SessionConfig, backbone: Backbone | str | Path | None, stored: StoredIndex | None) -> Session:
+    """Make the session that extracts features for an index.
+
+    Args:
+        config: The options.
+        backbone: A backbone; or a name or a file, which is loaded with the options; by default the weights of the options.
+        stored: The existing index, if any, whose weights, precision and transform are used unless options are set.
+
+    Returns:
+        The session.
+
+    Raises:
+        ConfigError: If an option cannot be used.
+    """
+    loaded = backbone if isinstance(backbone, Backbone) else None
+    if loaded is None and backbone is not None:
+        arch, weights = split_source(backbone)
+        config = dataclasses.replace(config, arch=arch, weights=weights)
+    return Session(complete_config(config, stored.manifest) if stored else config, loaded)
 
 
 def check_readout(stored: StoredIndex, readout: str | None) -> None:

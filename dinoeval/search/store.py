@@ -64,21 +64,6 @@ class StoredIndex:
         """Paths of the N images, in the order of the vectors."""
         return [os.path.join(self.root, record.name) for record in self.records]  # noqa: PTH118  faster than Path
 
-    def is_changed(self, row: int) -> bool:
-        """Check whether an image has changed since its features were extracted.
-
-        Args:
-            row: Row of the image.
-
-        Returns:
-            Whether the file differs from its record or cannot be accessed.
-        """
-        record = self.records[row]
-        try:
-            return not FileRecord.of(self.root, record.name).has_content_of(record, self.root)
-        except OSError:
-            return True
-
     def has_images_in(self, root: Path) -> bool:
         """Check whether a folder contains the first images of the index, by name and size.
 

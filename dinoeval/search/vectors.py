@@ -5,6 +5,7 @@ N vectors of length 1 with D dimensions.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -37,6 +38,7 @@ class VectorFile:
     def __init__(self, path: Path, num_rows: int, dim: int) -> None:
         self.num_rows, self.dim = num_rows, dim
         self._file = path.open("rb")
+        weakref.finalize(self, self._file.close)
         self._header_bytes = path.stat().st_size - 4 * num_rows * dim
 
     def __len__(self) -> int:

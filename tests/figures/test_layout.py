@@ -14,7 +14,7 @@ import dinoeval
 from dinoeval.errors import ConfigError, DataError, DinoevalError
 from dinoeval.figures import ClassMap, FeatureMaps
 from dinoeval.figures.class_map import MAX_LOOKS
-from dinoeval.figures.names import write_name
+from dinoeval.figures.names import write_names
 from dinoeval.figures.overlay import draw_video
 from dinoeval.figures.panels import Panel, draw_rows
 from dinoeval.figures.style import color, rgb
@@ -83,17 +83,25 @@ NAMES = ["猫", "犬", "кошка", "قط", "🐶", "a\nb", "tab\t", "$x^2$", "
 
 
 def test_names_in_any_script_differ_and_do_not_warn():
-    written = [write_name(name)["text"] for name in NAMES]
+    written = [name["text"] for name in write_names(NAMES)]
     assert len(set(written)) == len(NAMES)
     assert written[2:4] == NAMES[2:4]
-    assert (written[5], written[8], written[11]) == ("a\\nb", "\\udc80", "back\\slash")
-    assert write_name("e\u0301")["text"] == "é"
+    assert (written[5], written[8], written[11]) == ("a\\u000ab", "\\x80", "back\\slash")
+    assert [name["text"] for name in write_names(["e\u0301"])] == ["é"]
     points = np.random.default_rng(0).random((len(NAMES), 2), np.float32)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert ClassMap(points, tuple(NAMES), None, (), 3, 1.0, 0.0)._repr_png_().startswith(b"\x89PNG")
         grouped = ClassMap(points, ("",) * len(NAMES), np.arange(len(NAMES)), tuple(NAMES), 3, 1.0, 0.0)
         assert grouped._repr_png_().startswith(b"\x89PNG")
+
+
+def test_names_that_look_alike_differ():
+    composed, long, changed_middle = "caf\u00e9", "l" * 90, "l" * 45 + "m" + "l" * 44
+    written = [name["text"] for name in write_names([composed, "cafe\u0301", long, changed_middle])]
+    assert written[:2] == ["caf\\u00e9", "cafe\\u0301"]
+    assert written[2] != written[3]
+    assert all(len(text) <= 22 for text in written[2:])
 
 
 def test_video_overlay_has_a_legend_of_all_objects(tmp_path):

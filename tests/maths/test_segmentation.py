@@ -6,27 +6,13 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from segmentation_factories import slow_boundary
 
 from dinoeval.maths.segmentation import boundary, contour_accuracy, dilate, jaccard_indices, region_similarity, sequence_statistics
 
 
 def parse_mask(*rows: str) -> np.ndarray:
     return np.array([[sign == "#" for sign in row] for row in rows])
-
-
-def slow_boundary(mask: np.ndarray) -> list[tuple[int, int]]:
-    """Return the pixels that differ from their right, lower or lower right neighbor inside the image."""
-    height, width = mask.shape
-    return [
-        (row, column)
-        for row in range(height)
-        for column in range(width)
-        if any(
-            mask[row + down, column + right] != mask[row, column]
-            for down, right in ((0, 1), (1, 0), (1, 1))
-            if row + down < height and column + right < width
-        )
-    ]
 
 
 def slow_accuracy(ground_truth: np.ndarray, mask: np.ndarray, tolerance: float) -> float:

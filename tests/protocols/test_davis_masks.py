@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from segmentation_factories import slow_boundary
 from video_factories import davis_tree, synthetic_video
 
 import dinoeval
@@ -50,20 +51,6 @@ def slow_j(truth: np.ndarray, mask: np.ndarray) -> float:
     pixels = [(bool(one), bool(other)) for one, other in zip(truth.ravel(), mask.ravel(), strict=True)]
     union = sum(one or other for one, other in pixels)
     return sum(one and other for one, other in pixels) / union if union else 1.0
-
-
-def slow_boundary(mask: np.ndarray) -> list[tuple[int, int]]:
-    """List the pixels that differ from a neighbor to the right, below, or both."""
-    height, width = mask.shape
-    return [
-        (row, column)
-        for row in range(height)
-        for column in range(width)
-        if any(
-            row + down < height and column + right < width and mask[row, column] != mask[row + down, column + right]
-            for down, right in ((0, 1), (1, 0), (1, 1))
-        )
-    ]
 
 
 def slow_f(truth: np.ndarray, mask: np.ndarray) -> float:

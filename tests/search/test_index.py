@@ -13,7 +13,7 @@ from PIL import Image
 
 import dinoeval
 from dinoeval import search
-from dinoeval.errors import DinoevalError
+from dinoeval.errors import DataError, DinoevalError
 from dinoeval.maths.neighbors import l2_normalize
 from dinoeval.session import SessionConfig
 
@@ -42,8 +42,28 @@ def test_query_leaves_out_its_own_file_but_not_copies(photos, backbone, tmp_path
         assert len(matches.paths) == 24  # 26 without itself and the link to it
         assert matches.paths[0] == str(photos / "class1/copy.png")
         assert matches.cosines[0] == pytest.approx(1, abs=1e-5)
-    (matches,) = index.query(Image.open(original), k=3)  # a PIL image has no file that could be left out
-    assert set(matches.paths) == {str(photos / name) for name in ("class0/3.png", "class1/copy.png", "class2/link.png")}
+    (matches,) = index.query(Image.open(original), k=25)  # A PIL image has no file that could be left out.
+    assert set(matches.paths[:2]) == {str(original), str(photos / "class1/copy.png")}
+    assert len(matches.paths) == 25  # The file and the link to it are one image.
+
+
+def test_query_leaves_out_and_names_deleted_and_changed_images(photos, backbone, tmp_path, caplog):
+    shutil.copy(photos / "class0/3.png", photos / "class1/deleted.png")
+    shutil.copy(photos / "class0/3.png", photos / "class1/changed.png")
+    index = search.build(photos, tmp_path / "index", backbone)
+    (photos / "class1/deleted.png").unlink()
+    shutil.copy(photos / "class2/5.png", photos / "class1/changed.png")
+    (matches,) = index.query(photos / "class0/3.png", k=2)
+    assert len(matches.paths) == 2
+    assert not {"deleted.png", "changed.png"} & {Path(path).name for path in matches.paths}
+    assert "1 images were deleted" in caplog.text
+    assert "1 images were changed" in caplog.text
+
+
+@pytest.mark.parametrize("features", [np.ones((1, 3), np.float32), np.ones(192, np.float32)])
+def test_features_of_another_shape_are_rejected(photos, backbone, tmp_path, features):
+    with pytest.raises(DataError, match="96"):
+        search.build(photos, tmp_path / "index", backbone).nearest(features, 2)
 
 
 def test_queries_are_cached_only_if_there_are_many(photos, backbone, tmp_path):

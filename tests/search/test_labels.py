@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
+from dinoeval.display import find_ambiguous, split_codes
 from dinoeval.search import labels
-from dinoeval.search.labels import Lettering, find_ambiguous, split_codes
+from dinoeval.search.labels import Lettering
 from dinoeval.search.sheet import Section, Tile, write_sheet
 
 NAMES = [

@@ -222,10 +222,11 @@ def _remove_prefixes(state: dict[str, StoredTensor]) -> tuple[dict[str, StoredTe
     removed: dict[str, None] = {}
     plain: dict[str, StoredTensor] = {}
     for name, tensor in state.items():
-        short = name
-        while prefix := next((prefix for prefix in PREFIXES if short.startswith(prefix)), None):
-            short = short.removeprefix(prefix)
+        start = 0  # Not a shorter name per prefix: a file can contain a name of millions of prefixes.
+        while prefix := next((prefix for prefix in PREFIXES if name.startswith(prefix, start)), None):
+            start += len(prefix)
             removed[prefix] = None
+        short = name[start:]
         if short in plain:
             raise CheckpointError(f"two tensors have one name after prefixes are removed: {join_names([short, name])}")
         plain[short] = tensor

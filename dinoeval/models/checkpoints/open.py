@@ -11,7 +11,6 @@ import dataclasses
 import os
 import stat
 import zipfile
-import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -27,12 +26,10 @@ from dinoeval.models.checkpoints.safetensors_files import read_safetensors
 from dinoeval.models.checkpoints.shards import INDEX_SUFFIX, join_shards, read_index
 from dinoeval.models.checkpoints.state_dict import tensor_digest
 from dinoeval.models.checkpoints.stored import StoredTensor
-from dinoeval.models.checkpoints.torch_files import read_legacy, read_zip
-from dinoeval.pickles import NotData, PickleError
+from dinoeval.models.checkpoints.torch_files import read_legacy, read_zip, report_corrupted_zip
+from dinoeval.pickles import NotData
 
 _FOLDER_FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
-# What the readers of containers raise for a corrupted file.
-_READ_ERRORS = (PickleError, ValueError, OverflowError, zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -201,9 +198,9 @@ def open_contents(path: Path) -> Iterator[Contents]:
         ) from rejected
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {reason(error)}") from error
-    except MemoryError as error:
-        raise CheckpointError(f"{path} does not fit into memory") from error
-    except _READ_ERRORS as error:
+    except (MemoryError, RuntimeError) as error:  # PyTorch raises RuntimeError
+        raise CheckpointError(f"{path} does not fit into memory ({_first_line(error)})") from error
+    except ValueError as error:
         raise CheckpointError(f"{path} is truncated or not a checkpoint: {_first_line(error)}") from error
 
 
@@ -259,9 +256,9 @@ def check_zip(path: Path) -> None:
         CheckpointError: If the file is truncated, corrupted, or not a zip file.
     """
     try:
-        with zipfile.ZipFile(path) as archive:
+        with report_corrupted_zip(), zipfile.ZipFile(path) as archive:
             corrupted = archive.testzip()
-    except _READ_ERRORS as error:
+    except ValueError as error:
         raise CheckpointError(f"{path} is truncated or not a checkpoint: {_first_line(error)}") from error
     if corrupted:
         raise CheckpointError(f"{path} is corrupted: the checksum of {corrupted} does not match. Download or copy the file again.")

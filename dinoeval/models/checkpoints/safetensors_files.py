@@ -17,7 +17,7 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor
 
-from dinoeval.models.checkpoints.stored import MAX_AXES, READABLE, Storage, StoredTensor
+from dinoeval.models.checkpoints.stored import MAX_AXES, READABLE, Storage, StoredTensor, read_bytes_at
 
 _MAX_HEADER_BYTES = 16 << 20
 _NAMES = {dtype: name for name, dtype in READABLE.items()}
@@ -56,7 +56,7 @@ def read_safetensors(file: BinaryIO, size: int) -> tuple[dict[str, StoredTensor]
         raise ValueError(f"it has {size:,} bytes, its header describes {8 + length + end:,}")
     tensors = {}
     for name, (dtype, shape, begin, after) in places.items():
-        load = functools.cache(functools.partial(_read_at, file, 8 + length + begin, after - begin))
+        load = functools.cache(functools.partial(read_bytes_at, file, 8 + length + begin, after - begin))
         tensors[name] = StoredTensor(Storage(name, after - begin, load), dtype, shape, None)
     return tensors, metadata
 
@@ -81,14 +81,6 @@ def _parse_entry(name: str, entry: Any) -> tuple[Any, tuple[int, ...], int, int]
     if end < begin or (isinstance(known, torch.dtype) and end - begin != math.prod(shape) * known.itemsize):
         raise ValueError(f"{name[:80]!r} has {end - begin:,} bytes, which its shape {tuple(shape)} and type {dtype[:20]} do not explain")
     return known, tuple(shape), begin, end
-
-
-def _read_at(file: BinaryIO, position: int, num_bytes: int) -> Tensor:
-    content = torch.empty(num_bytes, dtype=torch.uint8)
-    file.seek(position)
-    if num_bytes and file.readinto(memoryview(content.numpy())) != num_bytes:  # type: ignore[attr-defined]
-        raise EOFError("the file ends too early")
-    return content
 
 
 def write_safetensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:

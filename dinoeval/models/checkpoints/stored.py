@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor
@@ -105,6 +105,28 @@ class StoredTensor:
 
     def _stride(self) -> tuple[int, ...]:
         return self.stride if self.stride is not None else contiguous_stride(self.shape)
+
+
+def read_bytes_at(file: BinaryIO, position: int, num_bytes: int) -> Tensor:
+    """Read consecutive bytes of a file.
+
+    Args:
+        file: The file.
+        position: Its first byte to read.
+        num_bytes: Number of bytes.
+
+    Returns:
+        The bytes, (num_bytes,) uint8.
+
+    Raises:
+        ValueError: If the file ends too early.
+        OSError: If it cannot be read.
+    """
+    content = torch.empty(num_bytes, dtype=torch.uint8)
+    file.seek(position)
+    if num_bytes and file.readinto(memoryview(content.numpy())) != num_bytes:  # type: ignore[attr-defined]
+        raise ValueError("the file ends too early")
+    return content
 
 
 def contiguous_stride(shape: tuple[int, ...]) -> tuple[int, ...]:

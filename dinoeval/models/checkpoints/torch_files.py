@@ -7,20 +7,22 @@ mapped: a mapped file changes the tensors if it is overwritten, and cannot be re
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import io
 import struct
 import zipfile
-from collections.abc import Callable
+import zlib
+from collections.abc import Callable, Iterator
 from pathlib import PurePosixPath
 from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor
 
-from dinoeval.models.checkpoints.stored import MAX_AXES, Storage, StoredTensor
-from dinoeval.pickles import BoundedFile, Call, NotData, PickleError, Vocabulary, load_data
+from dinoeval.models.checkpoints.stored import MAX_AXES, Storage, StoredTensor, read_bytes_at
+from dinoeval.pickles import BoundedFile, Call, NotData, Vocabulary, load_data
 
 MAX_PICKLE_BYTES = 64 << 20
 """Largest pickle in a zip file: it describes the tensors, it does not contain them."""
@@ -83,35 +85,51 @@ def _odd(kind: str) -> Call:
 
 def _from_type(function: Any, _: Any, arguments: Any, *__: Any) -> Any:
     """Make a tensor that has attributes, which are ignored."""
-    if not isinstance(function, Call) or type(arguments) is not tuple:
-        raise NotData("a call of something that is not a function")
+    if not isinstance(function, Call) or function not in _TENSORS.values() or type(arguments) is not tuple:
+        raise NotData("a call of something that does not make a tensor")
     return function.function(*arguments)
+
+
+def _device(kind: Any, number: Any = None) -> str:
+    if type(kind) is not str or type(number) not in (int, type(None)):
+        raise ValueError("a device is not a text and a number")
+    return kind if number is None else f"{kind}:{number}"
+
+
+def _layout(name: Any) -> Any:
+    layout = _NAMES.get(name) if type(name) is str else None
+    if not isinstance(layout, torch.layout):
+        raise ValueError("the name of a layout is unknown")
+    return layout
 
 
 def _reject(*_: Any) -> None:
     raise NotData("a call of a class")
 
 
-_CONSTANTS = (torch.dtype, torch.qscheme, torch.layout, torch.memory_format)
-_NAMES: dict[str, Any] = {
-    **{f"torch.{name}": value for name, value in vars(torch).items() if isinstance(value, _CONSTANTS)},
-    **{f"torch{place}.{name}Storage": _StorageType(dtype) for name, dtype in _STORAGE_TYPES.items() for place in ("", ".cuda")},
-    **dict.fromkeys(("torch.storage.UntypedStorage", "torch.UntypedStorage"), _StorageType(torch.uint8, typed=False)),
+_TENSORS = {
     "torch._utils._rebuild_tensor": Call(_tensor),
     "torch._utils._rebuild_tensor_v2": Call(_tensor),
     "torch._utils._rebuild_tensor_v3": Call(_tensor_v3),
     "torch._utils._rebuild_parameter": Call(lambda data, *_: data),
     "torch._utils._rebuild_parameter_with_state": Call(lambda data, *_: data),
-    "torch._tensor._rebuild_from_type_v2": Call(_from_type),
-    "torch.Tensor": Call(_reject),  # named by _rebuild_from_type_v2, never called
-    "torch.nn.parameter.Parameter": Call(lambda data, *_: data),
     "torch._utils._rebuild_qtensor": _odd("quantized"),
     "torch._utils._rebuild_sparse_tensor": _odd("sparse"),
     "torch._utils._rebuild_meta_tensor_no_storage": _odd("meta"),
     "torch._utils._rebuild_nested_tensor": _odd("nested"),
-    "torch.serialization._get_layout": Call(lambda name: str(name)),
-    "torch.Size": Call(lambda sides=(): _tuple(tuple(sides))),
-    "torch.device": Call(lambda *parts: ":".join(map(str, parts))),
+}
+_CONSTANTS = (torch.dtype, torch.qscheme, torch.layout, torch.memory_format)
+_NAMES: dict[str, Any] = {
+    **{f"torch.{name}": value for name, value in vars(torch).items() if isinstance(value, _CONSTANTS)},
+    **{f"torch{place}.{name}Storage": _StorageType(dtype) for name, dtype in _STORAGE_TYPES.items() for place in ("", ".cuda")},
+    **dict.fromkeys(("torch.storage.UntypedStorage", "torch.UntypedStorage"), _StorageType(torch.uint8, typed=False)),
+    **_TENSORS,
+    "torch._tensor._rebuild_from_type_v2": Call(_from_type),
+    "torch.Tensor": Call(_reject),  # named by _rebuild_from_type_v2, never called
+    "torch.nn.parameter.Parameter": Call(lambda data, *_: data),
+    "torch.serialization._get_layout": Call(_layout),
+    "torch.Size": Call(_tuple),
+    "torch.device": Call(_device),
 }
 
 
@@ -151,6 +169,22 @@ class _Storages:
         return Vocabulary(_NAMES, (StoredTensor, *_CONSTANTS), self)
 
 
+@contextlib.contextmanager
+def report_corrupted_zip() -> Iterator[None]:
+    """Turn the errors of `zipfile` for a corrupted file into one.
+
+    Yields:
+        None.
+
+    Raises:
+        ValueError: If the block raises such an error.
+    """
+    try:
+        yield
+    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:  # RuntimeError for an encrypted or unusual member
+        raise ValueError(str(error)) from error
+
+
 def read_zip(file: BinaryIO, size: int) -> Any:
     """Read the pickle of a zip file of torch.save; its tensors stay in the file.
 
@@ -162,10 +196,11 @@ def read_zip(file: BinaryIO, size: int) -> Any:
         The saved object, with a StoredTensor for each tensor.
 
     Raises:
-        PickleError, ValueError, zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError: If the file
-            is corrupted or not a checkpoint.
+        NotData: If the pickle refers to something other than data.
+        ValueError: If the file is corrupted or not a checkpoint.
     """
-    archive = zipfile.ZipFile(file)
+    with report_corrupted_zip():
+        archive = zipfile.ZipFile(file)
     members = {member.filename: member for member in archive.infolist()}
     if len(members) != len(archive.infolist()):
         raise ValueError("two members of the zip file have one name")
@@ -179,7 +214,7 @@ def read_zip(file: BinaryIO, size: int) -> Any:
     folder = pickles[0].removesuffix("data.pkl")
     if f"{folder}constants.pkl" in members:
         raise ValueError("it is a TorchScript archive: save the state_dict of the module")
-    order = archive.read(f"{folder}byteorder") if f"{folder}byteorder" in members else b"little"
+    order = _read_small(archive, f"{folder}byteorder") if f"{folder}byteorder" in members else b"little"
     if order not in (b"little", b"big"):
         raise ValueError(f"its byte order is {order[:20]!r}")
     if members[pickles[0]].file_size > MAX_PICKLE_BYTES:
@@ -196,22 +231,27 @@ def read_zip(file: BinaryIO, size: int) -> Any:
             unit = kind.dtype.itemsize // (2 if kind.dtype.is_complex else 1)
         return Storage(key, member.file_size, functools.cache(lambda: _read_member(archive, member, unit)))
 
-    content = archive.read(pickles[0])
+    content = _read_small(archive, pickles[0])
     return load_data(io.BytesIO(content), len(content), _Storages(find).vocabulary)
+
+
+def _read_small(archive: zipfile.ZipFile, name: str) -> bytes:
+    with report_corrupted_zip():
+        return archive.read(name)
 
 
 def _read_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo, unit: int) -> Tensor:
     """Read a member and compare its checksum; reverse the bytes of each unit if it has several."""
     content = torch.empty(member.file_size, dtype=torch.uint8)
     view, done = memoryview(content.numpy()), 0  # type: ignore[arg-type]
-    with archive.open(member) as source:
+    with report_corrupted_zip(), archive.open(member) as source:
         while block := source.read(min(_BLOCK_BYTES, member.file_size - done) or 1):  # the last read compares the checksum
             if done + len(block) > member.file_size:
                 raise ValueError(f"storage {member.filename} is longer than declared")
             view[done : done + len(block)] = block
             done += len(block)
     if done < member.file_size:
-        raise EOFError(f"storage {member.filename} ends too early")
+        raise ValueError(f"storage {member.filename} ends too early")
     return torch.from_numpy(content.numpy().view(f"u{unit}").byteswap().view("u1")) if unit > 1 else content
 
 
@@ -228,18 +268,19 @@ def read_legacy(file: BinaryIO, size: int) -> Any:
         The saved object, with a StoredTensor for each tensor.
 
     Raises:
-        PickleError, ValueError, EOFError: If the file is corrupted or not a checkpoint.
+        NotData: If a pickle refers to something other than data.
+        ValueError: If the file is corrupted or not a checkpoint.
     """
     source = BoundedFile(file, size)
     if load_data(source, size) != _MAGIC_NUMBER:
-        raise PickleError("it is not a file of torch.save")
+        raise ValueError("it is not a file of torch.save")
     if load_data(source, size) != _PROTOCOL:
-        raise PickleError("the version of its format is unknown")
+        raise ValueError("the version of its format is unknown")
     load_data(source, size)  # sizes of the integers of the machine that wrote it
     places: dict[str, int] = {}
 
     def find(key: str, num_bytes: int, _: _StorageType) -> Storage:
-        return Storage(key, num_bytes, functools.cache(lambda: _read_at(file, places[key], num_bytes)))
+        return Storage(key, num_bytes, functools.cache(lambda: read_bytes_at(file, places[key], num_bytes)))
 
     storages = _Storages(find)
     content = load_data(source, size, storages.vocabulary)
@@ -250,20 +291,12 @@ def read_legacy(file: BinaryIO, size: int) -> Any:
     for key in keys:
         file.seek(position)
         if len(count := file.read(8)) < 8:
-            raise EOFError(f"storage {key} is missing")
+            raise ValueError(f"storage {key} is missing")
         (elements,), storage = struct.unpack("<q", count), storages.declared[key]
         if elements * storages.types[key].dtype.itemsize != storage.num_bytes:
             raise ValueError(f"storage {key} has {elements:,} elements, but another number is declared")
         places[key] = position + 8
         position += 8 + storage.num_bytes
     if position > size:
-        raise EOFError(f"the file has {size:,} bytes, but its storages end at {position:,}")
-    return content
-
-
-def _read_at(file: BinaryIO, position: int, num_bytes: int) -> Tensor:
-    content = torch.empty(num_bytes, dtype=torch.uint8)
-    file.seek(position)
-    if num_bytes and file.readinto(memoryview(content.numpy())) != num_bytes:  # type: ignore[attr-defined]
-        raise EOFError("the file ends too early")
+        raise ValueError(f"the file has {size:,} bytes, but its storages end at {position:,}")
     return content
