@@ -38,6 +38,8 @@ def pixels(content: bytes | Image.Image, rule: ImageRule = DEFAULT_RULE) -> np.n
     if isinstance(content, bytes):
         assert rule.size(content) == image.size
         assert rule.remarks(content) == set(image.info)
+        assert rule.size(io.BytesIO(content)) == image.size
+        assert rule.remarks(io.BytesIO(content)) == set(image.info)
     return np.asarray(image)
 
 
@@ -154,6 +156,36 @@ def test_first_frame_counts_and_is_remarked(kind):
     assert DEFAULT_RULE.remarks(content) == {"several_frames"}
     assert not DEFAULT_RULE.remarks(encode(frames[0], kind))
     assert not DEFAULT_RULE.remarks(encode(frames[0], "MPO", save_all=True, append_images=frames[1:]))
+
+
+def test_orientation_after_the_pixels_of_a_png_is_found():
+    image = Image.new("RGB", (4, 8))
+    exif = image.getexif()
+    exif[274] = 6
+    content = encode(image, "PNG", exif=exif)
+    start = content.index(b"eXIf") - 4
+    end = start + 12 + struct.unpack(">I", content[start : start + 4])[0]
+    late = content[:start] + content[end:-12] + content[start:end] + content[-12:]
+    assert pixels(late, TRANSPOSED).shape == (4, 8, 3)
+    assert DEFAULT_RULE.remarks(late) == {"oriented"}
+
+
+@pytest.mark.parametrize(("kind", "limit"), [("JPEG", 9000), ("PNG", 9000), ("TIFF", 70_000)])
+def test_remarks_do_not_require_the_whole_file(kind, limit):
+    """Training asks for the remarks about all images before it starts."""
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (600, 600, 3), np.uint8))
+    content, read = encode(noise, kind), 0
+
+    class Counting(io.BytesIO):
+        def read(self, size: int | None = -1) -> bytes:
+            nonlocal read
+            found = super().read(size)
+            read += len(found)
+            return found
+
+    assert DEFAULT_RULE.remarks(Counting(content)) == set()
+    assert read <= limit
+    assert len(content) > 200_000
 
 
 @pytest.mark.parametrize(

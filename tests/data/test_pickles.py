@@ -160,6 +160,24 @@ def test_hostile_pickles_are_refused_in_little_memory(tmp_path, name):
     assert peak < 200e6
 
 
+@pytest.mark.parametrize("kind", ["integers", "tuples", "a set"])
+def test_keys_with_one_hash_are_refused(tmp_path, kind):
+    """Each of them would be compared with all others: minutes for a file of 2 MB."""
+    path = tmp_path / "collisions.pkl"
+    numbers = [(number << 9) * (2**61 - 1) for number in range(1, 60_001)]  # Each has hash 0.
+    keys = [b"\x8a\x0b" + number.to_bytes(11, "little") for number in numbers]
+    match kind:
+        case "integers":
+            content = b"}(" + b"N".join(keys) + b"Nu."
+        case "tuples":
+            content = b"}(" + b"".join(key + b"\x85N" for key in keys) + b"u."
+        case _:
+            content = b"\x8f(" + b"".join(keys) + b"\x90."
+    path.write_bytes(content)
+    with pytest.raises(DataError, match="keys"):
+        open_pickle(path)
+
+
 def test_a_distant_memo_slot_takes_no_memory(tmp_path):
     path = tmp_path / "slot.pkl"
     path.write_bytes(b"\x80\x02}r\xff\xff\xff\x0f.")  # slot 268,435,455
