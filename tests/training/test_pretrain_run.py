@@ -21,7 +21,7 @@ from dinoeval.errors import ConfigError, DataError, DinoevalError
 from dinoeval.models.checkpoints import open_checkpoint, tensor_digest
 from dinoeval.training.checkpointing import CHECKPOINT, LOG
 from dinoeval.training.pretrain.loop import BACKBONE, PretrainSettings, train
-from dinoeval.training.pretrain.presets import Recipe
+from dinoeval.training.pretrain.recipe import Recipe
 
 RECIPE = Recipe(
     epochs=3,
@@ -140,11 +140,21 @@ def test_knn_eval_follows_every_nth_and_the_last_epoch(tmp_path, image_folder):
     assert [row.get("knn_teacher") for row in read_log(tmp_path)] == [None, 40.0, 40.0]
 
 
-def test_collapse_is_reported_with_a_remedy(tmp_path, image_folder, caplog):
-    recipe = dataclasses.replace(RECIPE, epochs=1, teacher_temp=50.0, warmup_teacher_temp=50.0, student_temp=50.0)
+def test_collapse_is_reported_once_with_a_remedy(tmp_path, image_folder, caplog):
+    recipe = dataclasses.replace(RECIPE, teacher_temp=50.0, warmup_teacher_temp=50.0, student_temp=50.0)
     train(open_images(image_folder), TINY, recipe, PretrainSettings(out=tmp_path, workers=0))
-    assert "collapsed" in caplog.text
+    assert caplog.text.count("collapsed") == 1
+    assert "collapsed in epoch 1" in caplog.text
     assert "reduce --teacher-temp" in caplog.text
+
+
+def test_few_prototypes_are_named(tmp_path, image_folder, caplog):
+    recipe = dataclasses.replace(RECIPE, epochs=1, warmup_epochs=0)
+    train(open_images(image_folder), TINY, recipe, PretrainSettings(out=tmp_path / "a", workers=0))
+    assert "32 prototypes are fewer than the 256 dimensions" in caplog.text
+    caplog.clear()
+    train(open_images(image_folder), TINY, dataclasses.replace(recipe, bottleneck_dim=32), PretrainSettings(out=tmp_path / "b", workers=0))
+    assert "prototypes" not in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -5,12 +5,12 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
-import math
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from dinoeval.data.dataset import ImageDataset
 from dinoeval.data.images import ImageSet
@@ -21,21 +21,22 @@ from dinoeval.data.workers import BatchLoader
 from dinoeval.distributed import num_workers
 from dinoeval.errors import ConfigError
 from dinoeval.guard import entry_point
-from dinoeval.models.architectures import VitConfig, parse_architecture
+from dinoeval.models.architectures import VitConfig
+from dinoeval.models.build import Config
 from dinoeval.models.checkpoints import save_backbone
 from dinoeval.models.loading import choose_device
-from dinoeval.models.vit import VisionTransformer
 from dinoeval.progress import Progress
 from dinoeval.training.checkpointing import RunFolder
 from dinoeval.training.checks import check_fields
 from dinoeval.training.loading import raise_error
 from dinoeval.training.precision import Precision
 from dinoeval.training.pretrain.augment import MultiCropAugmentation, SeededCrops, collate
-from dinoeval.training.pretrain.presets import Recipe
-from dinoeval.training.pretrain.trainer import DinoTrainer
+from dinoeval.training.pretrain.monitor import find_collapse
+from dinoeval.training.pretrain.recipe import Recipe
+from dinoeval.training.pretrain.trainer import Trainer
 
 BACKBONE = "teacher.safetensors"
-KnnEval = Callable[[VisionTransformer], float]  # the teacher's backbone -> its k-NN top-1 in percent
+KnnEval = Callable[[nn.Module], float]  # the teacher's backbone -> its k-NN top-1 in percent
 _log = logging.getLogger(__name__)
 
 
@@ -66,7 +67,7 @@ class PretrainSettings:
 
 @entry_point
 def train(images: ImageSet, arch: str, recipe: Recipe, settings: PretrainSettings, knn_eval: KnnEval | None = None) -> Path:
-    """Pretrain a backbone with DINO.
+    """Pretrain a backbone.
 
     The folder `settings.out` gets checkpoint.pth after every epoch, checkpointNNNN.pth every `save_every` epochs, log.txt
     with one JSON line per epoch, and teacher.safetensors at the end. An interrupted run resumes from checkpoint.pth; on a
@@ -74,7 +75,7 @@ def train(images: ImageSet, arch: str, recipe: Recipe, settings: PretrainSetting
 
     Args:
         images: Training images; labels are not used.
-        arch: Architecture of the backbone, such as vit_s16.
+        arch: Architecture of the backbone: vit_s16, resnet50, xcit_small_12_p16, timm/NAME and so on.
         recipe: All values of the training.
         settings: Folder, device, precision, seed and intervals.
         knn_eval: Returns the k-NN top-1 of a backbone in percent, for the log.
@@ -87,12 +88,15 @@ def train(images: ImageSet, arch: str, recipe: Recipe, settings: PretrainSetting
         DataError: If an image cannot be read.
         DinoevalError: If training diverges or the folder cannot be written.
     """
-    config, images = parse_architecture(arch), images.with_rule(ImageRule(settings.exif_transpose))
-    _check(images, arch, config, recipe)
+    images = images.with_rule(ImageRule(settings.exif_transpose))
+    if len(images) < recipe.batch_size:
+        raise ConfigError(f"{len(images):,} training images are fewer than one batch of {recipe.batch_size}: reduce --batch-size")
     device, reason = choose_device(settings.device)
     steps = len(images) // recipe.batch_size
     torch.manual_seed(settings.seed)
-    trainer = DinoTrainer(arch, recipe, steps, device, settings.precision)
+    trainer = Trainer(arch, recipe, steps, device, settings.precision)
+    config: Config = trainer.teacher.backbone.config  # type: ignore[assignment]
+    _check(arch, config, recipe)
     identity = {
         "arch": arch,
         "patch_size": config.patch_size,
@@ -122,7 +126,7 @@ def train(images: ImageSet, arch: str, recipe: Recipe, settings: PretrainSetting
             }
             if knn_eval and settings.knn_every and ((epoch + 1) % settings.knn_every == 0 or epoch + 1 == recipe.epochs):
                 row["knn_teacher"] = knn_eval(trainer.teacher.backbone)
-            _warn_of_collapse(row, recipe.out_dim)
+            _warn_of_collapse(means, recipe, history)
             history.append(row)
             folder.write_log(history)
             folder.save(trainer.state(epoch + 1), number=epoch)
@@ -132,14 +136,18 @@ def train(images: ImageSet, arch: str, recipe: Recipe, settings: PretrainSetting
     return backbone
 
 
-def _check(images: ImageSet, arch: str, config: VitConfig, recipe: Recipe) -> None:
-    if len(images) < recipe.batch_size:
-        raise ConfigError(f"{len(images):,} training images are fewer than one batch of {recipe.batch_size}: reduce --batch-size")
+def _check(arch: str, config: Config, recipe: Recipe) -> None:
     crops = {"--global-crop": recipe.global_crop, **({"--local-crop": recipe.local_crop} if recipe.local_crops else {})}
     for option, size in crops.items():
-        if size < config.patch_size:
+        if config.patch_size and size < config.patch_size:
             raise ConfigError(f"{option} {size} is smaller than a patch of {arch}: pass at least {config.patch_size}")
-    if config.image_size != recipe.global_crop:
+    if recipe.out_dim and recipe.out_dim < recipe.bottleneck_dim:
+        _log.warning(
+            "%d prototypes are fewer than the %d dimensions of the bottleneck, in which they can all be orthogonal: increase --out-dim",
+            recipe.out_dim,
+            recipe.bottleneck_dim,
+        )
+    if isinstance(config, VitConfig) and config.image_size != recipe.global_crop:
         _log.info(
             "%s was made for images of %d pixels: its positions are resampled for --global-crop %d",
             arch,
@@ -148,7 +156,7 @@ def _check(images: ImageSet, arch: str, config: VitConfig, recipe: Recipe) -> No
         )
 
 
-def _train_epoch(trainer: DinoTrainer, dataset: ImageDataset, epoch: int, settings: PretrainSettings) -> dict[str, float]:
+def _train_epoch(trainer: Trainer, dataset: ImageDataset, epoch: int, settings: PretrainSettings) -> dict[str, float]:
     """Train for one epoch and return the means over its steps."""
     torch.manual_seed(settings.seed + 1 + epoch)  # Stochastic depth; the order below has its own generator.
     loader = BatchLoader(
@@ -171,11 +179,10 @@ def _train_epoch(trainer: DinoTrainer, dataset: ImageDataset, epoch: int, settin
     return {name: value / trainer.steps for name, value in sums.items()}
 
 
-def _warn_of_collapse(row: dict[str, float], out_dim: int) -> None:
-    uniform = math.log(out_dim)
-    if row["train_kl"] >= 0.01 * uniform:
+def _warn_of_collapse(means: dict[str, float], recipe: Recipe, history: list[dict[str, float]]) -> None:
+    """Report a collapse in the epoch in which it happens. The first epoch is not judged."""
+    if not history or not (collapse := find_collapse(means, recipe)):
         return
-    if row["train_teacher_entropy"] > 0.99 * uniform:
-        _log.warning("training collapsed: the teacher's entropy is ln K = %.2f, so its output is uniform; reduce --teacher-temp", uniform)
-    elif row["train_teacher_entropy"] < 0.001 * uniform:
-        _log.warning("training collapsed: the teacher's entropy is 0, so one prototype always wins; increase --teacher-temp")
+    before = {name.removeprefix("train_"): value for name, value in history[-1].items()}
+    if len(history) == 1 or not find_collapse(before, recipe):
+        _log.warning("training collapsed in epoch %d: %s", len(history), collapse)
