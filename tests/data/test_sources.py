@@ -105,6 +105,9 @@ def test_invalid_inat_lists_raise(data):
         table.write_text(json.dumps(content))
         with pytest.raises(DataError, match=mentioned):
             open_splits("inat18")
+    table.write_text("[" * 100_000)
+    with pytest.raises(DataError, match=r"val2018\.json.*RecursionError"):
+        open_splits("inat18")
     missing = json.loads(json.dumps(intact))
     missing["images"][0].update(file_name="train_val2018/none.jpg")
     table.write_text(json.dumps(missing))

@@ -13,10 +13,9 @@ from scipy.optimize import minimize
 from dinoeval.maths.logistic import Logistic, fit_logistic, fit_one_vs_rest
 from dinoeval.maths.neighbors import l2_normalize
 
-SOLVERS = [
-    pytest.param("cyanure", marks=pytest.mark.skipif(importlib.util.find_spec("cyanure") is None, reason="cyanure is not installed")),
-    "sklearn",
-]
+needs_cyanure = pytest.mark.skipif(importlib.util.find_spec("cyanure") is None, reason="cyanure is not installed")
+
+SOLVERS = [pytest.param("cyanure", marks=needs_cyanure), "sklearn"]
 
 
 def clusters(num_images: int, dim: int, classes: int, distance: float = 0.5) -> tuple[np.ndarray, np.ndarray]:
@@ -129,7 +128,7 @@ def test_one_vs_rest_excludes_difficult_images_per_class(solver):
     assert model.scores(features).shape == (60, 4)
 
 
-@pytest.mark.skipif(importlib.util.find_spec("cyanure") is None, reason="cyanure is not installed")
+@needs_cyanure
 @pytest.mark.slow
 def test_faiss_search_ends_after_a_cyanure_fit():
     """A fit changes the settings of OpenMP, with which the OpenBLAS of FAISS hangs. The test uses its own process, which can be stopped."""
@@ -150,7 +149,7 @@ def test_faiss_search_ends_after_a_cyanure_fit():
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120, env=environment)
 
 
-@pytest.mark.skipif(importlib.util.find_spec("cyanure") is None, reason="cyanure is not installed")
+@needs_cyanure
 @pytest.mark.slow
 def test_weights_of_cyanure_do_not_depend_on_threads():
     code = (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -13,34 +14,34 @@ import dinoeval
 from dinoeval.errors import CheckpointError, DinoevalError
 
 
-def davis(root: Path) -> dict[str, object]:
+def davis(root: Path) -> dict[str, Any]:
     davis_tree(root, {"a": synthetic_video()})
     (root / "Annotations/480p/a/00002.png").unlink()
     return {"data": root}
 
 
-def segment(root: Path) -> dict[str, object]:
+def segment(root: Path) -> dict[str, Any]:
     masked_folder(root)
     mask = min((root / "masks").iterdir())
     Image.open(mask).resize((9, 7)).save(mask)
     return {"data": root}
 
 
-def copydays(root: Path) -> dict[str, object]:
+def copydays(root: Path) -> dict[str, Any]:
     (root / "original").mkdir(parents=True)
     return {"data": root}
 
 
-def missing_list(root: Path) -> dict[str, object]:
+def missing_list(root: Path) -> dict[str, Any]:
     return {"train_subset": root / "missing.txt"}
 
 
-def no_queries(root: Path) -> dict[str, object]:
+def no_queries(root: Path) -> dict[str, Any]:
     (root / "roxford5k").mkdir(parents=True)
     return {"data": root}
 
 
-def one_class(root: Path) -> dict[str, object]:
+def one_class(root: Path) -> dict[str, Any]:
     for split in ("train", "val"):
         folder = root / split / "cat"
         folder.mkdir(parents=True)
