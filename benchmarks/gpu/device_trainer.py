@@ -150,7 +150,7 @@ class DeviceTrainer(Trainer):
         value, entropy = self.cross_entropy(output, target, self.loss.center, self.teacher_temp, self.recipe.student_temp)
         value.backward()
         center = self.loss.center
-        self.loss._update_center(target.float())
+        self.loss.update(target.float())
         self.loss.center = center.copy_(self.loss.center)  # In place, because a graph reads and writes fixed addresses.
         return torch.stack((value.detach(), entropy))
 

@@ -101,7 +101,8 @@ def pretraining(record: Recorder, folder: Path) -> None:
     loss, draw = Criterion(Recipe(out_dim=40)), torch.Generator().manual_seed(8)
     for step in range(2):
         found = loss(torch.randn(12, 40, generator=draw), torch.randn(6, 40, generator=draw), 0.05)
-        record.add_all(f"loss/step{step}", {"value": found.value, **found.watched})
+        watched = {name: value for name, value in found.numbers().items() if name != "loss"}
+        record.add_all(f"loss/step{step}", {"value": found.value, **watched})
     record.add("loss/center", loss.center)
 
 

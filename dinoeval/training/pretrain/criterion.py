@@ -25,8 +25,21 @@ class Loss:
     value: Tensor
     """Mean over the pairs of views and the batch. It is ln K at collapse if outputs are uniform."""
     watched: dict[str, Tensor]
-    """For `ce`: `teacher_entropy` of the targets in nats, near 0 or near ln K at collapse, and `kl`, so that the loss is
-    their sum. For other objectives: `teacher_spread`, 0 at collapse."""
+    """For `ce`: `teacher_entropy` of the targets in nats, near 0 or near ln K at collapse. For other objectives:
+    `teacher_spread`, 0 at collapse."""
+
+    def numbers(self) -> dict[str, float]:
+        """Copy the values from the device.
+
+        Returns:
+            `loss` and what is watched; for `ce` also `kl`, the divergence from the targets to the student's output, so that
+            the loss is the sum of `teacher_entropy` and `kl`.
+        """
+        names, values = ("loss", *self.watched), (self.value.detach(), *self.watched.values())
+        found = dict(zip(names, torch.stack(values).tolist(), strict=True))
+        if "teacher_entropy" in found:
+            found["kl"] = found["loss"] - found["teacher_entropy"]
+        return found
 
 
 class Criterion(nn.Module):
@@ -79,7 +92,7 @@ class Criterion(nn.Module):
             case "infonce":
                 value = objectives.info_nce(student, teacher, self.queue, self.recipe.student_temp)
                 loss = Loss(value, {"teacher_spread": targets.spread(teacher)})
-        self._update(teacher)
+        self.update(teacher)
         return loss
 
     def _cross_entropy(self, student: Tensor, teacher: Tensor, teacher_temp: float) -> Loss:
@@ -97,10 +110,15 @@ class Criterion(nn.Module):
         distributions = targets.one_hot(teacher, self.center) if log_targets is None else log_targets.exp()
         value = objectives.cross_entropy(student, distributions, self.recipe.student_temp)
         entropy = torch.zeros_like(value.detach()) if log_targets is None else targets.entropy(log_targets)
-        return Loss(value, {"teacher_entropy": entropy, "kl": value.detach() - entropy})
+        return Loss(value, {"teacher_entropy": entropy})
 
     @torch.no_grad()
-    def _update(self, teacher: Tensor) -> None:
+    def update(self, teacher: Tensor) -> None:
+        """Update center and queue.
+
+        Args:
+            teacher: Outputs for the global views, (2*B, K) float32.
+        """
         if self.recipe.target in _CENTERED:
             momentum = self.recipe.center_momentum
             self.center = self.center * momentum + targets.mean_of_rows(teacher, self.reducer) * (1 - momentum)

@@ -18,7 +18,7 @@ def find_collapse(means: Mapping[str, float], recipe: Recipe) -> str | None:
     """Decide whether training has collapsed.
 
     Args:
-        means: Means over an epoch of what `criterion.Loss` lists. The first epoch is never called collapsed, because before
+        means: Means over an epoch of `Loss.numbers`. The first epoch is never called collapsed, because before
             training all images give nearly the same output.
         recipe: The recipe of the run.
 

@@ -62,7 +62,7 @@ class Trainer:
             iteration: Number of the step since the start of the run, from 0.
 
         Returns:
-            `loss` before the step, and what `criterion.Loss` lists for the objective.
+            `Loss.numbers` before the step.
 
         Raises:
             DinoevalError: If the loss is NaN or infinite.
@@ -76,9 +76,10 @@ class Trainer:
                 target = self.teacher(crops[:GLOBAL_VIEWS])
             output = self.student(crops)
         loss = self.loss(output, target, float(self.temperature[epoch]))
-        if not math.isfinite(loss.value.item()):
+        numbers = loss.numbers()
+        if not math.isfinite(numbers["loss"]):
             raise DinoevalError(
-                f"training diverged: the loss became {loss.value.item()} in epoch {epoch}. Reduce --lr, set --clip-grad, "
+                f"training diverged: the loss became {numbers['loss']} in epoch {epoch}. Reduce --lr, set --clip-grad, "
                 "or pass --precision fp32."
             )
         self.optimizer.zero_grad(set_to_none=True)
@@ -96,7 +97,7 @@ class Trainer:
         self._update_teacher("after_update", iteration)
         if (iteration + 1) % self.steps == 0:
             self._update_teacher("after_epoch", iteration)
-        return {"loss": loss.value.item(), **{name: value.item() for name, value in loss.watched.items()}}
+        return numbers
 
     def _update_teacher(self, moment: Moment, iteration: int) -> None:
         update_teacher(self.recipe.teacher, moment, self.teacher, self.student, float(self.momentum[iteration]))
