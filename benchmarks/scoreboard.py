@@ -79,7 +79,19 @@ def parity() -> list[str]:
         f"Training, {training['steps']} steps on fixed crops: losses differ by at most {training['relative_loss']:.1e} (relative), the weights of the",
         f"teacher by {training['teacher_weights']:.1e}. The loss goes from {training['first_loss']:.2f} to {training['last_loss']:.2f}.",
         "",
+        *parity_pretraining(read("parity_pretraining")),
         *parity_knn(read("parity_knn")),
+    ]
+
+
+def parity_pretraining(record: dict) -> list[str]:
+    """Parts of pretraining against public code."""
+    versions = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
+    rows = [(row["part"], row["of"], row.get("steps", "-"), f"{row['largest_difference']:.1e}") for row in record["rows"]]
+    return [
+        f"`{record['command']}`: parts of pretraining against public code ({versions}) on equal inputs. Differences are relative:",
+        "",
+        *table(("part", "compared with", "steps of training", "largest difference"), rows),
     ]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import json
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,17 @@ def test_pretraining_presets_equal_the_golden_copy():
         for name, preset in PRESETS.items()
     }
     assert plain(found) == GOLDEN["pretraining"]
+
+
+def test_page_of_presets_is_up_to_date():
+    """`python docs/presets.py` writes it."""
+    docs = Path(__file__).parents[2] / "docs"
+    spec = importlib.util.spec_from_file_location("presets_page", docs / "presets.py")
+    assert spec
+    assert spec.loader
+    page = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(page)
+    assert (docs / "presets.md").read_text() == page.render()
 
 
 def test_all_trainings_of_the_paper_have_a_preset():

@@ -125,5 +125,5 @@ class Criterion(nn.Module):
         if self.recipe.objective == "infonce":
             keys = self.reducer.gather(F.normalize(teacher, dim=-1))[-len(self.queue) :]
             places = (self.queue_position + torch.arange(len(keys), device=keys.device)) % len(self.queue)
-            self.queue[places] = keys
+            self.queue = self.queue.index_copy(0, places, keys)  # Not in place: the backward pass needs the old one.
             self.queue_position.copy_((self.queue_position + len(keys)) % len(self.queue))
