@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from dinoeval.cli.presets import format_value
+from dinoeval.cli.presets import format_option
 from dinoeval.training.pretrain.presets import BASES, PAPER, Preset
 
 PAGE = Path(__file__).with_suffix(".md")
@@ -25,7 +25,7 @@ that repository, answered by the authors; [V] the configurations of facebookrese
 def describe(preset: Preset) -> str:
     """Return the row of a preset."""
     arch = [f"`--arch {preset.arch}`"] if preset.own_arch or not preset.base else []
-    changes = [f"`--{name.replace('_', '-')} {format_value(value)}`" for name, value in preset.changes.items()]
+    changes = [f"`{format_option(name, value)}`" for name, value in preset.changes.items()]
     published = ", ".join(f"{name} {value}" for name, value in preset.published.items())
     notes = [f"Chosen: {'; '.join(preset.own_choices)}."] if preset.own_choices else []
     notes += [preset.note] if preset.note else []

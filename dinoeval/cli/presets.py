@@ -12,21 +12,22 @@ from dinoeval.files import expand, write_whole
 from dinoeval.training.pretrain.presets import PRESETS, Preset
 
 
-def format_value(value: Any) -> str:
-    """Write the value of an option as it is typed.
+def format_option(name: str, value: Any) -> str:
+    """Write an option as it is typed.
 
     Args:
+        name: Field of a recipe.
         value: A number, a word, a flag or a tuple of numbers.
 
     Examples:
-        >>> format_value((0.25, 1.0)), format_value(True), format_value(0.0005)
-        ('0.25 1', 'on', '0.0005')
+        >>> format_option("local_scale", (0.05, 0.25)), format_option("norm_last_layer", False)
+        ('--local-scale 0.05 0.25', '--no-norm-last-layer')
     """
-    if isinstance(value, tuple):
-        return " ".join(map(format_value, value))
+    option = name.replace("_", "-")
     if isinstance(value, bool):
-        return "on" if value else "off"
-    return f"{value:g}" if isinstance(value, float) else str(value)
+        return f"--{option}" if value else f"--no-{option}"
+    values = value if isinstance(value, tuple) else (value,)
+    return f"--{option} {' '.join(f'{one:g}' if isinstance(one, float) else str(one) for one in values)}"
 
 
 def list_presets(path: str | None = None) -> int:
@@ -74,7 +75,7 @@ def describe_preset(preset: Preset) -> dict[str, Any]:
 
 
 def _lines(preset: Preset) -> list[str]:
-    changes = [f"--{name.replace('_', '-')} {format_value(value)}" for name, value in preset.changes.items()]
+    changes = [format_option(name, value) for name, value in preset.changes.items()]
     arch = [f"--arch {preset.arch}"] if preset.own_arch or not preset.base else []
     lines = [f"{preset.base.id if preset.base else 'defaults'}: {', '.join(arch + changes) or 'unchanged'}"]
     if preset.published:

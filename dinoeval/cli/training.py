@@ -12,7 +12,7 @@ import tyro
 from torch import nn
 
 from dinoeval.cli.options import parse
-from dinoeval.cli.presets import format_value, list_presets
+from dinoeval.cli.presets import format_option, list_presets
 from dinoeval.data.folders import is_split_folder
 from dinoeval.data.images import ImageSet, require_files
 from dinoeval.data.loading import ImageRule
@@ -93,9 +93,9 @@ def train(args: Sequence[str], program: str) -> int:
 def _describe(preset: Preset, arch: str, recipe: Recipe) -> None:
     """Log what a preset stands for, and which of its values the user has changed."""
     given, own = dataclasses.asdict(recipe) | {"arch": arch}, dataclasses.asdict(preset.recipe) | {"arch": preset.arch}
-    changed = [f"{name} {format_value(given[name])} instead of {format_value(own[name])}" for name in own if given[name] != own[name]]
+    changed = [f"{format_option(name, given[name])} instead of {own[name]}" for name in own if given[name] != own[name]]
     if changed:
-        _log.info("preset %s with other values: %s", preset.id, "; ".join(changed))
+        _log.info("%s with other values: %s", preset.id, "; ".join(changed))
     if preset.published and not changed:
         scores = ", ".join(f"{name} {value}" for name, value in preset.published.items())
         _log.info("%s: published on ImageNet: %s", preset.id, scores)

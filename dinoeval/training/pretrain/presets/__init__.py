@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+
 from dinoeval.errors import ConfigError, unknown
 from dinoeval.training.pretrain.presets import ablations, bases, released
 from dinoeval.training.pretrain.presets.bases import SMALL
@@ -38,7 +40,9 @@ def get_preset(name: str, base: str | None = None) -> Preset:
         'vit_xs8_16'
     """
     if name not in PRESETS:
-        raise ConfigError(unknown("preset", name, PRESETS))
+        close = difflib.get_close_matches(name, PRESETS, n=3, cutoff=0.5)
+        similar = f" Similar: {', '.join(close)}." if close else ""
+        raise ConfigError(f"unknown preset '{name}'.{similar} `dinoeval train --list-presets` lists all {len(PRESETS)}.")
     if base is None:
         return PRESETS[name]
     if base not in SMALL:

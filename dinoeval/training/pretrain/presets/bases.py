@@ -38,7 +38,7 @@ DINO_100_GLOBAL = Preset(id="dino-100ep-0local", base=DINO_300, changes={"epochs
 
 _EMBEDDING_HEAD = {"out_dim": 0, "head_activation": "relu", "head_batch_norm": True, "freeze_last_layer": 0, "target": "none"}
 _AUGMENTATION = "augmentation of DINO's two global views with scale (0.14, 1)"
-_HEAD = "head 384-2048-2048-256 with batch normalization and ReLU, not after the last layer"
+_HEAD = "head of three layers (2048, 2048, 256) with batch normalization and ReLU, but not after the last"
 MOCO = Preset(
     id="moco-v2",
     base=DINO_300_GLOBAL,
