@@ -6,6 +6,8 @@ import copy
 import dataclasses
 import itertools
 import logging
+import signal
+import threading
 from collections.abc import Sequence
 
 import tyro
@@ -18,7 +20,7 @@ from dinoeval.data.images import ImageSet, require_files
 from dinoeval.data.loading import ImageRule
 from dinoeval.data.opening import open_images, open_splits
 from dinoeval.data.transforms import parse_transform
-from dinoeval.distributed import world_size
+from dinoeval.distributed import rank
 from dinoeval.errors import ConfigError
 from dinoeval.features.forward import forward
 from dinoeval.features.readout import Cls
@@ -81,12 +83,17 @@ def train(args: Sequence[str], program: str) -> int:
     options, settings, recipe = parse(
         defaults, args, program, f"{Options.__doc__} Presets: {', '.join(BASES)}, and those of --list-presets."
     )
-    if world_size() > 1:
-        raise ConfigError("training does not support multiple processes: run it without torchrun")
     _describe(preset, options.arch, recipe)
     images, knn_eval = _open(options, settings)
-    final = loop.train(images, options.arch, recipe, settings, knn_eval)
-    print(f"{final}\nto evaluate it: dinoeval knn --weights {final} --data {options.data}")
+    stopped = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: stopped.set())  # as SLURM sends it before it ends a job
+    try:
+        final = loop.train(images, options.arch, recipe, settings, knn_eval, stopped.is_set)
+    except loop.Stopped as message:
+        _log.info("%s", message)
+        return 0
+    if rank() == 0:
+        print(f"{final}\nto evaluate it: dinoeval knn --weights {final} --data {options.data}")
     return 0
 
 

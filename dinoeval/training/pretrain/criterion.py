@@ -6,12 +6,14 @@ B images, V views (crops of one image), K outputs of the head, Q entries of the 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dinoeval.training.pretrain import objectives, targets
+from dinoeval.training.pretrain.objectives import GLOBAL_VIEWS
 from dinoeval.training.pretrain.recipe import Recipe
 from dinoeval.training.pretrain.targets import LOCAL, Reducer
 
@@ -28,15 +30,19 @@ class Loss:
     """For `ce`: `teacher_entropy` of the targets in nats, near 0 or near ln K at collapse. For other objectives:
     `teacher_spread`, 0 at collapse."""
 
-    def numbers(self) -> dict[str, float]:
-        """Copy the values from the device.
+    def numbers(self, processes: int = 1, add: Callable[[Tensor], Tensor] = lambda tensor: tensor) -> dict[str, float]:
+        """Copy the values from the device, averaged over all processes.
+
+        Args:
+            processes: Number of processes.
+            add: Adds the tensors of all processes.
 
         Returns:
             `loss` and what is watched; for `ce` also `kl`, the divergence from the targets to the student's output, so that
             the loss is the sum of `teacher_entropy` and `kl`.
         """
         names, values = ("loss", *self.watched), (self.value.detach(), *self.watched.values())
-        found = dict(zip(names, torch.stack(values).tolist(), strict=True))
+        found = dict(zip(names, (add(torch.stack(values)) / processes).tolist(), strict=True))
         if "teacher_entropy" in found:
             found["kl"] = found["loss"] - found["teacher_entropy"]
         return found
@@ -123,7 +129,9 @@ class Criterion(nn.Module):
             momentum = self.recipe.center_momentum
             self.center = self.center * momentum + targets.mean_of_rows(teacher, self.reducer) * (1 - momentum)
         if self.recipe.objective == "infonce":
-            keys = self.reducer.gather(F.normalize(teacher, dim=-1))[-len(self.queue) :]
+            keys = self.reducer.gather(F.normalize(teacher, dim=-1))
+            by_view = keys.unflatten(0, (-1, GLOBAL_VIEWS, len(teacher) // GLOBAL_VIEWS)).transpose(0, 1)
+            keys = by_view.flatten(0, 2)[-len(self.queue) :]  # in the order of a single process
             places = (self.queue_position + torch.arange(len(keys), device=keys.device)) % len(self.queue)
             self.queue = self.queue.index_copy(0, places, keys)  # Not in place: the backward pass needs the old one.
             self.queue_position.copy_((self.queue_position + len(keys)) % len(self.queue))

@@ -1,4 +1,7 @@
-"""The pretraining run: epochs of steps, a checkpoint and a log line per epoch, and resumption."""
+"""The pretraining run: epochs of steps, checkpoints, a log line per epoch, and resumption.
+
+Under torchrun each process takes its shard of every batch; gradients, centers and the like are combined.
+"""
 
 from __future__ import annotations
 
@@ -6,12 +9,14 @@ import dataclasses
 import json
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
+from dinoeval import distributed
 from dinoeval.data.dataset import ImageDataset
 from dinoeval.data.images import ImageSet
 from dinoeval.data.loading import ImageRule
@@ -28,12 +33,19 @@ from dinoeval.models.loading import choose_device
 from dinoeval.progress import Progress
 from dinoeval.training.checkpointing import RunFolder
 from dinoeval.training.checks import check_fields
-from dinoeval.training.loading import raise_error
+from dinoeval.training.loading import derive_seed, raise_error
+from dinoeval.training.parallel import max_over_processes
 from dinoeval.training.precision import Precision
 from dinoeval.training.pretrain.augment import MultiCropAugmentation, SeededCrops, collate
 from dinoeval.training.pretrain.monitor import find_collapse
+from dinoeval.training.pretrain.order import ShardedOrder
 from dinoeval.training.pretrain.recipe import Recipe
 from dinoeval.training.pretrain.trainer import Trainer
+
+
+class Stopped(Exception):
+    """A run that saved its state and ended because it was asked to."""
+
 
 BACKBONE = "teacher.safetensors"
 KnnEval = Callable[[nn.Module], float]  # the teacher's backbone -> its k-NN top-1 in percent
@@ -56,29 +68,39 @@ class PretrainSettings:
     """Rotate images by their EXIF orientation. The released code does not."""
     seed: int = 0
     """Random seed of weights, order, augmentation and stochastic depth."""
+    save_minutes: float = 10
+    """Minutes between checkpoints within an epoch; 0 saves after epochs only."""
     save_every: int = 20
     """Epochs between checkpoints that are kept; 0 keeps only the last one."""
     knn_every: int = 10
     """Epochs between k-NN evaluations of the teacher, which also follow the last epoch; 0 turns them off."""
 
     def __post_init__(self) -> None:
-        check_fields(self, ("workers", "seed", "save_every", "knn_every"), lambda value: value >= 0, "at least 0")
+        check_fields(self, ("workers", "seed", "save_minutes", "save_every", "knn_every"), lambda value: value >= 0, "at least 0")
 
 
 @entry_point
-def train(images: ImageSet, arch: str, recipe: Recipe, settings: PretrainSettings, knn_eval: KnnEval | None = None) -> Path:
+def train(
+    images: ImageSet,
+    arch: str,
+    recipe: Recipe,
+    settings: PretrainSettings,
+    knn_eval: KnnEval | None = None,
+    stop: Callable[[], bool] | None = None,
+) -> Path:
     """Pretrain a backbone.
 
-    The folder `settings.out` gets checkpoint.pth after every epoch, checkpointNNNN.pth every `save_every` epochs, log.txt
-    with one JSON line per epoch, and teacher.safetensors at the end. An interrupted run resumes from checkpoint.pth; on a
-    CPU it ends with the same bits as an uninterrupted one.
+    The folder `settings.out` gets checkpoint.pth after every epoch and every few minutes, checkpointNNNN.pth every
+    `save_every` epochs, log.txt with one JSON line per epoch, and teacher.safetensors at the end. An interrupted run resumes
+    from checkpoint.pth; on a CPU it ends with the same bits as an uninterrupted one.
 
     Args:
         images: Training images; labels are not used.
         arch: Architecture of the backbone: vit_s16, resnet50, xcit_small_12_p16, timm/NAME and so on.
         recipe: All values of the training.
         settings: Folder, device, precision, seed and intervals.
-        knn_eval: Returns the k-NN top-1 of a backbone in percent, for the log.
+        knn_eval: Returns the k-NN top-1 of a backbone in percent, for the log. Under torchrun it is called in one process.
+        stop: Called after every step; if it returns True, the state is saved and the run ends.
 
     Returns:
         Path of the teacher's backbone, a safetensors file.
@@ -87,53 +109,137 @@ def train(images: ImageSet, arch: str, recipe: Recipe, settings: PretrainSetting
         ConfigError: If images, architecture and recipe do not fit together, or the folder belongs to a different run.
         DataError: If an image cannot be read.
         DinoevalError: If training diverges or the folder cannot be written.
+        Stopped: If `stop` returned True.
     """
     images = images.with_rule(ImageRule(settings.exif_transpose))
     if len(images) < recipe.batch_size:
         raise ConfigError(f"{len(images):,} training images are fewer than one batch of {recipe.batch_size}: reduce --batch-size")
-    device, reason = choose_device(settings.device)
-    steps = len(images) // recipe.batch_size
-    torch.manual_seed(settings.seed)
-    trainer = Trainer(arch, recipe, steps, device, settings.precision)
-    config: Config = trainer.teacher.backbone.config  # type: ignore[assignment]
-    _check(arch, config, recipe)
-    identity = {
-        "arch": arch,
-        "patch_size": config.patch_size,
-        "seed": settings.seed,
-        "precision": settings.precision,
-        "image": images.rule.id,
-        "images": images.fingerprint(),
-        "recipe": json.loads(json.dumps(dataclasses.asdict(recipe))),
-    }
-    augmentation = MultiCropAugmentation(recipe)
-    with RunFolder(settings.out, identity, keep_every=settings.save_every) as folder:
-        done, history = 0, []
-        if state := folder.resume(recipe.epochs):
-            trainer.restore(state)
-            done, history = state["epoch"], folder.read_log(state["epoch"])
-        log_remarks(images.remarks(), settings.exif_transpose)
-        _log.info("training %s on %d images, %d steps per epoch, on %s (%s)", arch, len(images), steps, device, reason)
-        for epoch in range(done, recipe.epochs):
-            started = time.monotonic()
-            means = _train_epoch(trainer, ImageDataset(images, SeededCrops(augmentation, settings.seed, epoch)), epoch, settings)
-            row = {
-                "epoch": epoch,
-                **{f"train_{name}": value for name, value in means.items()},
-                "train_lr": float(trainer.lr[epoch * steps : (epoch + 1) * steps].mean()),
-                "train_wd": float(trainer.weight_decay[epoch * steps : (epoch + 1) * steps].mean()),
-                "images_per_second": steps * recipe.batch_size / (time.monotonic() - started),
-            }
-            if knn_eval and settings.knn_every and ((epoch + 1) % settings.knn_every == 0 or epoch + 1 == recipe.epochs):
-                row["knn_teacher"] = knn_eval(trainer.teacher.backbone)
-            _warn_of_collapse(means, recipe, history)
-            history.append(row)
-            folder.write_log(history)
-            folder.save(trainer.state(epoch + 1), number=epoch)
-            _log.info("epoch %d: %s", epoch, ", ".join(f"{name} {value:.4g}" for name, value in row.items() if name != "epoch"))
-        backbone = folder.path / BACKBONE
-        save_backbone(backbone, trainer.teacher.backbone.state_dict(), arch=arch)
-    return backbone
+    if recipe.batch_size % (processes := distributed.world_size()):
+        raise ConfigError(f"--batch-size {recipe.batch_size} is not a multiple of the {processes} processes of torchrun")
+    return _Run(images, arch, recipe, settings, knn_eval).finish(stop)
+
+
+class _Run:
+    """One pretraining run: its trainer, its batches and its folder."""
+
+    def __init__(self, images: ImageSet, arch: str, recipe: Recipe, settings: PretrainSettings, knn_eval: KnnEval | None) -> None:
+        self.images, self.arch, self.recipe, self.settings, self.knn_eval = images, arch, recipe, settings, knn_eval
+        self.device, self.reason = choose_device(settings.device)
+        self.order = ShardedOrder(len(images), recipe.batch_size, settings.seed, distributed.rank(), distributed.world_size())
+        self.steps = len(self.order)
+        torch.manual_seed(settings.seed)
+        self.trainer = Trainer(arch, recipe, self.steps, self.device, settings.precision)
+        config: Config = self.trainer.teacher.backbone.config  # type: ignore[assignment]
+        _check(arch, config, recipe)
+        identity = {
+            "arch": arch,
+            "patch_size": config.patch_size,
+            "seed": settings.seed,
+            "precision": settings.precision,
+            "image": images.rule.id,
+            "images": images.fingerprint(),
+            "recipe": json.loads(json.dumps(dataclasses.asdict(recipe))),
+        }
+        self.folder = RunFolder(settings.out, identity, keep_every=settings.save_every)
+        self.history: list[dict[str, float]] = []
+        self.sums: dict[str, float] = {}
+        """Sums over the steps of the present epoch that are done."""
+        self.seconds, self.saved = 0.0, time.monotonic()
+
+    def finish(self, stop: Callable[[], bool] | None) -> Path:
+        """Train to the last epoch, or resume the run in the folder, and save the backbone."""
+        with self.folder as folder:
+            done, step = 0, 0
+            if state := folder.resume(self.recipe.epochs):
+                self.trainer.restore(state)
+                done, step = state["epoch"], state.get("step", 0)
+                self.sums, self.seconds = dict(state.get("sums", {})), state.get("seconds", 0.0)
+                self.history = folder.read_log(done)
+            log_remarks(self.images.remarks(), self.settings.exif_transpose)
+            _log.info(
+                "training %s on %d images, %d steps per epoch, on %s (%s)",
+                *(self.arch, len(self.images), self.steps, self.device, self.reason),
+            )
+            for epoch in range(done, self.recipe.epochs):
+                self._train_epoch(epoch, step if epoch == done else 0, stop)
+                self._end_epoch(epoch)
+            backbone = folder.path / BACKBONE
+            if distributed.rank() == 0:
+                save_backbone(backbone, self.trainer.teacher.backbone.state_dict(), arch=self.arch)
+            distributed.barrier()
+        return backbone
+
+    def _train_epoch(self, epoch: int, first_step: int, stop: Callable[[], bool] | None) -> None:
+        """Take the steps of an epoch that are not done yet."""
+        self.order.epoch, self.order.first_step = epoch, first_step
+        loader = BatchLoader(
+            ImageDataset(self.images, SeededCrops(MultiCropAugmentation(self.recipe), self.settings.seed, epoch)),
+            collate,
+            workers=num_workers(self.settings.workers, self.steps, small=False),
+            device=self.device,
+            batch_sampler=self.order,
+        )
+        started, step = time.monotonic() - self.seconds, first_step
+        with Progress(f"steps of epoch {epoch}", self.steps, "steps", done=first_step) as progress:
+            for batch in self._batches(loader, lambda: self._pause(epoch, step, stop)):
+                crops = [normalize_images(crop.to(self.device, non_blocking=True)) for crop in raise_error(batch)]
+                iteration = epoch * self.steps + step
+                torch.manual_seed(derive_seed(self.settings.seed, iteration))  # of stochastic depth
+                for name, value in self.trainer.step(crops, iteration).items():
+                    self.sums[name] = self.sums.get(name, 0.0) + value
+                self.seconds = time.monotonic() - started
+                step += 1
+                progress.update(note=f"loss {self.sums['loss'] / step:.3f}")
+                if step < self.steps:
+                    self._pause(epoch, step, stop)
+
+    @staticmethod
+    def _batches(loader: BatchLoader, pause: Callable[[], None]) -> Iterator[Any]:
+        """Yield batches. If a scheduler also ended the worker processes, the run stops as if only this process was asked to."""
+        try:
+            yield from loader
+        except RuntimeError:
+            pause()
+            raise
+
+    def _pause(self, epoch: int, step: int, stop: Callable[[], bool] | None) -> None:
+        """Save the state within an epoch if it is time to, and end the run if it was asked to stop."""
+        wishes = torch.tensor([stop is not None and stop(), self._save_is_due()], dtype=torch.float32, device=self.device)
+        stopped, due = max_over_processes(wishes).tolist()
+        if stopped or due:
+            state = self.trainer.state(epoch) | {"step": step, "sums": self.sums, "seconds": self.seconds}
+            self.folder.save(state)
+            self.saved = time.monotonic()
+        if stopped:
+            distributed.barrier()
+            raise Stopped(f"training stops as requested, after {step} of {self.steps} steps of epoch {epoch}: rerun the command to resume")
+
+    def _save_is_due(self) -> bool:
+        minutes = self.settings.save_minutes
+        return bool(minutes) and time.monotonic() - self.saved >= 60 * minutes
+
+    def _end_epoch(self, epoch: int) -> None:
+        """Log the epoch, evaluate the teacher if it is time to, and save the state."""
+        means = {name: value / self.steps for name, value in self.sums.items()}
+        part = slice(epoch * self.steps, (epoch + 1) * self.steps)
+        row = {
+            "epoch": epoch,
+            **{f"train_{name}": value for name, value in means.items()},
+            "train_lr": float(self.trainer.lr[part].mean()),
+            "train_wd": float(self.trainer.weight_decay[part].mean()),
+            "images_per_second": self.steps * self.recipe.batch_size / self.seconds,
+        }
+        every = self.settings.knn_every
+        if self.knn_eval and every and ((epoch + 1) % every == 0 or epoch + 1 == self.recipe.epochs):
+            score = self.knn_eval(self.trainer.teacher.backbone) if distributed.rank() == 0 else 0.0
+            row["knn_teacher"] = distributed.broadcast(score)
+        _warn_of_collapse(means, self.recipe, self.history)
+        self.history.append(row)
+        self.sums, self.seconds = {}, 0.0
+        self.folder.write_log(self.history)
+        self.folder.save(self.trainer.state(epoch + 1), number=epoch)
+        self.saved = time.monotonic()
+        _log.info("epoch %d: %s", epoch, ", ".join(f"{name} {value:.4g}" for name, value in row.items() if name != "epoch"))
 
 
 def _check(arch: str, config: Config, recipe: Recipe) -> None:
@@ -154,29 +260,6 @@ def _check(arch: str, config: Config, recipe: Recipe) -> None:
             config.image_size,
             recipe.global_crop,
         )
-
-
-def _train_epoch(trainer: Trainer, dataset: ImageDataset, epoch: int, settings: PretrainSettings) -> dict[str, float]:
-    """Train for one epoch and return the means over its steps."""
-    torch.manual_seed(settings.seed + 1 + epoch)  # Stochastic depth; the order below has its own generator.
-    loader = BatchLoader(
-        dataset,
-        collate,
-        workers=num_workers(settings.workers, trainer.steps, small=False),
-        device=trainer.device,
-        batch_size=trainer.recipe.batch_size,
-        shuffle=True,
-        generator=torch.Generator().manual_seed(settings.seed * 1_000_003 + epoch),
-        drop_last=True,
-    )
-    sums: dict[str, float] = {}
-    with Progress(f"steps of epoch {epoch}", trainer.steps, "steps") as progress:
-        for step, batch in enumerate(loader):
-            crops = [normalize_images(crop.to(trainer.device, non_blocking=True)) for crop in raise_error(batch)]
-            for name, value in trainer.step(crops, epoch * trainer.steps + step).items():
-                sums[name] = sums.get(name, 0.0) + value
-            progress.update(note=f"loss {sums['loss'] / (step + 1):.3f}")
-    return {name: value / trainer.steps for name, value in sums.items()}
 
 
 def _warn_of_collapse(means: dict[str, float], recipe: Recipe, history: list[dict[str, float]]) -> None:

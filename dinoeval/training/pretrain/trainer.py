@@ -11,7 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dinoeval import distributed
 from dinoeval.errors import DinoevalError
+from dinoeval.models.vit import DropPath
+from dinoeval.training.parallel import gather_rows, in_parallel, max_over_processes, sum_over_processes, synchronize_batch_norm
 from dinoeval.training.precision import MixedPrecision, Precision
 from dinoeval.training.pretrain import schedules
 from dinoeval.training.pretrain.criterion import Criterion
@@ -19,11 +22,15 @@ from dinoeval.training.pretrain.networks import build_pair
 from dinoeval.training.pretrain.objectives import GLOBAL_VIEWS
 from dinoeval.training.pretrain.optimizers import build_optimizer, clip_grad_per_tensor
 from dinoeval.training.pretrain.recipe import Recipe
+from dinoeval.training.pretrain.targets import Reducer
 from dinoeval.training.pretrain.teachers import Moment, update_teacher
 
 
 class Trainer:
     """Student, teacher, loss, optimizer and schedules of one run.
+
+    Under torchrun each process takes its shard of every batch. The losses and weights are those of a single process with the
+    whole batch, but for rounding, and for stochastic depth in models of timm.
 
     Args:
         arch: Architecture of the backbones, such as vit_s16.
@@ -42,8 +49,15 @@ class Trainer:
     def __init__(self, arch: str, recipe: Recipe, steps: int, device: torch.device, precision: Precision = "fp32") -> None:
         self.recipe, self.device, self.steps = recipe, device, steps
         student, teacher = build_pair(arch, recipe)
+        synchronize_batch_norm(student)
+        synchronize_batch_norm(teacher)
         self.student, self.teacher = student.to(device).train(), teacher.to(device).train()
-        self.loss = Criterion(recipe).to(device)
+        if (world := distributed.world_size()) > 1:
+            for module in student.modules():
+                if isinstance(module, DropPath):
+                    module.shard = distributed.rank(), world, recipe.batch_size // world
+        self.parallel = in_parallel(self.student, device)
+        self.loss = Criterion(recipe, Reducer(sum_over_processes, max_over_processes, gather_rows)).to(device)
         self.optimizer = build_optimizer(recipe.optimizer, self.student)
         self.precision = MixedPrecision(device, precision)
         peak = recipe.lr * recipe.batch_size / 256
@@ -58,7 +72,8 @@ class Trainer:
         """Take one optimizer step.
 
         Args:
-            crops: V normalized crops, each (B, 3, s, s) with its own size s; the two global ones first.
+            crops: V normalized crops of the images of this process, each (B, 3, s, s) with its own size s; the two global ones
+                first.
             iteration: Number of the step since the start of the run, from 0.
 
         Returns:
@@ -74,9 +89,9 @@ class Trainer:
         with self.precision.autocast():
             with torch.no_grad():
                 target = self.teacher(crops[:GLOBAL_VIEWS])
-            output = self.student(crops)
+            output = self.parallel(crops)
         loss = self.loss(output, target, float(self.temperature[epoch]))
-        numbers = loss.numbers()
+        numbers = loss.numbers(distributed.world_size(), sum_over_processes)
         if not math.isfinite(numbers["loss"]):
             raise DinoevalError(
                 f"training diverged: the loss became {numbers['loss']} in epoch {epoch}. Reduce --lr, set --clip-grad, "
