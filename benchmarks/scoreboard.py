@@ -200,10 +200,10 @@ def reliability() -> list[str]:
         f"- `{record['command']}`: {record['bit_identical']} of {record['runs']} extractions ended bit-identical to an uninterrupted one, and {record['resumed']} resumed from stored rows. "
         f"They were killed after {min(rows)} to {max(rows)} of 400 rows (-1: before the first or after the last).",
     ]
-    for protocol in ("linear", "finetune"):
+    for protocol in ("linear", "finetune", "train", "train on 2 processes"):
         found = training[protocol]
         lines.append(
-            f"- `{training['command']}`, {protocol}: {found['equal_to_uninterrupted']} of {training['runs']} ended with all numbers of an uninterrupted run "
+            f"- `{training['command']}`, {protocol}: {found['equal_to_uninterrupted']} of {len(found['on_disk_when_killed'])} ended with all numbers of an uninterrupted run "
             f"(on disk when killed: {'; '.join(found['on_disk_when_killed'])})."
         )
     equal = f"{index['equal_to_uninterrupted']} of {index['runs']} builds of a search index"

@@ -31,6 +31,7 @@ from dinoeval.models.loading import choose_device
 from dinoeval.training.pretrain import loop
 from dinoeval.training.pretrain.presets import BASES, Preset, get_preset
 from dinoeval.training.pretrain.recipe import Recipe
+from dinoeval.training.pretrain.settings import PretrainSettings
 
 _log = logging.getLogger(__name__)
 _K, _TEMPERATURE = 20, 0.07  # of the k-NN score during training, as in `dinoeval knn`
@@ -79,7 +80,7 @@ def train(args: Sequence[str], program: str) -> int:
     name, base = following.get("--preset", "released"), following.get("--base")
     preset = get_preset(name, base)
     options = Options(data=tyro.MISSING, arch=preset.arch, preset=name, base=base)
-    defaults = options, loop.PretrainSettings(out=tyro.MISSING), preset.recipe
+    defaults = options, PretrainSettings(out=tyro.MISSING), preset.recipe
     options, settings, recipe = parse(
         defaults, args, program, f"{Options.__doc__} Presets: {', '.join(BASES)}, and those of --list-presets."
     )
@@ -112,7 +113,7 @@ def _describe(preset: Preset, arch: str, recipe: Recipe) -> None:
         _log.info("%s: %s", preset.id, preset.note)
 
 
-def _open(options: Options, settings: loop.PretrainSettings) -> tuple[ImageSet, loop.KnnEval | None]:
+def _open(options: Options, settings: PretrainSettings) -> tuple[ImageSet, loop.KnnEval | None]:
     """Open the images to train on; the second value computes the k-NN score, if they have labels."""
     folder = expand(options.data)
     rule = ImageRule(settings.exif_transpose)

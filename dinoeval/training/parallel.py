@@ -147,7 +147,9 @@ class SyncBatchNorm(_BatchNorm):
 
 
 def synchronize_batch_norm(network: nn.Module) -> None:
-    """Replace the batch normalization layers of a network, if there are several processes.
+    """Synchronize the batch normalization of a network.
+
+    In a single process it stays as it is.
 
     Args:
         network: Changed in place. Parameters and buffers stay the same objects.

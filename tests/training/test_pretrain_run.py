@@ -20,8 +20,9 @@ from dinoeval.data.opening import open_images
 from dinoeval.errors import ConfigError, DataError, DinoevalError
 from dinoeval.models.checkpoints import open_checkpoint, tensor_digest
 from dinoeval.training.checkpointing import CHECKPOINT, LOG
-from dinoeval.training.pretrain.loop import BACKBONE, PretrainSettings, train
+from dinoeval.training.pretrain.loop import BACKBONE, Stopped, train
 from dinoeval.training.pretrain.recipe import Recipe
+from dinoeval.training.pretrain.settings import PretrainSettings
 
 RECIPE = Recipe(
     epochs=3,
@@ -120,6 +121,39 @@ def test_interrupted_run_resumes_with_equal_numbers(tmp_path, image_folder):
     assert tensor_digest(open_checkpoint(resumed).state) == tensor_digest(open_checkpoint(whole).state)
     rows = [{name: value for name, value in row.items() if name != "knn_teacher"} for row in read_log(tmp_path / "b")]
     assert rows == read_log(tmp_path / "a")
+
+
+@pytest.mark.parametrize("stop_after", [1, 3])
+def test_stopped_run_resumes_within_the_epoch(tmp_path, image_folder, stop_after):
+    images, steps = open_images(image_folder), []
+
+    def stop() -> bool:
+        steps.append(1)
+        return len(steps) == stop_after
+
+    recipe = dataclasses.replace(RECIPE, drop_path=0.5)
+    whole = train(images, TINY, recipe, PretrainSettings(out=tmp_path / "a", workers=0))
+    settings = PretrainSettings(out=tmp_path / "b", workers=0)
+    with pytest.raises(Stopped, match=f"after {stop_after} of 8 steps of epoch 0"):
+        train(images, TINY, recipe, settings, stop=stop)
+    state = torch.load(tmp_path / "b" / CHECKPOINT, weights_only=True)
+    assert (state["epoch"], state["step"]) == (0, stop_after)
+    resumed = train(images, TINY, recipe, settings)
+    assert tensor_digest(open_checkpoint(resumed).state) == tensor_digest(open_checkpoint(whole).state)
+    assert read_log(tmp_path / "b") == read_log(tmp_path / "a")
+
+
+def test_state_is_saved_every_few_minutes(tmp_path, image_folder):
+    found = []
+
+    def look() -> bool:
+        path = tmp_path / "run" / CHECKPOINT
+        found.append(torch.load(path, weights_only=True).get("step") if path.exists() else None)
+        return False
+
+    recipe = dataclasses.replace(RECIPE, epochs=1, warmup_epochs=0)
+    train(open_images(image_folder), TINY, recipe, PretrainSettings(out=tmp_path / "run", workers=0, save_minutes=1e-9), stop=look)
+    assert found == [None, 1, 2, 3, 4, 5, 6]
 
 
 def test_checkpoint_has_the_released_layout(tmp_path, image_folder):

@@ -32,51 +32,23 @@ from dinoeval.models.checkpoints import save_backbone
 from dinoeval.models.loading import choose_device
 from dinoeval.progress import Progress
 from dinoeval.training.checkpointing import RunFolder
-from dinoeval.training.checks import check_fields
 from dinoeval.training.loading import derive_seed, raise_error
 from dinoeval.training.parallel import max_over_processes
-from dinoeval.training.precision import Precision
 from dinoeval.training.pretrain.augment import MultiCropAugmentation, SeededCrops, collate
 from dinoeval.training.pretrain.monitor import find_collapse
 from dinoeval.training.pretrain.order import ShardedOrder
 from dinoeval.training.pretrain.recipe import Recipe
+from dinoeval.training.pretrain.settings import PretrainSettings
 from dinoeval.training.pretrain.trainer import Trainer
 
 
-class Stopped(Exception):
+class Stopped(Exception):  # noqa: N818  not an error
     """A run that saved its state and ended because it was asked to."""
 
 
 BACKBONE = "teacher.safetensors"
 KnnEval = Callable[[nn.Module], float]  # the teacher's backbone -> its k-NN top-1 in percent
 _log = logging.getLogger(__name__)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class PretrainSettings:
-    """How a pretraining run is executed; its training is defined by `Recipe`."""
-
-    out: str | Path
-    """Folder of the run."""
-    device: str = "auto"
-    """auto, cpu, cuda, cuda:1 or mps."""
-    precision: Precision = "fp32"
-    """Precision of the forward passes."""
-    workers: int = 1
-    """Data-loading processes; the results do not depend on it."""
-    exif_transpose: bool = False
-    """Rotate images by their EXIF orientation. The released code does not."""
-    seed: int = 0
-    """Random seed of weights, order, augmentation and stochastic depth."""
-    save_minutes: float = 10
-    """Minutes between checkpoints within an epoch; 0 saves after epochs only."""
-    save_every: int = 20
-    """Epochs between checkpoints that are kept; 0 keeps only the last one."""
-    knn_every: int = 10
-    """Epochs between k-NN evaluations of the teacher, which also follow the last epoch; 0 turns them off."""
-
-    def __post_init__(self) -> None:
-        check_fields(self, ("workers", "seed", "save_minutes", "save_every", "knn_every"), lambda value: value >= 0, "at least 0")
 
 
 @entry_point
@@ -116,14 +88,23 @@ def train(
         raise ConfigError(f"{len(images):,} training images are fewer than one batch of {recipe.batch_size}: reduce --batch-size")
     if recipe.batch_size % (processes := distributed.world_size()):
         raise ConfigError(f"--batch-size {recipe.batch_size} is not a multiple of the {processes} processes of torchrun")
-    return _Run(images, arch, recipe, settings, knn_eval).finish(stop)
+    return _Run(images, arch, recipe, settings, knn_eval, stop or (lambda: False)).finish()
 
 
 class _Run:
     """One pretraining run: its trainer, its batches and its folder."""
 
-    def __init__(self, images: ImageSet, arch: str, recipe: Recipe, settings: PretrainSettings, knn_eval: KnnEval | None) -> None:
-        self.images, self.arch, self.recipe, self.settings, self.knn_eval = images, arch, recipe, settings, knn_eval
+    def __init__(
+        self,
+        images: ImageSet,
+        arch: str,
+        recipe: Recipe,
+        settings: PretrainSettings,
+        knn_eval: KnnEval | None,
+        stop: Callable[[], bool],
+    ) -> None:
+        self.images, self.arch, self.recipe, self.settings = images, arch, recipe, settings
+        self.knn_eval, self.stop = knn_eval, stop
         self.device, self.reason = choose_device(settings.device)
         self.order = ShardedOrder(len(images), recipe.batch_size, settings.seed, distributed.rank(), distributed.world_size())
         self.steps = len(self.order)
@@ -142,84 +123,87 @@ class _Run:
         }
         self.folder = RunFolder(settings.out, identity, keep_every=settings.save_every)
         self.history: list[dict[str, float]] = []
+        self.epoch = self.step = 0
+        """The present epoch, and how many of its steps are done."""
         self.sums: dict[str, float] = {}
-        """Sums over the steps of the present epoch that are done."""
+        """Sums over these steps."""
         self.seconds, self.saved = 0.0, time.monotonic()
 
-    def finish(self, stop: Callable[[], bool] | None) -> Path:
+    def finish(self) -> Path:
         """Train to the last epoch, or resume the run in the folder, and save the backbone."""
         with self.folder as folder:
-            done, step = 0, 0
             if state := folder.resume(self.recipe.epochs):
                 self.trainer.restore(state)
-                done, step = state["epoch"], state.get("step", 0)
+                self.epoch, self.step = state["epoch"], state.get("step", 0)
                 self.sums, self.seconds = dict(state.get("sums", {})), state.get("seconds", 0.0)
-                self.history = folder.read_log(done)
+                self.history = folder.read_log(self.epoch)
             log_remarks(self.images.remarks(), self.settings.exif_transpose)
             _log.info(
                 "training %s on %d images, %d steps per epoch, on %s (%s)",
                 *(self.arch, len(self.images), self.steps, self.device, self.reason),
             )
-            for epoch in range(done, self.recipe.epochs):
-                self._train_epoch(epoch, step if epoch == done else 0, stop)
-                self._end_epoch(epoch)
+            while self.epoch < self.recipe.epochs:
+                self._train_epoch()
+                self._end_epoch()
             backbone = folder.path / BACKBONE
             if distributed.rank() == 0:
                 save_backbone(backbone, self.trainer.teacher.backbone.state_dict(), arch=self.arch)
             distributed.barrier()
         return backbone
 
-    def _train_epoch(self, epoch: int, first_step: int, stop: Callable[[], bool] | None) -> None:
-        """Take the steps of an epoch that are not done yet."""
-        self.order.epoch, self.order.first_step = epoch, first_step
+    def _train_epoch(self) -> None:
+        """Take the steps of the epoch that are not done yet."""
+        started = time.monotonic() - self.seconds
+        with Progress(f"steps of epoch {self.epoch}", self.steps, "steps", done=self.step) as progress:
+            for batch in self._batches():
+                crops = [normalize_images(crop.to(self.device, non_blocking=True)) for crop in raise_error(batch)]
+                iteration = self.epoch * self.steps + self.step
+                torch.manual_seed(derive_seed(self.settings.seed, iteration))  # of stochastic depth
+                for name, value in self.trainer.step(crops, iteration).items():
+                    self.sums[name] = self.sums.get(name, 0.0) + value
+                self.step += 1
+                self.seconds = time.monotonic() - started
+                progress.update(note=f"loss {self.sums['loss'] / self.step:.3f}")
+                if self.step < self.steps:
+                    self._pause()
+
+    def _batches(self) -> Iterator[Any]:
+        """Yield the batches of the epoch that are not done yet."""
+        self.order.epoch, self.order.first_step = self.epoch, self.step
         loader = BatchLoader(
-            ImageDataset(self.images, SeededCrops(MultiCropAugmentation(self.recipe), self.settings.seed, epoch)),
+            ImageDataset(self.images, SeededCrops(MultiCropAugmentation(self.recipe), self.settings.seed, self.epoch)),
             collate,
             workers=num_workers(self.settings.workers, self.steps, small=False),
             device=self.device,
             batch_sampler=self.order,
         )
-        started, step = time.monotonic() - self.seconds, first_step
-        with Progress(f"steps of epoch {epoch}", self.steps, "steps", done=first_step) as progress:
-            for batch in self._batches(loader, lambda: self._pause(epoch, step, stop)):
-                crops = [normalize_images(crop.to(self.device, non_blocking=True)) for crop in raise_error(batch)]
-                iteration = epoch * self.steps + step
-                torch.manual_seed(derive_seed(self.settings.seed, iteration))  # of stochastic depth
-                for name, value in self.trainer.step(crops, iteration).items():
-                    self.sums[name] = self.sums.get(name, 0.0) + value
-                self.seconds = time.monotonic() - started
-                step += 1
-                progress.update(note=f"loss {self.sums['loss'] / step:.3f}")
-                if step < self.steps:
-                    self._pause(epoch, step, stop)
-
-    @staticmethod
-    def _batches(loader: BatchLoader, pause: Callable[[], None]) -> Iterator[Any]:
-        """Yield batches. If a scheduler also ended the worker processes, the run stops as if only this process was asked to."""
         try:
             yield from loader
         except RuntimeError:
-            pause()
+            if self.stop():  # A scheduler that ends a job may end the worker processes as well.
+                self._pause()
             raise
 
-    def _pause(self, epoch: int, step: int, stop: Callable[[], bool] | None) -> None:
+    def _pause(self) -> None:
         """Save the state within an epoch if it is time to, and end the run if it was asked to stop."""
-        wishes = torch.tensor([stop is not None and stop(), self._save_is_due()], dtype=torch.float32, device=self.device)
+        wishes = torch.tensor([self.stop(), self._save_is_due()], dtype=torch.float32, device=self.device)
         stopped, due = max_over_processes(wishes).tolist()
         if stopped or due:
-            state = self.trainer.state(epoch) | {"step": step, "sums": self.sums, "seconds": self.seconds}
-            self.folder.save(state)
+            self.folder.save(self.trainer.state(self.epoch) | {"step": self.step, "sums": self.sums, "seconds": self.seconds})
             self.saved = time.monotonic()
         if stopped:
             distributed.barrier()
-            raise Stopped(f"training stops as requested, after {step} of {self.steps} steps of epoch {epoch}: rerun the command to resume")
+            raise Stopped(
+                f"training stops as requested, after {self.step} of {self.steps} steps of epoch {self.epoch}: rerun the command to resume"
+            )
 
     def _save_is_due(self) -> bool:
         minutes = self.settings.save_minutes
         return bool(minutes) and time.monotonic() - self.saved >= 60 * minutes
 
-    def _end_epoch(self, epoch: int) -> None:
+    def _end_epoch(self) -> None:
         """Log the epoch, evaluate the teacher if it is time to, and save the state."""
+        epoch = self.epoch
         means = {name: value / self.steps for name, value in self.sums.items()}
         part = slice(epoch * self.steps, (epoch + 1) * self.steps)
         row = {
@@ -235,9 +219,9 @@ class _Run:
             row["knn_teacher"] = distributed.broadcast(score)
         _warn_of_collapse(means, self.recipe, self.history)
         self.history.append(row)
-        self.sums, self.seconds = {}, 0.0
+        self.epoch, self.step, self.sums, self.seconds = epoch + 1, 0, {}, 0.0
         self.folder.write_log(self.history)
-        self.folder.save(self.trainer.state(epoch + 1), number=epoch)
+        self.folder.save(self.trainer.state(self.epoch), number=epoch)
         self.saved = time.monotonic()
         _log.info("epoch %d: %s", epoch, ", ".join(f"{name} {value:.4g}" for name, value in row.items() if name != "epoch"))
 
