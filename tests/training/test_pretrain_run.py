@@ -169,6 +169,16 @@ def test_checkpoint_has_the_released_layout(tmp_path, image_folder):
     assert state["dino_loss"]["center"].shape == (1, 32)
 
 
+def test_log_states_the_speed(tmp_path, image_folder):
+    started = time.monotonic()
+    train(
+        open_images(image_folder), TINY, dataclasses.replace(RECIPE, epochs=1, warmup_epochs=0), PretrainSettings(out=tmp_path, workers=0)
+    )
+    seconds = time.monotonic() - started
+    (row,) = [json.loads(line) for line in (tmp_path / LOG).open()]
+    assert row["images_per_second"] * seconds >= 32  # 8 steps of 4 images took a part of the time
+
+
 def test_knn_eval_follows_every_nth_and_the_last_epoch(tmp_path, image_folder):
     train(open_images(image_folder), TINY, RECIPE, PretrainSettings(out=tmp_path, workers=0, knn_every=2), lambda network: 40.0)
     assert [row.get("knn_teacher") for row in read_log(tmp_path)] == [None, 40.0, 40.0]
