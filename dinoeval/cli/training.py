@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import itertools
 import logging
@@ -11,22 +10,17 @@ import threading
 from collections.abc import Sequence
 
 import tyro
-from torch import nn
 
+from dinoeval.cli.knn_score import KnnScore
 from dinoeval.cli.options import parse
 from dinoeval.cli.presets import format_option, list_presets
 from dinoeval.data.folders import is_split_folder
 from dinoeval.data.images import ImageSet, require_files
 from dinoeval.data.loading import ImageRule
 from dinoeval.data.opening import open_images, open_splits
-from dinoeval.data.transforms import parse_transform
 from dinoeval.distributed import rank
 from dinoeval.errors import ConfigError
-from dinoeval.features.forward import forward
-from dinoeval.features.readout import Cls
 from dinoeval.files import expand
-from dinoeval.maths.neighbors import nearest, vote
-from dinoeval.models.backbone import Backbone, Provenance
 from dinoeval.models.loading import choose_device
 from dinoeval.training.pretrain import loop
 from dinoeval.training.pretrain.presets import BASES, Preset, get_preset
@@ -34,7 +28,6 @@ from dinoeval.training.pretrain.recipe import Recipe
 from dinoeval.training.pretrain.settings import PretrainSettings
 
 _log = logging.getLogger(__name__)
-_K, _TEMPERATURE = 20, 0.07  # of the k-NN score during training, as in `dinoeval knn`
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -129,18 +122,4 @@ def _open(options: Options, settings: PretrainSettings) -> tuple[ImageSet, loop.
         return images, None
     if images.multi_label:
         raise ConfigError(f"{options.data} is a multi-label dataset, which the k-NN score does not support: pass --knn-every 0")
-    device, _ = choose_device(settings.device)
-
-    def knn_eval(network: nn.Module) -> float:
-        """Return the k-NN top-1 of a network on the evaluation images, in percent."""
-        backbone = Backbone(copy.deepcopy(network), arch=options.arch, provenance=Provenance("in training", ""), device=device)
-        transform = parse_transform("auto", backbone.config.image_size)
-        train_features, queries = (forward(backbone, split, Cls(), transform, batch_size=256) for split in (images, val))
-        k = min(_K, len(images))
-        cosines, rows = nearest(queries, [train_features], k)
-        assert images.labels is not None
-        assert val.labels is not None
-        predicted = vote(cosines, images.labels[rows], ks=[k], temperature=_TEMPERATURE, num_classes=len(images.classes))[0, :, 0]
-        return 100 * float((predicted == val.labels).mean())
-
-    return images, knn_eval
+    return images, KnnScore(images, val, options.arch, choose_device(settings.device)[0])

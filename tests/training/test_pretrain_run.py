@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -108,7 +109,7 @@ def test_interrupted_run_resumes_with_equal_numbers(tmp_path, image_folder):
 
     def interrupt_second(_) -> float:
         calls.append(1)
-        if len(calls) == 2:
+        if len(calls) == 4:  # in the second epoch, after the untrained network and the first epoch
             raise KeyboardInterrupt
         return 50.0
 
@@ -119,7 +120,7 @@ def test_interrupted_run_resumes_with_equal_numbers(tmp_path, image_folder):
     assert [row["epoch"] for row in read_log(tmp_path / "b")] == [0]
     resumed = train(images, TINY, RECIPE, dataclasses.replace(settings, workers=1))
     assert tensor_digest(open_checkpoint(resumed).state) == tensor_digest(open_checkpoint(whole).state)
-    rows = [{name: value for name, value in row.items() if name != "knn_teacher"} for row in read_log(tmp_path / "b")]
+    rows = [{name: value for name, value in row.items() if not name.startswith("knn_")} for row in read_log(tmp_path / "b")]
     assert rows == read_log(tmp_path / "a")
 
 
@@ -182,6 +183,21 @@ def test_log_states_the_speed(tmp_path, image_folder):
 def test_knn_eval_follows_every_nth_and_the_last_epoch(tmp_path, image_folder):
     train(open_images(image_folder), TINY, RECIPE, PretrainSettings(out=tmp_path, workers=0, knn_every=2), lambda network: 40.0)
     assert [row.get("knn_teacher") for row in read_log(tmp_path)] == [None, 40.0, 40.0]
+    assert [row.get("knn_student") for row in read_log(tmp_path)] == [None, 40.0, 40.0]
+
+
+def test_scores_before_training_are_logged(tmp_path, image_folder, call):
+    sizes = ("--out-dim", 32, "--hidden-dim", 16, "--bottleneck-dim", 16, "--global-crop", 16, "--local-crops", 0, "--batch-size", 8)
+    run = ("train", "--data", image_folder, "--arch", TINY, "--epochs", 1, "--warmup-epochs", 0, "--workers", 0, "--out", tmp_path / "run")
+    code, _, errors = call(*run, *sizes)
+    assert code == 0
+    pixels, untrained = (
+        float(re.search(rf"k-NN top-1 of {name}.*: ([0-9.]+)", errors)[1]) for name in ("raw pixels", "the untrained network")
+    )
+    assert 0 <= untrained <= 100
+    assert pixels > 0
+    (row,) = read_log(tmp_path / "run")
+    assert row["knn_student"] != row["knn_teacher"] or row["knn_student"] > 0
 
 
 def test_collapse_is_reported_once_with_a_remedy(tmp_path, image_folder, caplog):

@@ -142,6 +142,8 @@ class _Run:
                 "training %s on %d images, %d steps per epoch, on %s (%s)",
                 *(self.arch, len(self.images), self.steps, self.device, self.reason),
             )
+            if self.knn_eval and self.settings.knn_every and not self.epoch and not self.step:
+                _log.info("k-NN top-1 of the untrained network: %.2f", *self._knn(self.trainer.teacher.backbone))
             while self.epoch < self.recipe.epochs:
                 self._train_epoch()
                 self._end_epoch()
@@ -201,8 +203,13 @@ class _Run:
         minutes = self.settings.save_minutes
         return bool(minutes) and time.monotonic() - self.saved >= 60 * minutes
 
+    def _knn(self, *networks: nn.Module) -> list[float]:
+        """Return the k-NN top-1 of networks, computed by the first process."""
+        assert self.knn_eval
+        return distributed.broadcast([self.knn_eval(network) for network in networks] if distributed.rank() == 0 else [])
+
     def _end_epoch(self) -> None:
-        """Log the epoch, evaluate the teacher if it is time to, and save the state."""
+        """Log the epoch, evaluate both networks if it is time to, and save the state."""
         epoch = self.epoch
         means = {name: value / self.steps for name, value in self.sums.items()}
         part = slice(epoch * self.steps, (epoch + 1) * self.steps)
@@ -215,8 +222,7 @@ class _Run:
         }
         every = self.settings.knn_every
         if self.knn_eval and every and ((epoch + 1) % every == 0 or epoch + 1 == self.recipe.epochs):
-            score = self.knn_eval(self.trainer.teacher.backbone) if distributed.rank() == 0 else 0.0
-            row["knn_teacher"] = distributed.broadcast(score)
+            row["knn_teacher"], row["knn_student"] = self._knn(self.trainer.teacher.backbone, self.trainer.student.backbone)
         _warn_of_collapse(means, self.recipe, self.history)
         self.history.append(row)
         self.epoch, self.step, self.sums, self.seconds = epoch + 1, 0, {}, 0.0
