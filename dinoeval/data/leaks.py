@@ -62,7 +62,7 @@ def _group(images: ImageSet, rows: Sequence[int], last: int | None) -> dict[byte
     for row in rows:
         try:
             content = images.content(row, last)
-        except (BadImage, OSError):  # reported when the features are computed
+        except BadImage:  # reported when the features are computed
             continue
         key = hashlib.blake2b(content, digest_size=16, key=int(images.sizes[row]).to_bytes(8, "little")).digest()
         groups.setdefault(key, []).append(row)
