@@ -9,7 +9,8 @@ the same list. What cannot change a number is not mutated: messages, annotations
 the strictness of zip.
 
 Writes benchmarks/results/mutations.json: every mutation with the tests that caught it, or `survived`, and why a survivor
-changes no number (benchmarks/mutations_explained.json). After new tests, `--again` repeats the survivors of that file alone.
+changes no number (benchmarks/mutations_explained.json). It is written after every mutation. `--again` does what is not done, and
+repeats the survivors that are not explained.
 """
 
 from __future__ import annotations
@@ -25,7 +26,6 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -73,36 +73,40 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=100)
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--only", default="", help="Mutate only files whose path contains this text.")
-    parser.add_argument("--again", action="store_true", help="Repeat only the mutations that survived according to --out.")
+    parser.add_argument("--again", action="store_true", help="Do only what is missing in --out, and repeat unexplained survivors.")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results/mutations.json")
     args = parser.parse_args()
     mutations = choose(args.count, args.only)
+    explained = json.loads(EXPLAINED.read_text())
+    reasons = {mutation.name: explained.get(f"{mutation.path}: {mutation.text}") for mutation in mutations}
     outcomes: dict[str, str] = json.loads(args.out.read_text())["outcomes"] if args.again else {}
     if unknown := outcomes.keys() - {mutation.name for mutation in mutations}:
         raise SystemExit(f"the code has changed since {args.out.name} was written: {len(unknown)} of its mutations are no longer drawn")
-    todo = [mutation for mutation in mutations if outcomes.get(mutation.name, SURVIVED) == SURVIVED]
-    started = time.monotonic()
+    decided = {name for name, outcome in outcomes.items() if outcome != SURVIVED or reasons[name]}
+    todo = [mutation for mutation in mutations if mutation.name not in decided]
     with tempfile.TemporaryDirectory() as folder, concurrent.futures.ThreadPoolExecutor(args.jobs) as pool:
         copies = [copy_checkout(Path(folder) / str(number)) for number in range(args.jobs)]
         runs = [(copies[0], f"-m not_slow {ALL}"), (copies[-1], f"-m slow {ALL}")]
         for failure in filter(None, pool.map(lambda run: _failure(run[0], run[1].split()), runs)):
             raise SystemExit(f"the tests fail without a mutation:\n{failure}")
-        found = list(pool.map(lambda mutation: run_in(copies, mutation), todo))
-    outcomes = {mutation.name: SURVIVED for mutation in mutations} | outcomes
-    outcomes |= {mutation.name: caught or SURVIVED for mutation, caught in zip(todo, found, strict=True)}
+        for mutation, caught in zip(todo, pool.map(lambda mutation: run_in(copies, mutation), todo), strict=True):
+            outcomes[mutation.name] = caught or SURVIVED
+            write_report(args, len(mutations), outcomes, reasons)
+
+
+def write_report(args: argparse.Namespace, count: int, outcomes: dict[str, str], reasons: dict[str, str | None]) -> None:
+    """Write what is known so far, so that an interrupted run can continue with `--again`."""
     survived = [name for name, outcome in outcomes.items() if outcome == SURVIVED]
-    explained = json.loads(EXPLAINED.read_text())
-    lines = {mutation.name: f"{mutation.path}: {mutation.text}" for mutation in mutations}
     report = {
         "command": f"python benchmarks/mutations.py --count {args.count}",
-        "mutations": len(outcomes),
+        "mutations": count,
+        "done": len(outcomes),
         "caught": len(outcomes) - len(survived),
-        "survived": {name: explained.get(lines[name], "not explained: a test is missing") for name in survived},
-        "seconds": round(time.monotonic() - started),
+        "survived": {name: reasons[name] or "not explained: a test is missing" for name in survived},
         "outcomes": outcomes,
     }
     args.out.write_text(json.dumps(report, indent=1) + "\n")
-    print(f"{report['caught']} of {len(mutations)} caught ({report['caught'] / max(1, len(mutations)):.0%}) in {report['seconds']} s")
+    print(f"{report['caught']} of {len(outcomes)} caught, {count - len(outcomes)} to do", flush=True)
 
 
 def choose(count: int, only: str) -> list[Mutation]:

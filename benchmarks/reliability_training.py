@@ -4,7 +4,7 @@
 
 Each run is a process of its own on 300 synthetic images. SIGKILL comes at any time between its start and its end. Here the
 linear probe and pretraining save their state every 0.2 seconds (every few minutes by default), so that runs that are killed
-inside an epoch also resume inside it. Pretraining runs in one and in two processes, all of which are killed together.
+inside an epoch also resume inside it.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ TRAIN = {
     **{"--epochs": 6, "--batch-size": 8, "--warmup-epochs": 1, "--lr": 0.02, "--out-dim": 64, "--hidden-dim": 32, "--bottleneck-dim": 16},
     **{"--global-crop": 16, "--local-crop": 8, "--local-crops": 2, "--save-minutes": 0.2 / 60, "--knn-every": 0, "--workers": 1},
 }
-OPTIONS["train"] = OPTIONS["train on 2 processes"] = [str(word) for pair in TRAIN.items() for word in pair]
-STATES = {"linear": STATE, "finetune": CHECKPOINT, "train": CHECKPOINT, "train on 2 processes": CHECKPOINT}
+OPTIONS["train"] = [str(word) for pair in TRAIN.items() for word in pair]
+STATES = {"linear": STATE, "finetune": CHECKPOINT, "train": CHECKPOINT}
 TINY_OPTIONS = {
     "linear": ["--readouts", "cls", "--lrs", "0.1", "--epochs", "3", "--train-batch-size", "16"],
     "finetune": ["--preset", "short", "--epochs", "3", "--train-batch-size", "8", "--warmup-epochs", "1"],
@@ -50,10 +50,8 @@ class Runs:
 
     def __init__(self, work: Path, protocol: str, options: list[str]) -> None:
         self.work, self.protocol = work, protocol
-        if protocol.startswith("train"):
-            torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"] if protocol != "train" else []
-            words = ["-m", "dinoeval", "train", "--data", str(work / "data"), "--arch", TINY_ARCH, *options]
-            self.command = [sys.executable, *torchrun, *words]
+        if protocol == "train":
+            self.command = [sys.executable, "-m", "dinoeval", "train", "--data", str(work / "data"), "--arch", TINY_ARCH, *options]
             return
         words = ["--weights", work / "weights.safetensors", "--data", work / "data", "--cache", work / "cache", *options]
         self.command = [sys.executable, "-c", PROGRAM, protocol, *map(str, words)]
@@ -61,9 +59,9 @@ class Runs:
     def start(self, name: str) -> subprocess.Popen:
         """Start a run, or resume it."""
         command = [*self.command, "--out", str(self._path(name))]
-        if not self.protocol.startswith("train"):
+        if not self.protocol == "train":
             command += ["--json", str(self._path(name).with_suffix(".json"))]
-        return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=ONE_THREAD, start_new_session=True)
+        return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=ONE_THREAD)
 
     def finish(self, name: str) -> None:
         """Run to the end."""
@@ -72,7 +70,7 @@ class Runs:
 
     def numbers(self, name: str) -> tuple:
         """Return all numbers of a finished run: of its Result, or its log and its weights."""
-        if self.protocol.startswith("train"):
+        if self.protocol == "train":
             rows = [json.loads(line) for line in (self._path(name) / LOG).read_text().splitlines()]
             digest = tensor_digest(open_checkpoint(self._path(name) / BACKBONE).state)
             return [{key: value for key, value in row.items() if key != "images_per_second"} for row in rows], digest
@@ -86,7 +84,7 @@ class Runs:
         return progress(state)
 
     def _path(self, name: str) -> Path:
-        return self.work / f"{self.protocol.replace(' ', '-')}-{name}"
+        return self.work / f"{self.protocol}-{name}"
 
 
 def progress(state: Path) -> str:
@@ -126,7 +124,7 @@ def main() -> None:
             tiny_image_folder(work / "data", train=100, val=33)
         inputs.save_weights(work / "weights.safetensors", TINY_ARCH)
         for protocol in words:
-            killed = args.runs or (15 if protocol.startswith("train") and not args.tiny else count)
+            killed = args.runs or (15 if protocol == "train" and not args.tiny else count)
             record[protocol] = measure(Runs(work, protocol, words[protocol]), killed, generator)
     command = f"python benchmarks/reliability_training.py{f' --runs {args.runs}' if args.runs else ''}"
     write_record(args, command, record)

@@ -200,7 +200,7 @@ def reliability() -> list[str]:
         f"- `{record['command']}`: {record['bit_identical']} of {record['runs']} extractions ended bit-identical to an uninterrupted one, and {record['resumed']} resumed from stored rows. "
         f"They were killed after {min(rows)} to {max(rows)} of 400 rows (-1: before the first or after the last).",
     ]
-    for protocol in ("linear", "finetune", "train", "train on 2 processes"):
+    for protocol in (name for name in ("linear", "finetune", "train") if name in training):
         found = training[protocol]
         lines.append(
             f"- `{training['command']}`, {protocol}: {found['equal_to_uninterrupted']} of {len(found['on_disk_when_killed'])} ended with all numbers of an uninterrupted run "

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from dinoeval.maths.neighbors import l2_normalize, nearest
 from dinoeval.models.backbone import Backbone
 from dinoeval.search.approximate import ApproximateIndex, read_index
 from dinoeval.search.duplicates import DuplicateGroup, is_chain, link_duplicates, lowest_cosine
-from dinoeval.search.files import FileChecker, FileStates, check_files, file_key
+from dinoeval.search.files import FileChecker, FileKey, FileStates, check_files, file_key
 from dinoeval.search.query import Matches, QueryImages, embed_queries
 from dinoeval.search.spec import check_readout, check_session, complete_config, make_session
 from dinoeval.search.store import NEIGHBORS, StoredIndex, open_stored, resolve
@@ -255,17 +256,21 @@ class ImageIndex:
                 own_key = file_key(source)
         requested = k + 1
         while True:
-            found, places = {None, own_key}, []
+            found: dict[FileKey, int] = {}
             for place, row in enumerate(rows.tolist()):
-                if (key := files.key(row)) not in found:
-                    found.add(key)
-                    places.append(place)
-                if len(places) == k:
-                    break
+                key = files.key(row)
+                if key is None or key == own_key or (len(found) == k and key not in found):
+                    continue
+                if key not in found or (self._is_link(rows[found[key]]) and not self._is_link(row)):
+                    found[key] = place
+            places = list(found.values())
             if len(places) == k or len(rows) == len(self):
                 return Matches(source, [self.paths[row] for row in rows[places]], rows[places], cosines[places])
             requested *= 2
             (cosines,), (rows,) = self.nearest(features[None], requested)
+
+    def _is_link(self, row: int) -> bool:
+        return os.path.islink(self.paths[row])  # noqa: PTH114  faster than Path
 
 
 def _open_approximate(stored: StoredIndex) -> ApproximateIndex | None:

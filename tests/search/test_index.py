@@ -47,6 +47,15 @@ def test_query_leaves_out_its_own_file_but_not_copies(photos, backbone, tmp_path
     assert len(matches.paths) == 25  # The file and the link to it are one image.
 
 
+def test_query_names_the_file_and_not_a_link_to_it(photos, backbone, tmp_path):
+    original = photos / "class1/3.png"
+    (photos / "class0/0-first.png").symlink_to(original)
+    index = search.build(photos, tmp_path / "index", backbone)
+    assert index.paths[0].endswith("0-first.png")
+    for k in (1, 3):
+        assert index.query(Image.open(original), k=k)[0].paths[0] == str(original)
+
+
 def test_query_leaves_out_and_names_deleted_and_changed_images(photos, backbone, tmp_path, caplog):
     shutil.copy(photos / "class0/3.png", photos / "class1/deleted.png")
     shutil.copy(photos / "class0/3.png", photos / "class1/changed.png")

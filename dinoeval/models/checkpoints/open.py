@@ -198,9 +198,11 @@ def open_contents(path: Path) -> Iterator[Contents]:
         ) from rejected
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {reason(error)}") from error
-    except (MemoryError, RuntimeError) as error:  # PyTorch raises RuntimeError
-        raise CheckpointError(f"{path} does not fit into memory ({_first_line(error)})") from error
-    except ValueError as error:
+    except MemoryError as error:
+        raise CheckpointError(f"{path} does not fit into memory") from error
+    except (ValueError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "alloc" in str(error):  # PyTorch has no error of its own for this.
+            raise CheckpointError(f"{path} does not fit into memory ({_first_line(error)})") from error
         raise CheckpointError(f"{path} is truncated or not a checkpoint: {_first_line(error)}") from error
 
 

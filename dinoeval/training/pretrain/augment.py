@@ -16,7 +16,7 @@ from torchvision.transforms import ColorJitter, RandomApply, RandomGrayscale, Ra
 from torchvision.transforms.functional import InterpolationMode
 
 from dinoeval.errors import DataError
-from dinoeval.training.loading import derive_seed, find_error, seeded
+from dinoeval.training.loading import derive_seed, find_error, random_resized_crop, seeded
 from dinoeval.training.pretrain.recipe import Recipe
 
 
@@ -46,10 +46,12 @@ class MultiCropAugmentation:
             V crops, each uint8 (3, s, s).
         """
         crops = [
-            self._view(self.global_crop(image), blur=1.0, solarize=0.0),
-            self._view(self.global_crop(image), blur=0.1, solarize=0.2 if self.recipe.solarize else 0.0),
+            self._view(random_resized_crop(self.global_crop, image), blur=1.0, solarize=0.0),
+            self._view(random_resized_crop(self.global_crop, image), blur=0.1, solarize=0.2 if self.recipe.solarize else 0.0),
         ]
-        return crops + [self._view(self.local_crop(image), blur=0.5, solarize=0.0) for _ in range(self.recipe.local_crops)]
+        return crops + [
+            self._view(random_resized_crop(self.local_crop, image), blur=0.5, solarize=0.0) for _ in range(self.recipe.local_crops)
+        ]
 
     def _view(self, crop: Image.Image, blur: float, solarize: float) -> Tensor:
         if self.recipe.flip:
