@@ -7,6 +7,7 @@ import json
 import os
 import random
 import re
+import signal
 import socket
 import statistics
 import subprocess
@@ -191,7 +192,7 @@ def free_port() -> str:
 
 
 def kill(process: subprocess.Popen, seconds: float, ready: Callable[[], object] | None = None) -> None:
-    """Kill a process with SIGKILL.
+    """Kill a process with SIGKILL; if it has a session of its own, with all processes that it started.
 
     Args:
         process: A running process.
@@ -201,6 +202,8 @@ def kill(process: subprocess.Popen, seconds: float, ready: Callable[[], object] 
     while ready and process.poll() is None and not ready():
         time.sleep(0.001)
     time.sleep(seconds)
+    if process.poll() is None and os.name == "posix" and os.getpgid(process.pid) == process.pid:
+        os.killpg(process.pid, signal.SIGKILL)
     process.kill()
     process.wait()
 

@@ -23,8 +23,8 @@ from measurement import Options, write_record
 from dinoeval.models.architectures import parse_architecture
 from dinoeval.models.vit import VisionTransformer
 from dinoeval.testing import tiny_state
-from dinoeval.training.pretrain.presets import Recipe
-from dinoeval.training.pretrain.trainer import DinoTrainer
+from dinoeval.training.pretrain.recipe import Recipe
+from dinoeval.training.pretrain.trainer import Trainer
 
 COMMAND = "python benchmarks/parity.py CHECKOUT"
 VERSION = "facebookresearch/dino 7c446df"
@@ -101,7 +101,7 @@ def compare_networks(sizes: Sizes, vits: ModuleType | None) -> tuple[list[dict],
 class ReleasedTraining:
     """The parts of the released training loop, put together as in train_one_epoch, on a CPU in one process."""
 
-    def __init__(self, trainer: DinoTrainer, recipe: Recipe, steps: int, vits: ModuleType) -> None:
+    def __init__(self, trainer: Trainer, recipe: Recipe, steps: int, vits: ModuleType) -> None:
         import main_dino
         import utils
 
@@ -146,7 +146,7 @@ def compare_training(sizes: Sizes, vits: ModuleType | None) -> tuple[dict, list[
     recipe = Recipe(**sizes.recipe)
     steps = sizes.steps // recipe.epochs
     torch.manual_seed(3)
-    trainer = DinoTrainer("vit_ti16", recipe, steps, torch.device("cpu"))
+    trainer = Trainer("vit_ti16", recipe, steps, torch.device("cpu"))
     other = ReleasedTraining(trainer, recipe, steps, vits) if vits else None
     losses: list[float] = []
     expected: list[float] = []

@@ -1,10 +1,10 @@
-"""Kill linear probes and fine-tuning runs at random times, resume them, and compare all numbers with an uninterrupted run.
+"""Kill training runs at random times, resume them, and compare all numbers with an uninterrupted run.
 
     python benchmarks/reliability_training.py [--runs 10]
 
 Each run is a process of its own on 300 synthetic images. SIGKILL comes at any time between its start and its end. Here the
-linear probe saves its state every 0.2 seconds (every five minutes by default), so that runs that are killed inside an epoch
-also resume inside it.
+linear probe and pretraining save their state every 0.2 seconds (every few minutes by default), so that runs that are killed
+inside an epoch also resume inside it. Pretraining runs in one and in two processes, all of which are killed together.
 """
 
 from __future__ import annotations
@@ -20,8 +20,10 @@ import inputs
 import torch
 from measurement import ONE_THREAD, Options, kill, kill_times, seconds_of, write_record
 
+from dinoeval.models.checkpoints import open_checkpoint, tensor_digest
 from dinoeval.testing import TINY_ARCH, tiny_image_folder
-from dinoeval.training.checkpointing import CHECKPOINT
+from dinoeval.training.checkpointing import CHECKPOINT, LOG
+from dinoeval.training.pretrain.loop import BACKBONE
 from dinoeval.training.probe.train import STATE
 
 PROGRAM = "import dinoeval.training.probe.train as train; train.SAVE_SECONDS = 0.2; from dinoeval.cli import main; main()"
@@ -29,11 +31,17 @@ OPTIONS = {
     "linear": ["--readouts", "cls", "last2", "--lrs", "0.1", "1", "--epochs", "12", "--train-batch-size", "16"],
     "finetune": ["--preset", "short", "--epochs", "8", "--train-batch-size", "32", "--warmup-epochs", "1"],
 }
-STATES = {"linear": STATE, "finetune": CHECKPOINT}
+TRAIN = {
+    **{"--epochs": 6, "--batch-size": 8, "--warmup-epochs": 1, "--lr": 0.02, "--out-dim": 64, "--hidden-dim": 32, "--bottleneck-dim": 16},
+    **{"--global-crop": 16, "--local-crop": 8, "--local-crops": 2, "--save-minutes": 0.2 / 60, "--knn-every": 0, "--workers": 1},
+}
+OPTIONS["train"] = OPTIONS["train on 2 processes"] = [str(word) for pair in TRAIN.items() for word in pair]
+STATES = {"linear": STATE, "finetune": CHECKPOINT, "train": CHECKPOINT, "train on 2 processes": CHECKPOINT}
 TINY_OPTIONS = {
     "linear": ["--readouts", "cls", "--lrs", "0.1", "--epochs", "3", "--train-batch-size", "16"],
     "finetune": ["--preset", "short", "--epochs", "3", "--train-batch-size", "8", "--warmup-epochs", "1"],
 }
+TINY_OPTIONS["train"] = [*OPTIONS["train"], "--epochs", "2"]
 EQUAL, SAVED = "equal_to_uninterrupted", "on_disk_when_killed"
 
 
@@ -42,13 +50,20 @@ class Runs:
 
     def __init__(self, work: Path, protocol: str, options: list[str]) -> None:
         self.work, self.protocol = work, protocol
+        if protocol.startswith("train"):
+            torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"] if protocol != "train" else []
+            words = ["-m", "dinoeval", "train", "--data", str(work / "data"), "--arch", TINY_ARCH, *options]
+            self.command = [sys.executable, *torchrun, *words]
+            return
         words = ["--weights", work / "weights.safetensors", "--data", work / "data", "--cache", work / "cache", *options]
         self.command = [sys.executable, "-c", PROGRAM, protocol, *map(str, words)]
 
     def start(self, name: str) -> subprocess.Popen:
         """Start a run, or resume it."""
-        command = [*self.command, "--out", str(self._path(name)), "--json", str(self._path(name).with_suffix(".json"))]
-        return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=ONE_THREAD)
+        command = [*self.command, "--out", str(self._path(name))]
+        if not self.protocol.startswith("train"):
+            command += ["--json", str(self._path(name).with_suffix(".json"))]
+        return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=ONE_THREAD, start_new_session=True)
 
     def finish(self, name: str) -> None:
         """Run to the end."""
@@ -56,7 +71,11 @@ class Runs:
             raise SystemExit(f"{self.protocol} {name} failed")
 
     def numbers(self, name: str) -> tuple:
-        """Return all numbers of the Result of a finished run."""
+        """Return all numbers of a finished run: of its Result, or its log and its weights."""
+        if self.protocol.startswith("train"):
+            rows = [json.loads(line) for line in (self._path(name) / LOG).read_text().splitlines()]
+            digest = tensor_digest(open_checkpoint(self._path(name) / BACKBONE).state)
+            return [{key: value for key, value in row.items() if key != "images_per_second"} for row in rows], digest
         result = json.loads(self._path(name).with_suffix(".json").read_text())
         return result["metrics"], result["table"], result["samples"]
 
@@ -67,7 +86,7 @@ class Runs:
         return progress(state)
 
     def _path(self, name: str) -> Path:
-        return self.work / f"{self.protocol}-{name}"
+        return self.work / f"{self.protocol.replace(' ', '-')}-{name}"
 
 
 def progress(state: Path) -> str:
@@ -94,7 +113,7 @@ def measure(runs: Runs, count: int, generator: random.Random) -> dict:
 
 def main() -> None:
     options = Options(__file__, "reliability_training", __doc__)
-    options.add_argument("--runs", type=int, help="killed runs per protocol (default: 10)")
+    options.add_argument("--runs", type=int, help="killed runs per protocol (default: 10; of pretraining 15)")
     args = options.parse()
     count, words = args.runs or (1 if args.tiny else 10), TINY_OPTIONS if args.tiny else OPTIONS
     generator = kill_times()
@@ -106,10 +125,12 @@ def main() -> None:
         else:
             tiny_image_folder(work / "data", train=100, val=33)
         inputs.save_weights(work / "weights.safetensors", TINY_ARCH)
-        for protocol in OPTIONS:
-            record[protocol] = measure(Runs(work, protocol, words[protocol]), count, generator)
-    write_record(args, f"python benchmarks/reliability_training.py --runs {count}", record)
-    if any(record[protocol][EQUAL] != count for protocol in OPTIONS):
+        for protocol in words:
+            killed = args.runs or (15 if protocol.startswith("train") and not args.tiny else count)
+            record[protocol] = measure(Runs(work, protocol, words[protocol]), killed, generator)
+    command = f"python benchmarks/reliability_training.py{f' --runs {args.runs}' if args.runs else ''}"
+    write_record(args, command, record)
+    if any(record[protocol][EQUAL] != len(record[protocol][SAVED]) for protocol in words):
         raise SystemExit("a resumed run differs from the uninterrupted one")
 
 

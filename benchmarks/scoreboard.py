@@ -79,7 +79,19 @@ def parity() -> list[str]:
         f"Training, {training['steps']} steps on fixed crops: losses differ by at most {training['relative_loss']:.1e} (relative), the weights of the",
         f"teacher by {training['teacher_weights']:.1e}. The loss goes from {training['first_loss']:.2f} to {training['last_loss']:.2f}.",
         "",
+        *parity_pretraining(read("parity_pretraining")),
         *parity_knn(read("parity_knn")),
+    ]
+
+
+def parity_pretraining(record: dict) -> list[str]:
+    """Parts of pretraining against public code."""
+    versions = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
+    rows = [(row["part"], row["of"], row.get("steps", "-"), f"{row['largest_difference']:.1e}") for row in record["rows"]]
+    return [
+        f"`{record['command']}`: parts of pretraining against public code ({versions}) on equal inputs. Differences are relative:",
+        "",
+        *table(("part", "compared with", "steps of training", "largest difference"), rows),
     ]
 
 
@@ -188,10 +200,10 @@ def reliability() -> list[str]:
         f"- `{record['command']}`: {record['bit_identical']} of {record['runs']} extractions ended bit-identical to an uninterrupted one, and {record['resumed']} resumed from stored rows. "
         f"They were killed after {min(rows)} to {max(rows)} of 400 rows (-1: before the first or after the last).",
     ]
-    for protocol in ("linear", "finetune"):
+    for protocol in ("linear", "finetune", "train", "train on 2 processes"):
         found = training[protocol]
         lines.append(
-            f"- `{training['command']}`, {protocol}: {found['equal_to_uninterrupted']} of {training['runs']} ended with all numbers of an uninterrupted run "
+            f"- `{training['command']}`, {protocol}: {found['equal_to_uninterrupted']} of {len(found['on_disk_when_killed'])} ended with all numbers of an uninterrupted run "
             f"(on disk when killed: {'; '.join(found['on_disk_when_killed'])})."
         )
     equal = f"{index['equal_to_uninterrupted']} of {index['runs']} builds of a search index"

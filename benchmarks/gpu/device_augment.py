@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from dinoeval.data.transforms import MEAN, STD
-from dinoeval.training.pretrain.presets import Recipe
+from dinoeval.training.pretrain.recipe import Recipe
 
 ASPECT = (3 / 4, 4 / 3)  # RandomResizedCrop of torchvision
 _TRIES = 10  # RandomResizedCrop of torchvision

@@ -1,6 +1,6 @@
 """DINO steps on a GPU that do not wait for the GPU, and their recording as a CUDA graph.
 
-Networks, head, parameter groups, schedules and checkpoints are those of `DinoTrainer`. The loss has the same value in fewer
+Networks, head, parameter groups, schedules and checkpoints are those of `Trainer`. The loss has the same value in fewer
 operations. Logged values stay on the GPU until the epoch ends.
 
 B images, K prototypes, V views (crops of one image), s pixels of a view's side.
@@ -17,9 +17,9 @@ from torch import Tensor
 from dinoeval.models.vit import Block
 from dinoeval.training.precision import Precision
 from dinoeval.training.pretrain.objectives import GLOBAL_VIEWS
-from dinoeval.training.pretrain.presets import Recipe
-from dinoeval.training.pretrain.teacher import parameter_groups
-from dinoeval.training.pretrain.trainer import DinoTrainer
+from dinoeval.training.pretrain.optimizers import parameter_groups
+from dinoeval.training.pretrain.recipe import Recipe
+from dinoeval.training.pretrain.trainer import Trainer
 
 _WARMUP_CALLS = 3  # calls before a recording, as the documentation of CUDA graphs recommends
 
@@ -40,7 +40,7 @@ def use_fastest_attention() -> None:
 
 
 def cross_entropy(student: Tensor, teacher: Tensor, center: Tensor, teacher_temp: Tensor, student_temp: float) -> tuple[Tensor, Tensor]:
-    """Compute the value of `DinoLoss` in one pass.
+    """Compute the value of `Criterion` in one pass.
 
     The targets of both global views are added before they meet a local view of the student.
 
@@ -65,8 +65,8 @@ def cross_entropy(student: Tensor, teacher: Tensor, center: Tensor, teacher_temp
     return -(of_globals + of_locals) / (batch * GLOBAL_VIEWS * (views - 1)), entropy
 
 
-class DeviceTrainer(DinoTrainer):
-    """A `DinoTrainer` with `advance`, a step that does not wait for the device.
+class DeviceTrainer(Trainer):
+    """A `Trainer` with `advance`, a step that does not wait for the device.
 
     Args:
         arch: Architecture of the backbones.
@@ -147,10 +147,10 @@ class DeviceTrainer(DinoTrainer):
             with torch.no_grad():
                 target = self.teacher(crops[:GLOBAL_VIEWS])
             output = self.student(crops)
-        value, entropy = self.cross_entropy(output, target, self.loss.center, self.teacher_temp, self.loss.student_temp)
+        value, entropy = self.cross_entropy(output, target, self.loss.center, self.teacher_temp, self.recipe.student_temp)
         value.backward()
         center = self.loss.center
-        self.loss._update_center(target.float())
+        self.loss.update(target.float())
         self.loss.center = center.copy_(self.loss.center)  # In place, because a graph reads and writes fixed addresses.
         return torch.stack((value.detach(), entropy))
 

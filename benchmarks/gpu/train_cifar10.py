@@ -43,7 +43,7 @@ from dinoeval.testing import TINY_ARCH, tiny_images
 from dinoeval.training.checkpointing import RunFolder
 from dinoeval.training.loading import derive_seed, find_error, raise_error
 from dinoeval.training.pretrain.objectives import GLOBAL_VIEWS
-from dinoeval.training.pretrain.presets import Recipe
+from dinoeval.training.pretrain.recipe import Recipe
 
 ARCH = "vit_ti4_32"
 RECIPE = Recipe(

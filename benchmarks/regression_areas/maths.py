@@ -23,7 +23,7 @@ from dinoeval.models.zoo import ZOO
 from dinoeval.results import proportion_error
 from dinoeval.throughput import count_macs
 from dinoeval.training.finetune.recipes import PRESETS as FINETUNE_PRESETS
-from dinoeval.training.pretrain.presets import PRESETS
+from dinoeval.training.pretrain.presets import get_recipe
 from regression_areas.recording import Recorder
 
 
@@ -41,8 +41,8 @@ def constants(record: Recorder, folder: Path) -> None:
     for weights in ZOO.values():
         values = {"arch": weights.arch, "kind": weights.kind, "sha256": weights.sha256, "bytes": weights.size}
         record.add_all(f"weights/{weights.name}", values)
-    for name, recipe in PRESETS.items():
-        add_fields(f"recipe/pretraining/{name}", recipe)
+    for name in ("released", "boosted", "cifar10", "digits"):
+        add_fields(f"recipe/pretraining/{name}", get_recipe(name))
     for name, recipe in FINETUNE_PRESETS.items():
         add_fields(f"recipe/finetuning/{name}", recipe)
         record.add(f"recipe/finetuning/{name}/peak_lr", recipe.peak_lr)

@@ -20,10 +20,11 @@ from dinoeval.session import SessionConfig
 from dinoeval.training.finetune import batches
 from dinoeval.training.finetune.recipes import PRESETS as FINETUNE_PRESETS
 from dinoeval.training.pretrain import augment, schedules
-from dinoeval.training.pretrain.head import DinoHead
-from dinoeval.training.pretrain.objectives import DinoLoss
-from dinoeval.training.pretrain.presets import PRESETS, Recipe
-from dinoeval.training.pretrain.trainer import DinoTrainer
+from dinoeval.training.pretrain.criterion import Criterion
+from dinoeval.training.pretrain.head import ProjectionHead
+from dinoeval.training.pretrain.presets import get_recipe
+from dinoeval.training.pretrain.recipe import Recipe
+from dinoeval.training.pretrain.trainer import Trainer
 from regression_areas.inputs import TINY, class_folders, command, image_folder, make_images, network
 from regression_areas.recording import Recorder
 
@@ -36,9 +37,9 @@ def read_log(path: Path) -> list[dict[str, Any]]:
 def augmentation(record: Recorder, folder: Path) -> None:
     """Pixels of the multi-crop augmentation and of the augmentation of fine-tuning, orders, mixtures."""
     images = open_images(image_folder(folder / "photos", 6, (90, 70), seed=31))
-    released = PRESETS["released"]
+    released = get_recipe("released")
     recipes = {
-        **{name: PRESETS[name] for name in ("released", "cifar10", "digits")},
+        **{name: get_recipe(name) for name in ("released", "cifar10", "digits")},
         "small": dataclasses.replace(released, global_crop=32, local_crop=16, local_crops=4),
         "plain": dataclasses.replace(released, global_crop=24, local_crops=0, flip=False, jitter=0.0, solarize=False),
     }
@@ -94,13 +95,14 @@ def pretraining(record: Recorder, folder: Path) -> None:
     record.add_all("schedule", {"cosine": schedules.cosine(0.0005, 1e-6, 20, 7, 3), "momentum": schedules.cosine(0.996, 1.0, 9, 5)})
     record.add("schedule/teacher_temperature", schedules.teacher_temperature(0.04, 0.07, 5, 9))
     torch.manual_seed(5)
-    head = DinoHead(24, 40, hidden_dim=16)
+    head = ProjectionHead(24, Recipe(out_dim=40, hidden_dim=16))
     record.add_state("head", head.state_dict())
     record.add("head/logits", head(torch.randn(6, 24, generator=torch.Generator().manual_seed(6))))
-    loss, draw = DinoLoss(40), torch.Generator().manual_seed(8)
+    loss, draw = Criterion(Recipe(out_dim=40)), torch.Generator().manual_seed(8)
     for step in range(2):
         found = loss(torch.randn(12, 40, generator=draw), torch.randn(6, 40, generator=draw), 0.05)
-        record.add_all(f"loss/step{step}", {"value": found.value, "teacher_entropy": found.teacher_entropy, "kl": found.kl})
+        watched = {name: value for name, value in found.numbers().items() if name != "loss"}
+        record.add_all(f"loss/step{step}", {"value": found.value, **watched})
     record.add("loss/center", loss.center)
 
 
@@ -110,7 +112,7 @@ def _steps(record: Recorder, precision: Any) -> None:
     sizes = {"out_dim": 64, "hidden_dim": 32, "norm_last_layer": False, "local_crops": 2, "global_crop": 16, "local_crop": 8}
     steps = {"epochs": 4, "batch_size": 4, "lr": 0.02, "warmup_epochs": 1, "clip_grad": 0.3, "freeze_last_layer": 1, "drop_path": 0.1}
     torch.manual_seed(3)
-    trainer, values = DinoTrainer(TINY, Recipe(**teacher, **sizes, **steps), 5, torch.device("cpu"), precision), []
+    trainer, values = Trainer(TINY, Recipe(**teacher, **sizes, **steps), 5, torch.device("cpu"), precision), []
     for iteration in range(20):
         draw = np.random.default_rng(iteration)
         crops = [torch.from_numpy(draw.standard_normal((4, 3, size, size), dtype=np.float32)) for size in (16, 16, 8, 8)]

@@ -6,17 +6,21 @@ import copy
 import dataclasses
 import itertools
 import logging
+import signal
+import threading
 from collections.abc import Sequence
 
 import tyro
+from torch import nn
 
 from dinoeval.cli.options import parse
+from dinoeval.cli.presets import format_option, list_presets
 from dinoeval.data.folders import is_split_folder
 from dinoeval.data.images import ImageSet, require_files
 from dinoeval.data.loading import ImageRule
 from dinoeval.data.opening import open_images, open_splits
 from dinoeval.data.transforms import parse_transform
-from dinoeval.distributed import world_size
+from dinoeval.distributed import rank
 from dinoeval.errors import ConfigError
 from dinoeval.features.forward import forward
 from dinoeval.features.readout import Cls
@@ -24,9 +28,10 @@ from dinoeval.files import expand
 from dinoeval.maths.neighbors import nearest, vote
 from dinoeval.models.backbone import Backbone, Provenance
 from dinoeval.models.loading import choose_device
-from dinoeval.models.vit import VisionTransformer
 from dinoeval.training.pretrain import loop
-from dinoeval.training.pretrain.presets import PRESETS, get_recipe
+from dinoeval.training.pretrain.presets import BASES, Preset, get_preset
+from dinoeval.training.pretrain.recipe import Recipe
+from dinoeval.training.pretrain.settings import PretrainSettings
 
 _log = logging.getLogger(__name__)
 _K, _TEMPERATURE = 20, 0.07  # of the k-NN score during training, as in `dinoeval knn`
@@ -34,15 +39,27 @@ _K, _TEMPERATURE = 20, 0.07  # of the k-NN score during training, as in `dinoeva
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
-    """Train a backbone with DINO. Rerun the same command to resume an interrupted run."""
+    """Train a backbone by self-supervision. Rerun the same command to resume an interrupted run."""
 
     data: str
     """Labeled dataset as for `dinoeval knn` (trained on its training images; labels serve the k-NN score only), or a folder of
     images."""
     arch: str
-    """Architecture, such as vit_s16 or vit_ti4_32."""
+    """Architecture: vit_s16, vit_ti4_32, resnet50, xcit_small_12_p16, timm/NAME."""
     preset: str = "released"
-    """Training recipe whose values are the defaults of the options below."""
+    """Training whose values are the defaults of the options below; --list-presets lists those of the paper."""
+    base: str | None = None
+    """digits or cifar10: apply what the preset changes to a training that two cores can do."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ListOptions:
+    """List the trainings of the paper: what each changes, its published scores, and values that are published nowhere."""
+
+    list_presets: bool = True
+    """List the presets."""
+    json: str | None = None
+    """Also write them to this file."""
 
 
 def train(args: Sequence[str], program: str) -> int:
@@ -55,19 +72,48 @@ def train(args: Sequence[str], program: str) -> int:
     Raises:
         DinoevalError: If an option or the data cannot be used.
     """
+    if "--list-presets" in args:
+        (listing,) = parse((ListOptions(),), args, program, ListOptions.__doc__ or "")
+        return list_presets(listing.json)
     words = [word for arg in args for word in arg.split("=", 1)]
-    preset = next((following for word, following in itertools.pairwise(words) if word == "--preset"), "released")
-    defaults = Options(data=tyro.MISSING, arch=tyro.MISSING, preset=preset), loop.PretrainSettings(out=tyro.MISSING), get_recipe(preset)
-    options, settings, recipe = parse(defaults, args, program, f"{Options.__doc__} Presets: {', '.join(PRESETS)}.")
-    if world_size() > 1:
-        raise ConfigError("training does not support multiple processes: run it without torchrun")
+    following = dict(itertools.pairwise(words))
+    name, base = following.get("--preset", "released"), following.get("--base")
+    preset = get_preset(name, base)
+    options = Options(data=tyro.MISSING, arch=preset.arch, preset=name, base=base)
+    defaults = options, PretrainSettings(out=tyro.MISSING), preset.recipe
+    options, settings, recipe = parse(
+        defaults, args, program, f"{Options.__doc__} Presets: {', '.join(BASES)}, and those of --list-presets."
+    )
+    _describe(preset, options.arch, recipe)
     images, knn_eval = _open(options, settings)
-    final = loop.train(images, options.arch, recipe, settings, knn_eval)
-    print(f"{final}\nto evaluate it: dinoeval knn --weights {final} --data {options.data}")
+    stopped = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: stopped.set())  # as SLURM sends it before it ends a job
+    try:
+        final = loop.train(images, options.arch, recipe, settings, knn_eval, stopped.is_set)
+    except loop.Stopped as message:
+        _log.info("%s", message)
+        return 0
+    if rank() == 0:
+        print(f"{final}\nto evaluate it: dinoeval knn --weights {final} --data {options.data}")
     return 0
 
 
-def _open(options: Options, settings: loop.PretrainSettings) -> tuple[ImageSet, loop.KnnEval | None]:
+def _describe(preset: Preset, arch: str, recipe: Recipe) -> None:
+    """Log what a preset stands for, and which of its values the user has changed."""
+    given, own = dataclasses.asdict(recipe) | {"arch": arch}, dataclasses.asdict(preset.recipe) | {"arch": preset.arch}
+    changed = [f"{format_option(name, given[name])} instead of {own[name]}" for name in own if given[name] != own[name]]
+    if changed:
+        _log.info("%s with other values: %s", preset.id, "; ".join(changed))
+    if preset.published and not changed:
+        scores = ", ".join(f"{name} {value}" for name, value in preset.published.items())
+        _log.info("%s: published on ImageNet: %s", preset.id, scores)
+    for choice in preset.choices:
+        _log.info("%s: not published, chosen: %s", preset.id, choice)
+    if preset.note:
+        _log.info("%s: %s", preset.id, preset.note)
+
+
+def _open(options: Options, settings: PretrainSettings) -> tuple[ImageSet, loop.KnnEval | None]:
     """Open the images to train on; the second value computes the k-NN score, if they have labels."""
     folder = expand(options.data)
     rule = ImageRule(settings.exif_transpose)
@@ -85,7 +131,7 @@ def _open(options: Options, settings: loop.PretrainSettings) -> tuple[ImageSet, 
         raise ConfigError(f"{options.data} is a multi-label dataset, which the k-NN score does not support: pass --knn-every 0")
     device, _ = choose_device(settings.device)
 
-    def knn_eval(network: VisionTransformer) -> float:
+    def knn_eval(network: nn.Module) -> float:
         """Return the k-NN top-1 of a network on the evaluation images, in percent."""
         backbone = Backbone(copy.deepcopy(network), arch=options.arch, provenance=Provenance("in training", ""), device=device)
         transform = parse_transform("auto", backbone.config.image_size)

@@ -65,7 +65,7 @@ def list_images(folder: Path) -> Listing:
         seen.add(real)
         visible = sorted(name for name in folders if not is_hidden(name))
         listing.skipped.update([HIDDEN] * (len(folders) - len(visible)))
-        folders[:] = visible  # If two links lead to one folder, the first by name counts, whatever order the disk returns.
+        folders[:] = visible  # If two links lead to one folder, the first by name counts. The order of the disk has no effect.
         images = [file for file in files if is_image_name(file) and not is_hidden(file)]
         found.append((base, sorted(images)))
         if len(images) < len(files):

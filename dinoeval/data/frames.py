@@ -10,7 +10,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from dinoeval.data.loading import DEFAULT_RULE, EXTENSIONS, ImageRule, read_file
+from dinoeval.data.image_files import read_file
+from dinoeval.data.loading import DEFAULT_RULE, EXTENSIONS, ImageRule
 from dinoeval.data.names import is_hidden
 from dinoeval.data.pillow import open_image, without_warnings
 from dinoeval.errors import BadImage, DataError

@@ -6,6 +6,7 @@ N images, C classes.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import os
@@ -16,7 +17,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from dinoeval.data.loading import DEFAULT_RULE, ImageReader, ImageRule, load_image
+from dinoeval.data.image_files import ImageReader, report_read_errors
+from dinoeval.data.loading import DEFAULT_RULE, ImageRule, load_image
 from dinoeval.data.readers import MISSING, FileReader, JoinedReader, PixelReader, SubsetReader, open_source, stat_file
 from dinoeval.data.remarks import REMARKS
 from dinoeval.data.survey import survey
@@ -109,20 +111,20 @@ class ImageSet:
 
         Returns:
             Names of images by remark. Unreadable images have none.
+
+        Raises:
+            DataError: If the disk fails.
         """
         found = survey(range(len(self)), self._remarks_of)
         named = {remark: [self.paths[row] for row, of_image in found if remark in of_image] for remark in REMARKS}
         return {remark: names for remark, names in named.items() if names}
 
     def _remarks_of(self, row: int) -> set[str] | None:
-        try:
+        with contextlib.suppress(BadImage), report_read_errors(self.paths[row]):
             source = open_source(self.reader, row)
-        except (BadImage, OSError):
-            return None
-        if isinstance(source, (bytes, Image.Image)):
-            return self.rule.remarks(source) or None
-        with source:
-            return self.rule.remarks(source) or None
+            with contextlib.nullcontext() if isinstance(source, (bytes, Image.Image)) else source:
+                return self.rule.remarks(source) or None
+        return None
 
     def content(self, row: int, last: int | None = None) -> bytes:
         """Read what an image consists of, without decoding it.
@@ -135,18 +137,19 @@ class ImageSet:
             The bytes of the file, or the pixels of an image in memory.
 
         Raises:
-            BadImage: If it is not a regular file.
-            OSError: If the file cannot be read.
+            BadImage: If the file does not exist, may not be read, or is not a regular file.
+            DataError: If the disk fails.
         """
-        source = open_source(self.reader, row)
-        if isinstance(source, Image.Image):
-            return source.tobytes()
-        if isinstance(source, bytes):
-            return source
-        with source:
-            size = int(self.sizes[row])
-            source.seek(max(0, size - (last or size)))
-            return source.read(last or size)
+        with report_read_errors(self.paths[row]):
+            source = open_source(self.reader, row)
+            if isinstance(source, Image.Image):
+                return source.tobytes()
+            if isinstance(source, bytes):
+                return source
+            with source:
+                size = int(self.sizes[row])
+                source.seek(max(0, size - (last or size)))
+                return source.read(last or size)
 
     def fingerprint(self) -> str:
         """Hash the ordered names, sizes, labels and class names.

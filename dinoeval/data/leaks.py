@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from dinoeval.data.images import MISSING, ImageSet
+from dinoeval.data.survey import survey
 from dinoeval.errors import BadImage, join_names
 
 MAX_COMPARED = 100_000
@@ -18,7 +19,8 @@ _TAIL = 4096  # bytes at the end of a file, which differ in images with the same
 def note_shared_images(train: ImageSet, val: ImageSet, limit: int = MAX_COMPARED) -> tuple[str, ...]:
     """Find images with equal content in both splits.
 
-    Only files of equal size are read, first their last bytes and then, if those are equal, all of them.
+    Only files of equal size are read, first their last bytes and then, if those are equal, all of them. The processes of a run
+    share the work.
 
     Args:
         train: The training split.
@@ -27,14 +29,21 @@ def note_shared_images(train: ImageSet, val: ImageSet, limit: int = MAX_COMPARED
 
     Returns:
         Notes: how many evaluation images are training images too, with examples; and how many were not compared.
+
+    Raises:
+        DataError: If the disk fails.
     """
     rows, left_out = _candidates(train.sizes, val.sizes, limit)
-    groups: list[dict[bytes, list[int]]] = []
-    for last in (_TAIL, None):
-        groups = [_group(images, one, last) for images, one in zip((train, val), rows, strict=True)]
-        shared = groups[0].keys() & groups[1].keys()
-        rows = tuple([row for key in shared for row in group[key]] for group in groups)
-    copies = {row: groups[0][key][0] for key, inside in groups[1].items() for row in inside if key in groups[0]}
+    splits = (train, val)
+    ends = [_digests(images, one, _TAIL) for images, one in zip(splits, rows, strict=True)]
+    shared = set(ends[0].values()) & set(ends[1].values())
+    digests = []
+    for images, of_end in zip(splits, ends, strict=True):
+        alike = [row for row, digest in of_end.items() if digest in shared]
+        small = {row: of_end[row] for row in alike if images.sizes[row] <= _TAIL}  # read in full already
+        digests.append(small | _digests(images, [row for row in alike if row not in small], None))
+    first = {digest: row for row, digest in reversed(digests[0].items())}
+    copies = {row: first[digest] for row, digest in digests[1].items() if digest in first}
     notes = []
     if copies:
         examples = join_names((f"{val.paths[row]} = {train.paths[original]}" for row, original in sorted(copies.items())), 3)
@@ -56,14 +65,14 @@ def _candidates(train: np.ndarray, val: np.ndarray, limit: int) -> tuple[tuple[l
     return rows, int(counts[1].sum() - counts[1][chosen].sum())
 
 
-def _group(images: ImageSet, rows: Sequence[int], last: int | None) -> dict[bytes, list[int]]:
-    """Group rows by their sizes and their content, or its last bytes. Files that cannot be read are left out."""
-    groups: dict[bytes, list[int]] = {}
-    for row in rows:
+def _digests(images: ImageSet, rows: Sequence[int], last: int | None) -> dict[int, bytes]:
+    """Hash the size and the content of images, or its last bytes. Files that do not exist are left out."""
+
+    def digest(row: int) -> bytes | None:
         try:
             content = images.content(row, last)
-        except (BadImage, OSError):  # reported when the features are computed
-            continue
-        key = hashlib.blake2b(content, digest_size=16, key=int(images.sizes[row]).to_bytes(8, "little")).digest()
-        groups.setdefault(key, []).append(row)
-    return groups
+        except BadImage:  # reported when the features are computed
+            return None
+        return hashlib.blake2b(content, digest_size=16, key=int(images.sizes[row]).to_bytes(8, "little")).digest()
+
+    return dict(survey(rows, digest))

@@ -12,24 +12,22 @@ import contextlib
 import dataclasses
 import io
 import os
-import stat
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, BinaryIO
 
 import numpy as np
 from PIL import Image, ImageCms
 
-from dinoeval.data.pillow import EXTENSIONS, check_size, is_known, load_pixels, open_image, without_warnings
+from dinoeval.data.image_files import ImageReader, report_read_errors
+from dinoeval.data.pillow import EXTENSIONS, check_size, load_pixels, open_image, without_warnings
 from dinoeval.data.remarks import ORIENTED, SEVERAL_FRAMES, remarks_of
-from dinoeval.errors import BadImage, DataError
+from dinoeval.errors import BadImage
 
-__all__ = ["DEFAULT_RULE", "EXTENSIONS", "MAX_BYTES", "ImageReader", "ImageRule", "load_image", "open_file", "read_file"]
+__all__ = ["DEFAULT_RULE", "EXTENSIONS", "ImageRule", "load_image"]
 
 VERSION = 1
 """Version of the rule in its id. It is raised when the same file would give other pixels."""
-MAX_BYTES = 2 << 30
-"""Largest image file that is read, in bytes."""
 _ORIENTATION = 0x0112  # tag of EXIF
 _TRANSPOSE = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -48,9 +46,6 @@ _LOW_DEPTH = {"1": 255, "L;2": 85, "L;4": 17}  # factor from the gray values of 
 _PNG_SIGNATURE_BYTES = 8
 _PNG_METADATA = (b"eXIf", b"tEXt", b"zTXt", b"iTXt")  # chunks that can contain EXIF or XMP data
 _WHITE = (255, 255, 255)
-
-ImageReader = Callable[[int], bytes | Image.Image]
-"""Returns the file content of an image, or the opened image, by its row."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,11 +118,11 @@ class ImageRule:
             rgb.info = remarks
             return rgb
 
-    def size(self, content: bytes | BinaryIO) -> tuple[int, int]:
+    def size(self, content: bytes) -> tuple[int, int]:
         """Read the size of an image, without decoding its pixels if the format allows it.
 
         Args:
-            content: The content of an image file, or the open file, of which only the beginning is read if possible.
+            content: The content of an image file.
 
         Returns:
             Width and height of the decoded image, in pixels.
@@ -152,14 +147,19 @@ class ImageRule:
 
         Returns:
             Any of ORIENTED and SEVERAL_FRAMES; none for content that is not an image.
+
+        Raises:
+            OSError: If the open file cannot be read.
         """
-        try:
-            with _pillow_errors():
-                image = _open(content)
-                found = {ORIENTED} if _orientation(image) > 1 else set()
-                return found | ({SEVERAL_FRAMES} if image is not content and _has_several_frames(image) else set())
-        except BadImage:
-            return set()
+        file: Any = None if isinstance(content, (bytes, Image.Image)) else _WatchedFile(content)
+        found: set[str] = set()
+        with contextlib.suppress(BadImage), _pillow_errors():
+            image = _open(file or content)
+            found |= {ORIENTED} if _orientation(image) > 1 else set()
+            found |= {SEVERAL_FRAMES} if image is not content and _has_several_frames(image) else set()
+        if file and file.error:
+            raise file.error
+        return found
 
 
 DEFAULT_RULE = ImageRule()
@@ -182,68 +182,26 @@ def load_image(reader: ImageReader, row: int, name: str, rule: ImageRule) -> Ima
         BadImage: If the file does not exist, is not readable or cannot be decoded.
         DataError: If the disk fails, or the memory does not suffice.
     """
-    try:
-        content = reader(row)
-        return rule.decode(content)
-    except (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError) as error:
-        raise BadImage(error.strerror) from error
-    except OSError as error:  # An I/O error does not mean that the image is corrupted.
-        raise DataError(f"{name} cannot be read: {error.strerror}. Rerun the command to resume.") from error
-    except MemoryError as error:
-        raise DataError(f"not enough memory to decode {name}: use fewer --workers, or a smaller image") from error
+    with report_read_errors(name):
+        return rule.decode(reader(row))
 
 
-def open_file(path: str | os.PathLike[str]) -> BinaryIO:
-    """Open an image file, if it is a regular file.
+class _WatchedFile:
+    """An open file that keeps the error of a failed read. Some readers of Pillow end the metadata there without an error."""
 
-    Args:
-        path: The file.
+    def __init__(self, file: BinaryIO) -> None:
+        self.file = file
+        self.error: OSError | None = None
 
-    Returns:
-        The open file.
+    def read(self, size: int = -1) -> bytes:
+        try:
+            return self.file.read(size)
+        except OSError as error:
+            self.error = error
+            raise
 
-    Raises:
-        BadImage: If it is a device, a pipe, a folder or the like, or if it is empty or larger than MAX_BYTES.
-        OSError: If it cannot be opened.
-    """
-    _check_regular(os.stat(path))  # noqa: PTH116  before it is opened, because opening some devices has effects
-    # A pipe that took the place of the file meanwhile must not block.
-    file = os.fdopen(os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)), "rb")
-    try:
-        _check_regular(os.fstat(file.fileno()))
-    except BaseException:
-        file.close()
-        raise
-    return file
-
-
-def read_file(path: str | os.PathLike[str]) -> bytes:
-    """Read an image file, if it is a regular file that begins like an image.
-
-    Args:
-        path: The file.
-
-    Returns:
-        Its content.
-
-    Raises:
-        BadImage: As for `open_file`, or if the first bytes belong to no format that is read.
-        OSError: If it cannot be read.
-    """
-    with open_file(path) as file:
-        if not is_known(prefix := file.read(16)):
-            raise BadImage("unsupported or corrupted image file")
-        return prefix + file.read(os.fstat(file.fileno()).st_size - len(prefix))
-
-
-def _check_regular(status: os.stat_result) -> None:
-    """Raise BadImage if a file cannot be an image. Files of /proc have size 0."""
-    if not stat.S_ISREG(status.st_mode):
-        raise BadImage("not a regular file")
-    if not status.st_size:
-        raise BadImage("the file is empty")
-    if status.st_size > MAX_BYTES:
-        raise BadImage(f"{status.st_size:,} bytes exceed the limit of {MAX_BYTES:,} bytes")
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.file, name)
 
 
 @contextlib.contextmanager

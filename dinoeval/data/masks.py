@@ -16,7 +16,7 @@ from typing import Literal
 import numpy as np
 from PIL import Image
 
-from dinoeval.data.loading import read_file
+from dinoeval.data.image_files import read_file
 from dinoeval.data.pillow import load_pixels, open_image, without_warnings
 from dinoeval.errors import BadImage, DataError, join_names
 

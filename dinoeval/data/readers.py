@@ -6,7 +6,6 @@ Readers are classes, not closures, so that they can be sent to worker processes.
 from __future__ import annotations
 
 import dataclasses
-import errno
 import os
 import stat
 from typing import BinaryIO
@@ -14,12 +13,10 @@ from typing import BinaryIO
 import numpy as np
 from PIL import Image
 
-from dinoeval.data.loading import ImageReader, open_file, read_file
+from dinoeval.data.image_files import ABSENT, ImageReader, open_file, read_file
 
 MISSING = -1
 """Size of a file that does not exist."""
-# Errors of a path that leads nowhere, such as a broken link. Others are troubles of the disk.
-_ABSENT = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.EACCES)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,15 +36,9 @@ class FileReader:
 
         Raises:
             BadImage: If it is not an image file.
-            FileNotFoundError: If the path leads nowhere.
-            OSError: If the disk fails.
+            OSError: If the file cannot be read.
         """
-        try:
-            return read_file(self.paths[row])
-        except OSError as error:
-            if error.errno in _ABSENT:
-                raise FileNotFoundError(error.errno, error.strerror) from error
-            raise
+        return read_file(self.paths[row])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,7 +132,7 @@ def stat_file(path: str) -> tuple[int, int, int]:
     try:
         found = os.stat(path)  # noqa: PTH116
     except OSError as error:
-        if error.errno not in _ABSENT:
+        if error.errno not in ABSENT:
             raise
         return MISSING, 0, 0
     if not stat.S_ISREG(found.st_mode):  # such as a folder or a named pipe

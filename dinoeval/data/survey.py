@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from dinoeval import distributed
+from dinoeval.errors import DataError
 
 T = TypeVar("T")
 _THREADS = 8  # More of them wait for a disk at the same time.
@@ -24,13 +25,28 @@ def survey(rows: Sequence[int], ask: Callable[[int], T | None]) -> list[tuple[in
         The numbers in ascending order, each with what the function returned, without those of None. It is the same in all
         processes.
 
+    Raises:
+        DataError: If the function raised an error in another process.
+        Exception: What the function raised in this process.
+
     Examples:
         >>> survey([4, 1, 3], lambda row: f"odd {row}" if row % 2 else None)
         [(1, 'odd 1'), (3, 'odd 3')]
     """
     own = [rows[number] for number in distributed.shard(len(rows))]
     tasks = [own[first : first + _TASK] for first in range(0, len(own), _TASK)]
-    with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
-        parts = pool.map(lambda task: [(row, answer) for row in task if (answer := ask(row)) is not None], tasks)
-        answers = [pair for part in parts for pair in part]
-    return sorted((pair for part in distributed.all_gather(answers) for pair in part), key=lambda pair: pair[0])
+    answers: list[tuple[int, T]] = []
+    failure = None
+    try:
+        with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
+            for part in pool.map(lambda task: [(row, answer) for row in task if (answer := ask(row)) is not None], tasks):
+                answers += part
+    except Exception as error:  # noqa: BLE001  The other processes wait for this one.
+        failure = error
+    reason = None if failure is None else str(failure) or type(failure).__name__
+    parts = distributed.all_gather((answers, reason))
+    if failure is not None:
+        raise failure
+    if reasons := [reason for _, reason in parts if reason]:
+        raise DataError(reasons[0])
+    return sorted((pair for answers, _ in parts for pair in answers), key=lambda pair: pair[0])

@@ -16,8 +16,9 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from dinoeval.data.frames import Animation
+from dinoeval.data.image_files import read_file
 from dinoeval.data.images import ImageSet
-from dinoeval.data.loading import DEFAULT_RULE, ImageRule, read_file
+from dinoeval.data.loading import DEFAULT_RULE, ImageRule
 from dinoeval.data.opening import open_images
 from dinoeval.data.remarks import add_remarks
 from dinoeval.display import short_repr

@@ -27,6 +27,10 @@ class DropPath(nn.Module):
         rate: Probability to drop, in [0, 1).
     """
 
+    shard: tuple[int, int, int] | None = None
+    """Rank, number of processes and images per process, if training is distributed. All processes then draw the numbers of
+    all samples and use those of their own, so that the number of processes does not matter."""
+
     def __init__(self, rate: float) -> None:
         super().__init__()
         self.rate = rate
@@ -44,8 +48,17 @@ class DropPath(nn.Module):
             return branch
         keep = 1.0 - self.rate
         # The released code draws rand and floors, so the same seed drops the same samples.
-        mask = (keep + torch.rand((branch.shape[0], 1, 1), dtype=branch.dtype, device=branch.device)).floor_()
+        draws = self._draw(branch)
+        mask = (keep + draws).floor_()
         return branch.div(keep) * mask
+
+    def _draw(self, branch: Tensor) -> Tensor:
+        """Return a random number per sample, (N, 1, 1)."""
+        if self.shard is None:
+            return torch.rand((branch.shape[0], 1, 1), dtype=branch.dtype, device=branch.device)
+        rank, processes, images = self.shard
+        draws = torch.rand((branch.shape[0] * processes, 1, 1), dtype=branch.dtype, device=branch.device)
+        return draws.unflatten(0, (-1, processes, images))[:, rank].flatten(0, 1)  # samples are views of images, view by view
 
 
 class Attention(nn.Module):

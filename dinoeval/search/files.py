@@ -8,7 +8,8 @@ import time
 
 import numpy as np
 
-from dinoeval.data.loading import DEFAULT_RULE, read_file
+from dinoeval.data.image_files import read_file
+from dinoeval.data.loading import DEFAULT_RULE
 from dinoeval.errors import BadImage, DataError
 from dinoeval.search.records import FileRecord
 from dinoeval.search.store import StoredIndex

@@ -11,7 +11,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from dinoeval.data.loading import DEFAULT_RULE, ImageRule, read_file
+from dinoeval.data.image_files import read_file
+from dinoeval.data.loading import DEFAULT_RULE, ImageRule
 from dinoeval.display import find_ambiguous, split_codes
 from dinoeval.errors import BadImage, ConfigError
 from dinoeval.files import check_writable, expand, write_whole

@@ -13,8 +13,11 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
+from PIL import Image
+from torchvision.transforms.functional import resize
 
 from dinoeval.data.dataset import Unreadable
+from dinoeval.data.transforms import crop_box
 from dinoeval.errors import DataError, join_names
 
 T = TypeVar("T")
@@ -66,6 +69,24 @@ def seeded(seed: int) -> Iterator[None]:
     finally:
         random.setstate(python)
         np.random.set_state(numpy)
+
+
+def random_resized_crop(crop: Any, image: Image.Image) -> Image.Image:
+    """Apply a random crop of torchvision or timm to an image of any size.
+
+    The transforms themselves obey `PIL.Image.MAX_IMAGE_PIXELS`, which belongs to the calling program and whose default rejects
+    large crops.
+
+    Args:
+        crop: A `RandomResizedCrop` of torchvision or a `RandomResizedCropAndInterpolation` of timm.
+        image: An RGB image.
+
+    Returns:
+        The pixels that `crop(image)` returns. The generators draw the same numbers.
+    """
+    top, left, height, width = crop.get_params(image, crop.scale, crop.ratio)
+    part: Any = crop_box(image, (left, top, left + width, top + height))
+    return resize(part, crop.size, crop.interpolation)  # type: ignore[return-value]
 
 
 def find_error(samples: Iterable[Any]) -> DataError | None:

@@ -22,6 +22,7 @@ SCRIPTS: dict[str, tuple[list[str], set[str]]] = {
     "parity_davis": ([], {"runs"}),
     "parity_knn": ([], {"images", "seconds", "rows"}),
     "parity_logistic": ([], {"network", "dims", "rows", "max_difference", "agree"}),
+    "parity_pretraining": ([], {"versions", "rows"}),
     "parity_retrieval": ([], {"random_rankings", "descriptors", "copy_detection", "datasets"}),
     "parity_segmentation": ([], {"largest_differences"}),
     "reliability": ([], {"runs", "bit_identical", "resumed", "rows_when_killed"}),
@@ -163,3 +164,13 @@ def test_script_agrees_with_released_code(tmp_path, name):
     if name in NEEDS_OPENCV:
         pytest.importorskip("cv2", reason="opencv-python-headless is not installed")
     RELEASED[name](run_tiny(name, tmp_path / "record.json", checkout))
+
+
+@pytest.mark.slow
+def test_parts_of_pretraining_agree_with_public_code(tmp_path):
+    checkouts = os.environ.get("DINOEVAL_CHECKOUTS")
+    if not checkouts:
+        pytest.skip("DINOEVAL_CHECKOUTS is not set: a folder with checkouts of dino, swav, dinov2, moco and byol-pytorch")
+    record = run_tiny("parity_pretraining", tmp_path / "record.json", checkouts)
+    assert {row["of"] for row in record["rows"]} >= {"swav", "dinov2", "moco", "dino"}
+    assert all(row["largest_difference"] < 1e-6 for row in record["rows"])

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from dinoeval.cli.commands import MAX_SUMMARY, PROTOCOL, all_commands
 from dinoeval.testing import TINY_ARCH, tiny_image_folder
@@ -72,6 +73,29 @@ def test_version_is_printed(call):
     assert call("--version") == (0, f"{dinoeval.__version__}\n", "")
 
 
+def test_presets_of_training_are_listed(call, tmp_path):
+    code, out, _ = call("train", "--list-presets", "--json", tmp_path / "presets.json")
+    assert code == 0
+    assert "table7-row3\n    dino-300ep: --target sinkhorn\n    published: knn 72.2, linear 76.0\n" in out
+    found = {one["id"]: one for one in json.loads((tmp_path / "presets.json").read_text())}
+    assert found["table13-rn50-dino"]["arch"] == "resnet50"
+    assert found["table7-row3"]["recipe"]["local_crops"] == 10
+    assert "chosen: 3 Sinkhorn iterations" in out
+
+
+@pytest.mark.slow
+def test_preset_on_a_small_base_trains_and_states_its_changes(tmp_path):
+    options = ("--epochs", 2, "--warmup-epochs", 0, "--knn-every", 0, "--workers", 0, "--batch-size", 256, "--out", tmp_path)
+    done = run("train", "--data", "digits", "--preset", "table7-row3", "--base", "digits", *options)
+    assert done.returncode == 0, done.stderr
+    words = " ".join(done.stderr.split())
+    assert "table7-row3 on digits with other values: --epochs 2 instead of 300; --batch-size 256 instead of 64; --warmup-epochs 0" in words
+    assert "not published, chosen: 3 Sinkhorn iterations" in words
+    assert "72.2" not in words
+    state = torch.load(tmp_path / "checkpoint.pth", weights_only=True)
+    assert (state["args"]["arch"], state["args"]["recipe"]["target"]) == ("vit_xs8_16", "sinkhorn")
+
+
 @pytest.mark.slow
 def test_demonstration_runs_without_options():
     """The first command of the README: the bundled checkpoint on the digits."""
@@ -84,6 +108,15 @@ def test_demonstration_runs_without_options():
 
 
 USER_ERRORS = {
+    "misspelled preset": (
+        "train --data digits --preset table7-row33 --out {tmp}/run",
+        ["table7-row33", "Similar: table7-row3", "--list-presets"],
+    ),
+    "misspelled base": ("train --data digits --preset table7-row3 --base digit --out {tmp}/run", ["digit", "cifar10, digits"]),
+    "parts that do not fit": (
+        "train --data digits --preset byol --target sinkhorn --out {tmp}/run",
+        ["--objective mse", "--target center or none"],
+    ),
     "unknown command": ("knm", ["knm", "knn"]),
     "unknown command of a group": ("search bild", ["search bild", "search build"]),
     "unknown architecture": ("knn --arch vit_s9x", ["vit_s9x"]),

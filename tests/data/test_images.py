@@ -1,11 +1,15 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
+import io
 
 import numpy as np
 import pytest
 from factories import synthetic_images
+from PIL import Image
 
+from dinoeval.data import readers
 from dinoeval.data.images import ImageSet, in_memory, require_classes
 from dinoeval.data.opening import open_images
 from dinoeval.errors import BadImage, DataError
@@ -43,8 +47,42 @@ def test_disk_errors_are_not_bad_images():
         raise OSError(5, "Input/output error")
 
     images = dataclasses.replace(in_memory(synthetic_images(1)), reader=reader)
-    with pytest.raises(DataError, match=r"00000 .*Input/output error"):
-        images.open(0)
+    for use in (lambda: images.open(0), images.remarks, lambda: images.content(0)):
+        with pytest.raises(DataError, match=r"00000 .*Input/output error"):
+            use()
+
+
+@pytest.mark.parametrize("kind", ["jpg", "png", "tif", "gif"])
+@pytest.mark.parametrize("reads", range(6))
+def test_remarks_report_a_disk_that_fails_after_some_reads(tmp_path, monkeypatch, kind, reads):
+    """A TIFF file ends its tags at an error, and EXIF data with an error count as absent."""
+
+    class Failing(io.FileIO):
+        left = reads
+
+        def readinto(self, buffer) -> int:
+            if not self.left:
+                raise OSError(errno.EIO, "Input/output error")
+            self.left -= 1
+            return super().readinto(memoryview(buffer)[:16]) or 0
+
+        def readall(self) -> bytes:
+            raise OSError(errno.EIO, "Input/output error")
+
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    synthetic_images(1, (64, 64))[0].save(tmp_path / f"x.{kind}", exif=exif)
+    images = open_images(tmp_path)
+    monkeypatch.setattr(readers, "open_file", lambda path: io.BufferedReader(Failing(path), 16))
+    with pytest.raises(DataError, match=rf"x\.{kind} .*Input/output error"):
+        images.remarks()
+
+
+def test_files_that_do_not_exist_have_no_remarks(tmp_path):
+    for name in ("loop.png", "gone.png"):
+        (tmp_path / name).symlink_to(tmp_path / "loop.png" if name == "loop.png" else "nowhere")
+    synthetic_images(1)[0].save(tmp_path / "x.png")
+    assert open_images(tmp_path).remarks() == {}
 
 
 def test_fingerprint_depends_on_every_multi_label():

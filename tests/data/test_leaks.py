@@ -9,7 +9,7 @@ import pytest
 from factories import class_folders, synthetic_images
 from PIL import Image
 
-from dinoeval.data.images import from_files, from_pixels
+from dinoeval.data.images import ImageSet, from_files, from_pixels
 from dinoeval.data.leaks import note_shared_images
 from dinoeval.data.opening import open_splits
 
@@ -68,3 +68,17 @@ def test_limit_leaves_out_the_most_frequent_sizes(tmp_path):
 def test_unreadable_files_are_not_compared(leaky):
     (leaky / "val/class0/gone.png").symlink_to("nowhere")
     assert "2 of 12 images" in open_splits(str(leaky))[1].notes[0]
+
+
+def test_files_that_fit_in_the_first_read_are_read_once(leaky, monkeypatch):
+    read, content = [], ImageSet.content
+
+    def counted(images: ImageSet, row: int, last: int | None = None) -> bytes:
+        read.append((images.split, images.paths[row]))
+        return content(images, row, last)
+
+    monkeypatch.setattr(ImageSet, "content", counted)
+    assert "2 of 11 images" in open_splits(str(leaky))[1].notes[0]
+    twice = {name for name in read if read.count(name) > 1}
+    assert twice == {("train", "class0/large.bmp"), ("val", "class1/copy.bmp")}
+    assert ("val", "class2/other.png") in read

@@ -128,6 +128,16 @@ def test_one_vs_rest_excludes_difficult_images_per_class(solver):
     assert model.scores(features).shape == (60, 4)
 
 
+@pytest.mark.parametrize("fitted", [1, 2])
+def test_objective_of_one_vs_rest_is_the_mean_over_fitted_classes(fitted):
+    random = np.random.default_rng(1)
+    features, present = l2_normalize(random.standard_normal((40, 6))), np.arange(40) % 2
+    labels = np.stack([present] * fitted + [np.ones(40, int)], axis=1)
+    options = {"solver": "sklearn", "tolerance": 1e-9}
+    alone = fit_logistic(features, present, strength=2 * 0.5, **options)
+    assert fit_one_vs_rest(features, labels, strength=0.5, **options).objective == pytest.approx(alone.objective, rel=1e-6)
+
+
 @needs_cyanure
 @pytest.mark.slow
 def test_faiss_search_ends_after_a_cyanure_fit():

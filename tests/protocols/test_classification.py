@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 import shutil
 
+import numpy as np
 import pytest
 from factories import class_folders
 
 import dinoeval
-from dinoeval.protocols._classification import average_runs, dataset_notes, proportion_errors, resolve_dataset
+from dinoeval.protocols._classification import average_runs, dataset_notes, proportion_errors, resolve_dataset, score_predictions
 from dinoeval.reports.table import format_result
 from dinoeval.session import SessionConfig
 from dinoeval.testing import tiny_backbone
@@ -25,6 +26,11 @@ def test_average_runs_combines_errors_of_images_and_subsets():
 def test_average_runs_of_one_run_keeps_its_own_error():
     runs = [{"top1": 50.0}]
     assert average_runs(runs, proportion_errors(runs, 100)) == ({"top1": 50.0}, {"top1": 5.0}, {})
+
+
+def test_top5_does_not_count_the_sixth_class():
+    scores = score_predictions(np.array([[9, 1, 2, 3, 4, 5], [0, 1, 2, 3, 5, 4]]), np.array([5, 5]))
+    assert scores.metrics == {"top1": 0.0, "top5": 50.0}
 
 
 def test_resolve_dataset_prefers_imagenet_and_notes_the_digits(monkeypatch, tmp_path):

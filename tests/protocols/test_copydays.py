@@ -13,6 +13,7 @@ from dinoeval.data.transforms import CenterCrop
 from dinoeval.errors import ConfigError, DataError
 from dinoeval.features.forward import forward
 from dinoeval.features.readout import ClsGem
+from dinoeval.protocols.copydays import Config, _check
 from dinoeval.session import SessionConfig
 
 OPTIONS = {"image_size": 32}
@@ -121,6 +122,10 @@ def test_whitening_accepts_two_different_images(backbone, root, tmp_path, frames
         (tmp_path / f"two/{number}.jpg").symlink_to(frames[3 * number])
     result = dinoeval.evaluate("copydays", backbone, data=str(root), whitening=str(tmp_path / "two"), **OPTIONS)
     assert result.data["whitening"]["images"] == 2
+
+
+def test_smallest_valid_options_are_accepted():
+    _check(Config(image_size=1, gem_p=0.01, ap_cutoff=1))
 
 
 @pytest.mark.parametrize(

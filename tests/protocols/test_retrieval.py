@@ -54,6 +54,7 @@ def slow_precision(cosines: np.ndarray, correct: set, junk: set) -> float:
 
 def test_scores_equal_the_definition_on_single_images(backbone, root):
     result = dinoeval.evaluate("retrieval", backbone, data=str(root), multiscale=True, **OPTIONS)
+    assert result.config["multiscale"] is True
     content = pickle.loads((root / "roxford5k/gnd_roxford5k.pkl").read_bytes())
     features = {}
     for key in ("imlist", "qimlist"):

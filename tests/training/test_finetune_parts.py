@@ -16,6 +16,8 @@ from hypothesis import strategies as st
 from PIL import Image
 from timm.data.auto_augment import RandAugment
 from timm.data.distributed_sampler import RepeatAugSampler
+from timm.data.transforms import RandomResizedCropAndInterpolation
+from torchvision.transforms import RandomResizedCrop
 
 import dinoeval
 from dinoeval.data.images import ImageSet, in_memory
@@ -37,6 +39,7 @@ from dinoeval.training.finetune.classifier import Classifier, trainable_copy
 from dinoeval.training.finetune.recipes import PRESETS, FinetuneRecipe, get_finetune_recipe
 from dinoeval.training.finetune.run import check_fits, topk_scores
 from dinoeval.training.finetune.trainer import FinetuneTrainer
+from dinoeval.training.loading import random_resized_crop, seeded
 from dinoeval.training.precision import MixedPrecision
 
 SMALL = dataclasses.replace(PRESETS["short"], epochs=3, warmup_epochs=1, train_batch_size=8, mixed_together=4, repeats=3, lr=0.02)
@@ -217,6 +220,19 @@ def test_augmentation_without_chance_equals_the_evaluation():
     images = labeled_images(size=(16, 16))
     image, _ = augmented_images(images, recipe, TRANSFORM, seed=0)[0, 2, 0]
     torch.testing.assert_close(image, normalize_images(TRANSFORM(images.open(2))[None])[0])
+
+
+@pytest.mark.parametrize("kind", [RandomResizedCrop, RandomResizedCropAndInterpolation])
+def test_random_crops_do_not_obey_the_limit_of_pillow(kind, monkeypatch):
+    """With the default limit of Pillow, crops of more than 179 megapixels are an error, and smaller ones a warning."""
+    images, crop = synthetic_images(8, (40, 30)), kind(16)
+    with seeded(0):
+        expected = [np.asarray(crop(image)) for image in images]
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
+    with seeded(0):
+        np.testing.assert_array_equal([np.asarray(random_resized_crop(crop, image)) for image in images], expected)
+    recipe = dataclasses.replace(SMALL, randaugment="")
+    assert augmented_images(labeled_images(size=(40, 30)), recipe, TRANSFORM, seed=0)[0, 0, 0][0].shape == (3, 16, 16)
 
 
 def test_cropped_images_return_the_evaluation_crop_and_row():

@@ -10,8 +10,9 @@ from dinoeval.data.dataset import ImageDataset
 from dinoeval.data.images import in_memory
 from dinoeval.errors import ConfigError, DinoevalError
 from dinoeval.training.pretrain.augment import MultiCropAugmentation, SeededCrops
-from dinoeval.training.pretrain.presets import Recipe, get_recipe
-from dinoeval.training.pretrain.trainer import DinoTrainer
+from dinoeval.training.pretrain.presets import get_recipe
+from dinoeval.training.pretrain.recipe import Recipe
+from dinoeval.training.pretrain.trainer import Trainer
 
 SMALL = Recipe(
     epochs=3,
@@ -29,7 +30,7 @@ CPU = torch.device("cpu")
 
 
 def test_step_raises_when_the_loss_is_not_finite():
-    trainer = DinoTrainer(TINY, SMALL, steps=2, device=CPU)
+    trainer = Trainer(TINY, SMALL, steps=2, device=CPU)
     with pytest.raises(DinoevalError, match=r"(nan|inf) in epoch 0.*--lr"):
         trainer.step([torch.full((4, 3, 16, 16), float("nan"))] * 2, 0)
 
@@ -68,6 +69,7 @@ def test_presets_of_small_datasets_equal_the_list():
         warmup_epochs=2,
         out_dim=1024,
         hidden_dim=512,
+        queue_size=4096,
         weight_decay_end=0.1,
         global_crop=32,
         local_crop=16,
@@ -80,6 +82,7 @@ def test_presets_of_small_datasets_equal_the_list():
         warmup_epochs=10,
         out_dim=512,
         hidden_dim=256,
+        queue_size=1024,
         weight_decay_end=0.04,
         global_crop=16,
         local_crop=8,

@@ -20,8 +20,9 @@ from dinoeval.data.opening import open_images
 from dinoeval.errors import ConfigError, DataError, DinoevalError
 from dinoeval.models.checkpoints import open_checkpoint, tensor_digest
 from dinoeval.training.checkpointing import CHECKPOINT, LOG
-from dinoeval.training.pretrain.loop import BACKBONE, PretrainSettings, train
-from dinoeval.training.pretrain.presets import Recipe
+from dinoeval.training.pretrain.loop import BACKBONE, Stopped, train
+from dinoeval.training.pretrain.recipe import Recipe
+from dinoeval.training.pretrain.settings import PretrainSettings
 
 RECIPE = Recipe(
     epochs=3,
@@ -122,6 +123,39 @@ def test_interrupted_run_resumes_with_equal_numbers(tmp_path, image_folder):
     assert rows == read_log(tmp_path / "a")
 
 
+@pytest.mark.parametrize("stop_after", [1, 3])
+def test_stopped_run_resumes_within_the_epoch(tmp_path, image_folder, stop_after):
+    images, steps = open_images(image_folder), []
+
+    def stop() -> bool:
+        steps.append(1)
+        return len(steps) == stop_after
+
+    recipe = dataclasses.replace(RECIPE, drop_path=0.5)
+    whole = train(images, TINY, recipe, PretrainSettings(out=tmp_path / "a", workers=0))
+    settings = PretrainSettings(out=tmp_path / "b", workers=0)
+    with pytest.raises(Stopped, match=f"after {stop_after} of 8 steps of epoch 0"):
+        train(images, TINY, recipe, settings, stop=stop)
+    state = torch.load(tmp_path / "b" / CHECKPOINT, weights_only=True)
+    assert (state["epoch"], state["step"]) == (0, stop_after)
+    resumed = train(images, TINY, recipe, settings)
+    assert tensor_digest(open_checkpoint(resumed).state) == tensor_digest(open_checkpoint(whole).state)
+    assert read_log(tmp_path / "b") == read_log(tmp_path / "a")
+
+
+def test_state_is_saved_every_few_minutes(tmp_path, image_folder):
+    found = []
+
+    def look() -> bool:
+        path = tmp_path / "run" / CHECKPOINT
+        found.append(torch.load(path, weights_only=True).get("step") if path.exists() else None)
+        return False
+
+    recipe = dataclasses.replace(RECIPE, epochs=1, warmup_epochs=0)
+    train(open_images(image_folder), TINY, recipe, PretrainSettings(out=tmp_path / "run", workers=0, save_minutes=1e-9), stop=look)
+    assert found == [None, 1, 2, 3, 4, 5, 6]
+
+
 def test_checkpoint_has_the_released_layout(tmp_path, image_folder):
     train(open_images(image_folder), TINY, RECIPE, PretrainSettings(out=tmp_path, workers=0, save_every=2, seed=7))
     names = [".lock", "checkpoint.pth", "checkpoint0000.pth", "checkpoint0002.pth", "log.txt", "teacher.safetensors"]
@@ -135,16 +169,36 @@ def test_checkpoint_has_the_released_layout(tmp_path, image_folder):
     assert state["dino_loss"]["center"].shape == (1, 32)
 
 
+def test_log_states_the_speed(tmp_path, image_folder):
+    started = time.monotonic()
+    train(
+        open_images(image_folder), TINY, dataclasses.replace(RECIPE, epochs=1, warmup_epochs=0), PretrainSettings(out=tmp_path, workers=0)
+    )
+    seconds = time.monotonic() - started
+    (row,) = [json.loads(line) for line in (tmp_path / LOG).open()]
+    assert row["images_per_second"] * seconds >= 32  # 8 steps of 4 images took a part of the time
+
+
 def test_knn_eval_follows_every_nth_and_the_last_epoch(tmp_path, image_folder):
     train(open_images(image_folder), TINY, RECIPE, PretrainSettings(out=tmp_path, workers=0, knn_every=2), lambda network: 40.0)
     assert [row.get("knn_teacher") for row in read_log(tmp_path)] == [None, 40.0, 40.0]
 
 
-def test_collapse_is_reported_with_a_remedy(tmp_path, image_folder, caplog):
-    recipe = dataclasses.replace(RECIPE, epochs=1, teacher_temp=50.0, warmup_teacher_temp=50.0, student_temp=50.0)
+def test_collapse_is_reported_once_with_a_remedy(tmp_path, image_folder, caplog):
+    recipe = dataclasses.replace(RECIPE, teacher_temp=50.0, warmup_teacher_temp=50.0, student_temp=50.0)
     train(open_images(image_folder), TINY, recipe, PretrainSettings(out=tmp_path, workers=0))
-    assert "collapsed" in caplog.text
+    assert caplog.text.count("collapsed") == 1
+    assert "collapsed in epoch 1" in caplog.text
     assert "reduce --teacher-temp" in caplog.text
+
+
+def test_few_prototypes_are_named(tmp_path, image_folder, caplog):
+    recipe = dataclasses.replace(RECIPE, epochs=1, warmup_epochs=0)
+    train(open_images(image_folder), TINY, recipe, PretrainSettings(out=tmp_path / "a", workers=0))
+    assert "32 prototypes are fewer than the 256 dimensions" in caplog.text
+    caplog.clear()
+    train(open_images(image_folder), TINY, dataclasses.replace(recipe, bottleneck_dim=32), PretrainSettings(out=tmp_path / "b", workers=0))
+    assert "prototypes" not in caplog.text
 
 
 @pytest.mark.parametrize(

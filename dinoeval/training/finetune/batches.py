@@ -18,6 +18,7 @@ import torch
 from PIL import Image, ImageOps
 from timm.data.auto_augment import RandAugment
 from timm.data.mixup import Mixup
+from timm.data.transforms import RandomResizedCropAndInterpolation
 from timm.data.transforms_factory import create_transform
 from torch import Tensor
 from torch.utils.data import Sampler
@@ -28,7 +29,7 @@ from dinoeval.data.images import ImageSet
 from dinoeval.data.transforms import CenterCrop
 from dinoeval.errors import ConfigError, DataError
 from dinoeval.training.finetune.recipes import FinetuneRecipe
-from dinoeval.training.loading import derive_seed, find_error, seeded
+from dinoeval.training.loading import derive_seed, find_error, random_resized_crop, seeded
 
 Item = tuple[int, int, int]  # epoch, row, which repeat of it
 _MIXING = 1  # separates the seeds of mixing from those of images
@@ -126,6 +127,7 @@ def build_augmentation(recipe: FinetuneRecipe, transform: CenterCrop) -> Compose
         re_mode="pixel",
     )
     assert isinstance(augmentation, Compose)
+    augmentation.transforms[0] = _RandomCrop(augmentation.transforms[0])
     for operation in (operation for part in augmentation.transforms if isinstance(part, RandAugment) for operation in part.ops):
         if operation.name.startswith("Posterize"):
             operation.aug_fn = _posterize
@@ -135,6 +137,16 @@ def build_augmentation(recipe: FinetuneRecipe, transform: CenterCrop) -> Compose
 def _posterize(image: Image.Image, bits: int, **_: object) -> Image.Image:
     """Keep the highest bits; 0 bits give black, as in the DeiT runs. timm 1.0.31 requests 0 bits, which Pillow 13 rejects."""
     return ImageOps.posterize(image, bits) if bits else Image.new(image.mode, image.size)
+
+
+@dataclasses.dataclass(frozen=True)
+class _RandomCrop:
+    """The random crop of timm, of images of any size."""
+
+    crop: RandomResizedCropAndInterpolation
+
+    def __call__(self, image: Image.Image) -> Image.Image:
+        return random_resized_crop(self.crop, image)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,13 +15,13 @@ from timm.loss.cross_entropy import SoftTargetCrossEntropy
 from timm.optim import param_groups_weight_decay  # pyright: ignore[reportPrivateImportUsage]
 from timm.scheduler.cosine_lr import CosineLRScheduler
 from timm.utils.model_ema import ModelEmaV3
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from dinoeval import distributed
 from dinoeval.errors import DinoevalError
 from dinoeval.training.finetune.classifier import Classifier
 from dinoeval.training.finetune.recipes import FinetuneRecipe
+from dinoeval.training.parallel import in_parallel
 from dinoeval.training.precision import MixedPrecision, Precision
 
 # As in DeiT: class token and positions, by their names in the networks of dinoeval and timm.
@@ -59,7 +59,7 @@ class FinetuneTrainer:
         self.precision = MixedPrecision(device, precision)
         self.loss = SoftTargetCrossEntropy()
         self.average = ModelEmaV3(self.model, decay=recipe.ema_decay)
-        self.parallel = _in_parallel(self.model, device)
+        self.parallel = in_parallel(self.model, device)
 
     def begin(self, epoch: int) -> float:
         """Begin an epoch: set the learning rate and the training mode.
@@ -152,13 +152,3 @@ class FinetuneTrainer:
         self.average.module.load_state_dict(state["model_ema"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.precision.scaler.load_state_dict(state["scaler"])
-
-
-def _in_parallel(model: nn.Module, device: torch.device) -> nn.Module:
-    """Wrap the model for several processes under torchrun."""
-    if distributed.world_size() == 1:
-        return model
-    distributed.barrier()  # This also joins the process group.
-    if device.type != "cuda":
-        return DistributedDataParallel(model, process_group=distributed.group())
-    return DistributedDataParallel(model, device_ids=[device], process_group=torch.distributed.new_group(backend="nccl"))

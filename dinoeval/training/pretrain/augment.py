@@ -17,7 +17,7 @@ from torchvision.transforms.functional import InterpolationMode
 
 from dinoeval.errors import DataError
 from dinoeval.training.loading import derive_seed, find_error, seeded
-from dinoeval.training.pretrain.presets import Recipe
+from dinoeval.training.pretrain.recipe import Recipe
 
 
 class MultiCropAugmentation:

@@ -1,81 +1,106 @@
-"""The DINO loss: cross-entropy between the teacher's output for one view and the student's for another.
+"""Objectives: how the student's output for one view is compared with the teacher's for another.
 
-B images, K prototypes, V views.
+Each is the mean over all pairs of different views (main_dino.py; Eq. 3 sums them) and over the batch.
+B images, V views with the global ones first, K outputs, Q entries of the queue.
 """
 
 from __future__ import annotations
 
-import dataclasses
+from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 GLOBAL_VIEWS = 2
 
 
-@dataclasses.dataclass(frozen=True)
-class Loss:
-    """The loss of a batch, and what shows whether training collapses."""
+def view_pairs(num_views: int) -> Iterator[tuple[int, int]]:
+    """List the pairs of a view of the teacher and another of the student.
 
-    value: Tensor
-    """Mean over the pairs of views and the batch, in nats. It is ln K at collapse."""
-    teacher_entropy: float
-    """Entropy of the sharpened targets, in nats. Near 0 or near ln K, training has collapsed."""
-    kl: float
-    """Divergence from the targets to the student's output: value = teacher_entropy + kl."""
+    Args:
+        num_views: V.
+
+    Yields:
+        Numbers of the teacher's and of the student's view.
+
+    Examples:
+        >>> list(view_pairs(3))
+        [(0, 1), (0, 2), (1, 0), (1, 2)]
+    """
+    return ((t, v) for t in range(GLOBAL_VIEWS) for v in range(num_views) if v != t)
 
 
-class DinoLoss(nn.Module):
-    """Cross-entropy between the teacher's targets and the student's other views.
+def cross_entropy(student: Tensor, targets: Tensor, temperature: float) -> Tensor:
+    """Compute the cross-entropy of the student relative to the targets.
 
-    The targets are centered and sharpened. The center is SUBTRACTED (the text of the paper adds it; its pseudocode and the
-    released code subtract it). It is updated after the loss is computed, so a step uses the center of the step before.
-    Pairs are averaged (Eq. 3 sums them).
     Source: DINOLoss in main_dino.py.
 
     Args:
-        out_dim: Number of prototypes, K.
-        student_temp: Temperature of the student's softmax.
-        center_momentum: Momentum of the center's moving average.
+        student: Logits of all views, (V*B, K) float32, view by view.
+        targets: Distributions of the global views, (2*B, K), in the same order.
+        temperature: Of the student's softmax.
+
+    Returns:
+        The mean in nats, a scalar tensor.
+
+    Examples:
+        >>> cross_entropy(torch.zeros(6, 4), torch.full((4, 4), 0.25), 0.1)  # ln 4: both are uniform
+        tensor(1.3863)
     """
+    batch = len(targets) // GLOBAL_VIEWS
+    log_student, target = F.log_softmax(student / temperature, dim=-1).split(batch), targets.split(batch)
+    pairs = [torch.sum(-target[t] * log_student[v], dim=-1).mean() for t, v in view_pairs(len(log_student))]
+    return torch.stack(pairs).mean()
 
-    center: Tensor  # (1, K)
 
-    def __init__(self, out_dim: int, *, student_temp: float = 0.1, center_momentum: float = 0.9) -> None:
-        super().__init__()
-        self.student_temp, self.center_momentum = student_temp, center_momentum
-        self.register_buffer("center", torch.zeros(1, out_dim))
+def mean_squared_error(student: Tensor, targets: Tensor) -> Tensor:
+    """Compute the squared distance between outputs of length 1.
 
-    def forward(self, student: Tensor, teacher: Tensor, teacher_temp: float) -> Loss:
-        """Compute the loss of a batch and update the center.
+    Source: appendix B of the paper; regression_loss in BYOL's helpers.py, which sums two directions.
 
-        Args:
-            student: Logits of all views, (V*B, K), view by view with the global ones first.
-            teacher: Logits of the global views, (2*B, K), in the same order; no gradient flows to them.
-            teacher_temp: Temperature of the teacher's softmax.
+    Args:
+        student: Outputs of all views, (V*B, K) float32, view by view.
+        targets: Outputs of the global views, (2*B, K), in the same order.
 
-        Returns:
-            The loss.
+    Returns:
+        The mean of 2 - 2 * cosine, a scalar tensor between 0 and 4.
 
-        Examples:
-            >>> DinoLoss(4)(torch.zeros(6, 4), torch.zeros(4, 4), 0.04).value  # ln 4: both outputs are uniform
-            tensor(1.3863)
-        """
-        batch = len(teacher) // GLOBAL_VIEWS
-        log_student = F.log_softmax(student.float() / self.student_temp, dim=-1).split(batch)
-        log_target = F.log_softmax((teacher.detach().float() - self.center) / teacher_temp, dim=-1)
-        targets = log_target.exp().split(batch)
-        pairs = [
-            torch.sum(-target * log_view, dim=-1).mean()
-            for t, target in enumerate(targets)
-            for v, log_view in enumerate(log_student)
-            if v != t
-        ]
-        value = torch.stack(pairs).mean()
-        entropy = -(log_target.exp() * log_target).sum(-1).mean().item()
-        self._update_center(teacher.detach().float())
-        return Loss(value, entropy, value.item() - entropy)
+    Examples:
+        >>> mean_squared_error(torch.eye(2).repeat(2, 1), 3 * torch.eye(2).repeat(2, 1))
+        tensor(0.)
+    """
+    batch = len(targets) // GLOBAL_VIEWS
+    views, target = F.normalize(student, dim=-1).split(batch), F.normalize(targets, dim=-1).split(batch)
+    return torch.stack([(2 - 2 * (target[t] * views[v]).sum(-1)).mean() for t, v in view_pairs(len(views))]).mean()
 
-    def _update_center(self, teacher: Tensor) -> None:
-        self.center = self.center * self.center_momentum + teacher.mean(0, keepdim=True) * (1 - self.center_momentum)
+
+def info_nce(student: Tensor, keys: Tensor, queue: Tensor, temperature: float) -> Tensor:
+    """Compute the contrastive loss.
+
+    A view of the student must find the key of its image among those of the queue.
+
+    Source: MoCo.forward in moco/builder.py, for every view of the student.
+
+    Args:
+        student: Queries of all views, (V*B, K) float32, view by view.
+        keys: Outputs of the global views, (2*B, K), in the same order.
+        queue: Keys of earlier images, of length 1, (Q, K).
+        temperature: Of the softmax.
+
+    Returns:
+        The mean in nats, a scalar tensor.
+
+    Examples:
+        >>> info_nce(torch.eye(2).repeat(2, 1), torch.eye(2).repeat(2, 1), torch.tensor([[1.0, 0.0]]), 1.0)
+        tensor(0.5032)
+    """
+    batch = len(keys) // GLOBAL_VIEWS
+    queries, positives = F.normalize(student, dim=-1), F.normalize(keys, dim=-1).split(batch)
+    negatives = torch.logsumexp(queries @ queue.T / temperature, dim=-1).split(batch)
+    losses = []
+    views = queries.split(batch)
+    for t, v in view_pairs(len(views)):
+        positive = (views[v] * positives[t]).sum(-1) / temperature
+        losses.append((torch.logaddexp(positive, negatives[v]) - positive).mean())
+    return torch.stack(losses).mean()

@@ -1,4 +1,4 @@
-"""One iteration of DINO in the released order of operations (train_one_epoch in main_dino.py).
+"""One iteration of pretraining in the released order of operations (train_one_epoch in main_dino.py).
 
 B images, V views (crops of one image), s pixels of a crop's side.
 """
@@ -11,17 +11,26 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dinoeval import distributed
 from dinoeval.errors import DinoevalError
-from dinoeval.models.architectures import parse_architecture
+from dinoeval.models.vit import DropPath
+from dinoeval.training.parallel import gather_rows, in_parallel, max_over_processes, sum_over_processes, synchronize_batch_norm
 from dinoeval.training.precision import MixedPrecision, Precision
 from dinoeval.training.pretrain import schedules
-from dinoeval.training.pretrain.objectives import GLOBAL_VIEWS, DinoLoss
-from dinoeval.training.pretrain.presets import Recipe
-from dinoeval.training.pretrain.teacher import build_pair, clip_grad_per_tensor, parameter_groups, update_ema
+from dinoeval.training.pretrain.criterion import Criterion
+from dinoeval.training.pretrain.networks import build_pair
+from dinoeval.training.pretrain.objectives import GLOBAL_VIEWS
+from dinoeval.training.pretrain.optimizers import build_optimizer, clip_grad_per_tensor
+from dinoeval.training.pretrain.recipe import Recipe
+from dinoeval.training.pretrain.targets import Reducer
+from dinoeval.training.pretrain.teachers import Moment, update_teacher
 
 
-class DinoTrainer:
+class Trainer:
     """Student, teacher, loss, optimizer and schedules of one run.
+
+    Under torchrun each process takes its shard of every batch. The losses and weights are those of a single process with the
+    whole batch, but for rounding, and for stochastic depth in models of timm.
 
     Args:
         arch: Architecture of the backbones, such as vit_s16.
@@ -32,22 +41,29 @@ class DinoTrainer:
 
     Examples:
         >>> recipe = Recipe(epochs=1, batch_size=2, warmup_epochs=0, out_dim=8, hidden_dim=8, global_crop=16, local_crops=0)
-        >>> trainer = DinoTrainer("vit_xs4_16", recipe, steps=1, device=torch.device("cpu"))
+        >>> trainer = Trainer("vit_xs4_16", recipe, steps=1, device=torch.device("cpu"))
         >>> sorted(trainer.step([torch.randn(2, 3, 16, 16), torch.randn(2, 3, 16, 16)], iteration=0))
         ['kl', 'loss', 'teacher_entropy']
     """
 
     def __init__(self, arch: str, recipe: Recipe, steps: int, device: torch.device, precision: Precision = "fp32") -> None:
         self.recipe, self.device, self.steps = recipe, device, steps
-        student, teacher = build_pair(parse_architecture(arch), recipe)
+        student, teacher = build_pair(arch, recipe)
+        synchronize_batch_norm(student)
+        synchronize_batch_norm(teacher)
         self.student, self.teacher = student.to(device).train(), teacher.to(device).train()
-        self.loss = DinoLoss(recipe.out_dim, student_temp=recipe.student_temp, center_momentum=recipe.center_momentum).to(device)
-        self.optimizer = torch.optim.AdamW(parameter_groups(self.student))
+        if (world := distributed.world_size()) > 1:
+            for module in student.modules():
+                if isinstance(module, DropPath):
+                    module.shard = distributed.rank(), world, recipe.batch_size // world
+        self.parallel = in_parallel(self.student, device)
+        self.loss = Criterion(recipe, Reducer(sum_over_processes, max_over_processes, gather_rows)).to(device)
+        self.optimizer = build_optimizer(recipe.optimizer, self.student)
         self.precision = MixedPrecision(device, precision)
         peak = recipe.lr * recipe.batch_size / 256
         self.lr = schedules.cosine(peak, recipe.min_lr, recipe.epochs, steps, recipe.warmup_epochs)
         self.weight_decay = schedules.cosine(recipe.weight_decay, recipe.weight_decay_end, recipe.epochs, steps)
-        self.momentum = schedules.cosine(recipe.momentum_teacher, 1.0, recipe.epochs, steps)
+        self.momentum = schedules.cosine(recipe.momentum_teacher, recipe.momentum_teacher_end, recipe.epochs, steps)
         self.temperature = schedules.teacher_temperature(
             recipe.warmup_teacher_temp, recipe.teacher_temp, recipe.warmup_teacher_temp_epochs, recipe.epochs
         )
@@ -56,11 +72,12 @@ class DinoTrainer:
         """Take one optimizer step.
 
         Args:
-            crops: V normalized crops, each (B, 3, s, s) with its own size s; the two global ones first.
+            crops: V normalized crops of the images of this process, each (B, 3, s, s) with its own size s; the two global ones
+                first.
             iteration: Number of the step since the start of the run, from 0.
 
         Returns:
-            `loss`, `teacher_entropy` and `kl` before the step, in nats.
+            `Loss.numbers` before the step.
 
         Raises:
             DinoevalError: If the loss is NaN or infinite.
@@ -72,11 +89,12 @@ class DinoTrainer:
         with self.precision.autocast():
             with torch.no_grad():
                 target = self.teacher(crops[:GLOBAL_VIEWS])
-            output = self.student(crops)
+            output = self.parallel(crops)
         loss = self.loss(output, target, float(self.temperature[epoch]))
-        if not math.isfinite(loss.value.item()):
+        numbers = loss.numbers(distributed.world_size(), sum_over_processes)
+        if not math.isfinite(numbers["loss"]):
             raise DinoevalError(
-                f"training diverged: the loss became {loss.value.item()} in epoch {epoch}. Reduce --lr, set --clip-grad, "
+                f"training diverged: the loss became {numbers['loss']} in epoch {epoch}. Reduce --lr, set --clip-grad, "
                 "or pass --precision fp32."
             )
         self.optimizer.zero_grad(set_to_none=True)
@@ -85,12 +103,19 @@ class DinoTrainer:
         if self.recipe.clip_grad:
             clip_grad_per_tensor(self.student, self.recipe.clip_grad)
         if epoch < self.recipe.freeze_last_layer:
+            assert self.student.head.last_layer is not None
             for parameter in self.student.head.last_layer.parameters():
                 parameter.grad = None  # With a gradient of zero, AdamW would still decay the weights.
+        self._update_teacher("before_update", iteration)
         scaler.step(self.optimizer)
         scaler.update()
-        update_ema(self.teacher, self.student, float(self.momentum[iteration]))
-        return {"loss": loss.value.item(), "teacher_entropy": loss.teacher_entropy, "kl": loss.kl}
+        self._update_teacher("after_update", iteration)
+        if (iteration + 1) % self.steps == 0:
+            self._update_teacher("after_epoch", iteration)
+        return numbers
+
+    def _update_teacher(self, moment: Moment, iteration: int) -> None:
+        update_teacher(self.recipe.teacher, moment, self.teacher, self.student, float(self.momentum[iteration]))
 
     def state(self, epochs: int) -> dict[str, Any]:
         """Collect a full checkpoint in the released layout.
