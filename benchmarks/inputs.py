@@ -18,6 +18,7 @@ from dinoeval.models.checkpoints import save_backbone
 from dinoeval.testing import tiny_images, tiny_state
 
 sys.path.append(str(ROOT / "tests"))
+from segmentation_factories import voc_tree
 from set_factories import copydays_tree, frames_below, revisited_set, synthetic_videos
 from video_factories import davis_tree, synthetic_video
 
@@ -34,8 +35,10 @@ __all__ = [
     "save_full_checkpoint",
     "save_images",
     "save_weights",
+    "synthetic_video",
     "synthetic_videos",
     "tiny_davis",
+    "voc_tree",
 ]
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")

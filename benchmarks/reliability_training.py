@@ -59,7 +59,7 @@ class Runs:
     def start(self, name: str) -> subprocess.Popen:
         """Start a run, or resume it."""
         command = [*self.command, "--out", str(self._path(name))]
-        if not self.protocol == "train":
+        if self.protocol != "train":
             command += ["--json", str(self._path(name).with_suffix(".json"))]
         return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=ONE_THREAD)
 

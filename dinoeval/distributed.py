@@ -137,7 +137,7 @@ def join() -> None:
 
 
 def group() -> Any:
-    """Return our process group of gloo; the groups of the calling program stay apart."""
+    """Return the gloo process group of dinoeval, never one of the calling program."""
     global _group
     if _group is None:
         import torch.distributed as dist
@@ -153,7 +153,7 @@ def group() -> Any:
 
 
 def _leave() -> None:
-    """End the threads of our process group. If they outlived the interpreter, the process would abort."""
+    """End the threads of the process group. If they outlived the interpreter, the process would abort."""
     import torch.distributed as dist
 
     global _group

@@ -274,7 +274,7 @@ def _precision_setting() -> _Setting:
 
 
 def _save_program(shared: _Shared) -> None:
-    """Save what our functions, or the libraries that they call, may change."""
+    """Save what functions of dinoeval, or the libraries that they call, may change."""
     if not shared.calls:
         shared.undo["warnings"] = _tame_warnings()
         shared.undo["random"] = functools.partial(random.setstate, random.getstate())
@@ -323,7 +323,7 @@ def _save_torch() -> Callable[[], object]:
 
 
 def _save_signal_handler() -> Callable[[], object] | None:
-    """Let PyTorch watch its data-loading processes by SIGCHLD while our functions run, and only then."""
+    """Let PyTorch watch its data-loading processes by SIGCHLD only while functions of dinoeval run."""
     number = getattr(signal, "SIGCHLD", None)
     if number is None or threading.current_thread() is not threading.main_thread():
         return None
@@ -341,7 +341,7 @@ def _save_signal_handler() -> Callable[[], object] | None:
 
 
 def _after_fork() -> None:
-    """Begin anew in a forked process: no other thread holds a lock or is in a call there."""
+    """Reset the state in a forked process: no other thread holds a lock or is in a call there."""
     global _forked, _numbers, _program
     _forked, _numbers, _program = True, _Shared(), _Shared()
 

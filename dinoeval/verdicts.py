@@ -146,14 +146,14 @@ def _verdict_on_metric(result: Result, reference: Result, name: str, z: float) -
 
 
 def _within(difference: float, tolerance: float) -> bool:
-    """Return whether a difference is attributed to chance; an infinite tolerance or NaN says nothing."""
+    """Return whether a difference is attributed to chance; never with an infinite tolerance or NaN."""
     return abs(difference) <= tolerance < math.inf
 
 
 def _change_of_outcomes(result: Result, reference: Result, name: str) -> np.ndarray:
     """Return how much the outcome of each image changed, without the images that the metric leaves out; empty if unknown."""
-    ours, theirs = (run.samples.get(name) or [] for run in (result, reference))
-    if result.samples.get("path") != reference.samples.get("path") or len(ours) != len(theirs):
+    outcomes, others = (run.samples.get(name) or [] for run in (result, reference))
+    if result.samples.get("path") != reference.samples.get("path") or len(outcomes) != len(others):
         return np.empty(0)
-    change = np.array(ours, float) - np.array(theirs, float)
+    change = np.array(outcomes, float) - np.array(others, float)
     return change[~np.isnan(change)]  # None marks a sample that the metric leaves out

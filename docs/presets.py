@@ -13,12 +13,12 @@ from dinoeval.training.pretrain.presets import BASES, PAPER, Preset
 PAGE = Path(__file__).with_suffix(".md")
 HEAD = """# Presets
 
-Every training of the paper and of the released README, as in `dinoeval train --list-presets`. [Training](training.md) explains
-how they are used. A row lists what differs from its base. The base of a base counts as well. Published numbers are k-NN
-(`knn`) and linear top-1 on ImageNet in percent, if nothing else is stated. *Chosen* are values that are published nowhere.
+All trainings of the paper and of the README of the released code, as `dinoeval train --list-presets` prints them.
+[Training](training.md) explains how to use them. A row lists the differences from its base, which can itself have a base. Unless
+stated otherwise, published numbers are k-NN (`knn`) and linear top-1 on ImageNet in percent. *Chosen* values are not published.
 
 Sources: the paper (arXiv 2104.14294) with its appendices; [C] facebookresearch/dino at 7c446df and its README; [I n] issue n of
-that repository, answered by the authors; [V] the configurations of facebookresearch/vissl at 09270ed.
+that repository, with an answer of the authors; [V] the configurations of facebookresearch/vissl at 09270ed.
 """
 
 

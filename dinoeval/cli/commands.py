@@ -94,7 +94,7 @@ _TABLE = (
 def all_commands() -> dict[str, Command]:
     """Return all commands by name: the table, then protocols that it does not list.
 
-    A protocol of another package with the name of a command cannot be run; its summary says so.
+    A protocol of another package with the name of a command cannot be run; its summary states this.
 
     Returns:
         Commands in the order of the help.

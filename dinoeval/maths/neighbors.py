@@ -27,7 +27,7 @@ def load_faiss() -> ModuleType:
 
     The OpenBLAS in the wheels of faiss-cpu does not recognize newer processors. It falls back to kernels of 2004
     ("Prescott"), and a search is several times slower. OpenBLAS reads OPENBLAS_CORETYPE once, when it is loaded. If the
-    calling program has loaded FAISS already, a warning says so: the last digit of a cosine then depends on the place of the
+    calling program has loaded FAISS already, a warning is logged: the last digit of a cosine then depends on the place of the
     vector in the bank, so that equal vectors are not always in order of their index.
 
     Returns:

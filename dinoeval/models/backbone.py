@@ -302,7 +302,7 @@ class Backbone:
 
     @contextlib.contextmanager
     def _computing(self, images: Tensor) -> Iterator[None]:
-        """Compute without gradients, in the precision of the backbone, whatever the modes of the calling program are.
+        """Compute without gradients, in the precision of the backbone, independent of the modes of the calling program.
 
         The results are ordinary tensors, on which a head can be trained; those of inference mode are not.
         """

@@ -64,7 +64,7 @@ class PaperRow:
     value: float
     """Percent; images per second for the protocol `speed`."""
     decimals: int
-    """Printed decimals: the true value lies within half a unit of the last one."""
+    """Printed decimals: the true value is within half a unit of the last one."""
     requires: tuple[Requirement, ...] = ()
     remarks: tuple[str, ...] = ()
     """What a comparison assumes, because the paper or the files do not state it."""

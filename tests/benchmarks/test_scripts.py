@@ -40,7 +40,17 @@ SCRIPTS: dict[str, tuple[list[str], set[str]]] = {
     "speed/startup": ([], {"--help", "knn"}),
 }
 """Options besides --tiny, and the keys of the record, by script."""
-NOT_RUN = {"inputs", "measurement", "mutations", "regression", "released", "scoreboard", "scoreboard_patches", "scoreboard_speed"}
+NOT_RUN = {
+    "inputs",
+    "measurement",
+    "mutations",
+    "regression",
+    "released",
+    "scoreboard",
+    "scoreboard_patches",
+    "scoreboard_speed",
+    "synthetic_datasets",
+}
 """Files of benchmarks/ that are no script with a record, or that have tests of their own."""
 
 
