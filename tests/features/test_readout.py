@@ -42,3 +42,8 @@ def test_parse_readout_inverts_id():
     for wrong in ("last0", "gem0", "mean", "last"):
         with pytest.raises(ConfigError, match=f"'{wrong}'"):
             parse_readout(wrong)
+
+
+def test_last_layers_are_four_by_default():
+    """Appendix F: the features of ViT-S are the [CLS] tokens of the last four blocks."""
+    assert LastCls() == parse_readout("last4") == LastCls(4)
