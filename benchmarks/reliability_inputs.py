@@ -112,7 +112,7 @@ def _equal(one: Any, other: Any) -> bool:
 
 
 class Child:
-    """A child process that reads inputs; it is started anew after a hang or a crash."""
+    """A child process that reads inputs; it is restarted after a hang or a crash."""
 
     def __init__(self, area: str, home: str, seconds: float) -> None:
         self.area, self.home, self.seconds = area, home, seconds

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import functools
 import logging
 
 import numpy as np
@@ -46,12 +45,10 @@ class KnnScore:
         Returns:
             k-NN top-1 (k = 20, temperature 0.07), in percent.
         """
-        self.report_pixels()
         backbone = Backbone(copy.deepcopy(network), arch=self.arch, provenance=Provenance("in training", ""), device=self.device)
         transform = parse_transform("auto", backbone.config.image_size)
         return self._score(*(forward(backbone, split, Cls(), transform, batch_size=256) for split in (self.train, self.val)))
 
-    @functools.cache  # noqa: B019  one object per process
     def report_pixels(self) -> None:
         """Log the score of raw pixels, which shows how easy the dataset is."""
         if len(self.train) > _MAX_COMPARED:

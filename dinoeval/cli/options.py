@@ -11,6 +11,7 @@ import ast
 import dataclasses
 import functools
 import inspect
+import itertools
 import json as json_format
 import re
 import textwrap
@@ -117,7 +118,7 @@ def field_help(dataclass: type) -> dict[str, str]:
         except (OSError, TypeError, SyntaxError):  # made at run time, or built in
             continue
         assert isinstance(body, ast.ClassDef)
-        for field, below in zip(body.body, body.body[1:], strict=False):
+        for field, below in itertools.pairwise(body.body):
             match field, below:
                 case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(text))):
                     found[name] = " ".join(text.split())

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 import logging
 import signal
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import tyro
 
@@ -22,6 +23,7 @@ from dinoeval.distributed import rank
 from dinoeval.errors import ConfigError
 from dinoeval.files import expand
 from dinoeval.models.loading import choose_device
+from dinoeval.training.checkpointing import CHECKPOINT
 from dinoeval.training.pretrain import loop
 from dinoeval.training.pretrain.presets import BASES, Preset, get_preset
 from dinoeval.training.pretrain.recipe import Recipe
@@ -79,16 +81,31 @@ def train(args: Sequence[str], program: str) -> int:
     )
     _describe(preset, options.arch, recipe)
     images, knn_eval = _open(options, settings)
-    stopped = threading.Event()
-    signal.signal(signal.SIGTERM, lambda *_: stopped.set())  # as SLURM sends it before it ends a job
+    if knn_eval and rank() == 0 and not (expand(settings.out) / CHECKPOINT).exists():
+        knn_eval.report_pixels()
     try:
-        final = loop.train(images, options.arch, recipe, settings, knn_eval, stopped.is_set)
+        with _noting_sigterm() as stopped:
+            final = loop.train(images, options.arch, recipe, settings, knn_eval, stopped.is_set)
     except loop.Stopped as message:
         _log.info("%s", message)
         return 0
     if rank() == 0:
         print(f"{final}\nto evaluate it: dinoeval knn --weights {final} --data {options.data}")
     return 0
+
+
+@contextlib.contextmanager
+def _noting_sigterm() -> Iterator[threading.Event]:
+    """Yield an event that SIGTERM sets, as SLURM sends it before it ends a job. Only the main thread can handle signals."""
+    stopped = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield stopped
+        return
+    before = signal.signal(signal.SIGTERM, lambda *_: stopped.set())
+    try:
+        yield stopped
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _describe(preset: Preset, arch: str, recipe: Recipe) -> None:
@@ -106,7 +123,7 @@ def _describe(preset: Preset, arch: str, recipe: Recipe) -> None:
         _log.info("%s: %s", preset.id, preset.note)
 
 
-def _open(options: Options, settings: PretrainSettings) -> tuple[ImageSet, loop.KnnEval | None]:
+def _open(options: Options, settings: PretrainSettings) -> tuple[ImageSet, KnnScore | None]:
     """Open the images to train on; the second value computes the k-NN score, if they have labels."""
     folder = expand(options.data)
     rule = ImageRule(settings.exif_transpose)

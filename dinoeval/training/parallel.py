@@ -16,7 +16,6 @@ from torch.nn.parallel import DistributedDataParallel
 from dinoeval import distributed
 
 
-@functools.cache
 def tensor_group(device_type: str) -> Any:
     """Return the process group that exchanges tensors.
 
@@ -26,8 +25,14 @@ def tensor_group(device_type: str) -> Any:
     Returns:
         The group of all processes, of which there are several.
     """
-    distributed.barrier()  # This also joins the process group.
-    return torch.distributed.new_group(backend="nccl") if device_type == "cuda" else distributed.group()
+    # The group of gloo is not cached here: a reference to it must not outlive `distributed`, which ends it at exit.
+    return _nccl_group() if device_type == "cuda" else distributed.group()
+
+
+@functools.cache
+def _nccl_group() -> Any:
+    distributed.group()  # makes the default group, which others require
+    return torch.distributed.new_group(backend="nccl")
 
 
 def in_parallel(model: nn.Module, device: torch.device) -> nn.Module:
@@ -42,6 +47,7 @@ def in_parallel(model: nn.Module, device: torch.device) -> nn.Module:
     """
     if distributed.world_size() == 1:
         return model
+    distributed.join()
     devices = [device] if device.type == "cuda" else None
     return DistributedDataParallel(model, device_ids=devices, process_group=tensor_group(device.type), broadcast_buffers=False)
 

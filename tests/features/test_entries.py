@@ -44,7 +44,7 @@ def made(cache: FeatureCache, finish: bool = True) -> Entry:
 
 
 def forge(entry: Entry, field: str, value: object) -> None:
-    """Change a field of the manifest and compute its checksum anew."""
+    """Change a field of the manifest and update its checksum."""
     content = json.loads((entry.folder / MANIFEST).read_bytes().rpartition(b"\n")[0])
     (entry.folder / MANIFEST).write_bytes(encode_sealed({**content, field: value}))
 
@@ -114,7 +114,7 @@ def test_index_that_does_not_fit_is_a_corrupted_entry(cache, entry, how):
 
 
 @pytest.mark.parametrize("change", ["chunk size", "length", "text", "folder", "rows"])
-def test_changed_plan_is_begun_anew(cache, entry, change):
+def test_changed_plan_starts_over(cache, entry, change):
     made_again = FeatureCache(cache.root.with_name("again"))
     made(made_again, finish=False)
     folder = made_again.partial_folder(entry.key)

@@ -1,4 +1,4 @@
-"""Indexes whose files were changed and sealed anew: one error that names the fault."""
+"""Indexes whose files were changed, with a new checksum: one error that names the fault."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ class PretrainSettings:
     save_every: int = 20
     """Epochs between checkpoints that are kept; 0 keeps only the last one."""
     knn_every: int = 10
-    """Epochs between k-NN evaluations of the teacher, which also follow the last epoch; 0 turns them off."""
+    """Epochs between k-NN evaluations of teacher and student, which also follow the last epoch; 0 turns them off."""
 
     def __post_init__(self) -> None:
         check_fields(self, ("workers", "seed", "save_minutes", "save_every", "knn_every"), lambda value: value >= 0, "at least 0")

@@ -4,12 +4,20 @@ from __future__ import annotations
 
 from typing import Any
 
-from dinoeval.training.pretrain.presets.bases import BYOL, DINO_100, DINO_100_GLOBAL, DINO_300, DINO_300_GLOBAL, MOCO, SWAV
+from dinoeval.training.pretrain.presets.bases import (
+    BYOL,
+    DINO_100,
+    DINO_100_GLOBAL,
+    DINO_300,
+    DINO_300_GLOBAL,
+    MOCO,
+    SINKHORN_CHOICES,
+    SWAV,
+)
 from dinoeval.training.pretrain.presets.preset import Preset
 from dinoeval.training.pretrain.presets.released import RESNET50, VIT_B8, VIT_B16, VIT_S8
 
 _CROPS = ("10 local crops; the row may have 6",)
-_SINKHORN = ("3 Sinkhorn iterations over both views together, at the temperatures of the teacher",)
 _PREDICTOR = ("predictor 256-2048-256 with GELU before the normalization",)
 _SHARPENING = ("no sharpening is a temperature of 0.1, that of the student", "10 local crops; the figure may have none")
 _RESNET_PARTS = {"head_activation": "relu", "head_batch_norm": True, "drop_path": 0.0, "clip_grad": 0.0}
@@ -23,7 +31,13 @@ def _scores(knn: float, linear: float) -> dict[str, float]:
 _TABLE7 = (
     Preset(id="table7-row1", base=DINO_300, published=_scores(72.8, 76.1)),
     Preset(id="table7-row2", base=DINO_300, changes={"teacher": "copy"}, published=_scores(0.1, 0.1)),
-    Preset(id="table7-row3", base=DINO_300, changes={"target": "sinkhorn"}, published=_scores(72.2, 76.0), own_choices=_CROPS + _SINKHORN),
+    Preset(
+        id="table7-row3",
+        base=DINO_300,
+        changes={"target": "sinkhorn"},
+        published=_scores(72.2, 76.0),
+        own_choices=_CROPS + SINKHORN_CHOICES,
+    ),
     Preset(id="table7-row4", base=DINO_300_GLOBAL, published=_scores(67.9, 72.5)),
     Preset(
         id="table7-row5",

@@ -36,6 +36,8 @@ _NO_LOCAL = {"local_crops": 0, "global_scale": (0.14, 1.0)}  # [I 122]
 DINO_300_GLOBAL = Preset(id="dino-300ep-0local", base=DINO_300, changes=_NO_LOCAL)
 DINO_100_GLOBAL = Preset(id="dino-100ep-0local", base=DINO_300, changes={"epochs": 100, **_NO_LOCAL})
 
+SINKHORN_CHOICES = ("3 Sinkhorn iterations over both views together, at the temperatures of the teacher",)
+"""What is not published about Sinkhorn-Knopp."""
 _EMBEDDING_HEAD = {"out_dim": 0, "head_activation": "relu", "head_batch_norm": True, "freeze_last_layer": 0, "target": "none"}
 _AUGMENTATION = "augmentation of DINO's two global views with scale (0.14, 1)"
 _HEAD = "head of three layers (2048, 2048, 256) with batch normalization and ReLU, but not after the last"
@@ -64,7 +66,7 @@ SWAV = Preset(
     id="swav",
     base=DINO_300,
     changes={"teacher": "copy", "target": "sinkhorn", "local_crops": 6},
-    own_choices=("3 Sinkhorn iterations over both views together, at the temperatures of the teacher",),
+    own_choices=SINKHORN_CHOICES,
 )
 
 # Not from the paper: for small images on a CPU. There are two global crops that keep most of the image. With small

@@ -6,7 +6,7 @@ agree where a note does not say otherwise. [V] are the configurations of faceboo
 
 from __future__ import annotations
 
-from dinoeval.training.pretrain.presets.bases import BYOL, DINO_300, MOCO, RELEASED, SWAV
+from dinoeval.training.pretrain.presets.bases import BOOSTED, BYOL, DINO_300, MOCO, RELEASED, SWAV
 from dinoeval.training.pretrain.presets.preset import Preset
 
 _FP16 = "The published run used fp16: pass --precision fp16."
@@ -97,8 +97,7 @@ VANILLA = Preset(
 )
 README_BOOSTED = Preset(
     id="readme-boosted",
-    base=RELEASED,
-    changes={"epochs": 300, "batch_size": 1024, "teacher_temp": 0.07, "warmup_teacher_temp_epochs": 30, "norm_last_layer": False},
+    base=BOOSTED,
     published={"knn": 73.3, "linear": 76.0},
     note=f"16 GPUs. {_FP16}",
 )
